@@ -1,0 +1,1 @@
+"""One file per network; a submitted model file imports nothing but torch."""

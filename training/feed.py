@@ -1,0 +1,147 @@
+"""Batches of random patches. Which patches a step sees depends on the seed and the step's number alone, so either way
+of feeding, any number of workers and any restart give the same batches.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from utils.errors import HarnessError
+from utils.images import SCALE
+
+RESIDENT_SHARE = 0.5  # of the free memory that the whole set may take
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One batch's patches: sub-image numbers, LR corners [LR pixels], and the three flips that make 8 orientations."""
+
+    index: np.ndarray
+    top: np.ndarray
+    left: np.ndarray
+    flip_rows: np.ndarray
+    flip_columns: np.ndarray
+    transpose: np.ndarray  # after the flips
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every step trains on: `draw(step)` gives this process's share of the step's batch.
+
+    `shapes` N x 2: HR sizes of the sub-images; `batch` counts the patches of all `world` processes together.
+    """
+
+    shapes: np.ndarray
+    seed: int
+    batch: int
+    hr_patch: int
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self):
+        if self.shapes.min() < self.hr_patch:
+            raise HarnessError(
+                f"hr_patch {self.hr_patch}: the training set holds a sub-image of side {self.shapes.min()}; "
+                f"lower hr_patch or prepare again with --smallest {self.hr_patch}"
+            )
+        if self.batch % self.world:
+            raise HarnessError(f"batch {self.batch} cannot be shared by {self.world} processes; choose a multiple")
+
+    def draw(self, step):
+        """Uniform over sub-images, over positions inside each, and over the 8 orientations."""
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, step]))
+        index = rng.integers(len(self.shapes), size=self.batch)
+        room = (self.shapes[index] - self.hr_patch) // SCALE + 1
+        top, left = (rng.random((self.batch, 2)) * room).astype(np.int64).T
+        flips = rng.integers(2, size=(3, self.batch)).astype(bool)
+        return Draw(*(values[self.rank :: self.world] for values in (index, top, left, *flips)))
+
+
+class ResidentFeed:
+    """The whole set as uint8 in the memory of `device`; a batch is one gather there."""
+
+    def __init__(self, subimages, plan, device):
+        self.subimages, self.plan, self.device = subimages, plan, torch.device(device)
+        self.hr = self._load(subimages.hr)
+        self.lr = self._load(subimages.lr)
+
+    def _load(self, shards):
+        flat = torch.empty((sum(map(len, shards)), 3), dtype=torch.uint8, device=self.device)
+        start = 0
+        for shard in shards:
+            flat[start : start + len(shard)] = torch.from_numpy(np.array(shard))
+            start += len(shard)
+        return flat
+
+    def batches(self, start, stop):
+        """Yield (LR B x 3 x p/4 x p/4, HR B x 3 x p x p) uint8, channels last in memory, for steps start … stop - 1."""
+        for step in range(start, stop):
+            patches = self.plan.draw(step)
+            yield self._gather(self.lr, patches, SCALE), self._gather(self.hr, patches, 1)
+
+    def _gather(self, flat, patches, shrink):
+        scale, side = SCALE // shrink, self.plan.hr_patch // shrink
+        width = self.subimages.shapes[patches.index, 1] // shrink
+        corner = self.subimages.starts[patches.index] // shrink**2 + scale * (patches.top * width + patches.left)
+        # A flip walks the patch backwards from its far edge; a transposition swaps the two strides.
+        first = corner + (side - 1) * (patches.flip_rows * width + patches.flip_columns)
+        row, column = np.where(patches.flip_rows, -width, width), np.where(patches.flip_columns, -1, 1)
+        down, right = np.where(patches.transpose, (column, row), (row, column))
+        walk = torch.from_numpy(np.stack([first, down, right])).to(self.device, non_blocking=True)
+        first, down, right = walk[:, :, None, None]
+        steps = torch.arange(side, device=self.device)
+        pixels = first + down * steps[:, None] + right * steps  # B x side x side
+        return flat[pixels].permute(0, 3, 1, 2)
+
+
+class MappedFeed(Dataset):
+    """The set stays in its memory maps; worker processes cut the patches, pinned memory carries them to `device`."""
+
+    def __init__(self, subimages, plan, device, workers):
+        self.subimages, self.plan, self.device, self.workers = subimages, plan, torch.device(device), workers
+
+    def __getitem__(self, step):
+        patches = self.plan.draw(step)
+        side = self.plan.hr_patch // SCALE
+        pairs = [self._cut(patches, number, side) for number in range(len(patches.index))]
+        return tuple(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) for images in zip(*pairs, strict=True))
+
+    def _cut(self, patches, number, side):
+        cut = []
+        for image, scale in zip(self.subimages.pair(patches.index[number]), (1, SCALE), strict=True):
+            top, left = patches.top[number] * scale, patches.left[number] * scale
+            patch = image[top : top + side * scale, left : left + side * scale]
+            patch = patch[:: -1 if patches.flip_rows[number] else 1, :: -1 if patches.flip_columns[number] else 1]
+            cut.append(patch.swapaxes(0, 1) if patches.transpose[number] else patch)
+        return cut
+
+    def batches(self, start, stop):
+        """Yield the same batches as `ResidentFeed.batches`."""
+        loader = DataLoader(
+            self,
+            batch_size=None,  # an item is a whole batch
+            sampler=range(start, stop),
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            multiprocessing_context="spawn" if self.workers else None,
+        )
+        for lr, hr in loader:
+            yield lr.to(self.device, non_blocking=True), hr.to(self.device, non_blocking=True)
+
+
+def make_feed(subimages, plan, device, workers, kind="auto"):
+    """Return the feed of `kind`, "resident" or "mapped"; "auto" keeps the set on the device if it fits there well."""
+    if kind == "auto":
+        kind = "resident" if subimages.nbytes <= RESIDENT_SHARE * _free_bytes(device) else "mapped"
+    if kind == "resident":
+        return ResidentFeed(subimages, plan, device)
+    return MappedFeed(subimages, plan, device, workers)
+
+
+def _free_bytes(device):
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

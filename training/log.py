@@ -1,0 +1,73 @@
+"""What a run leaves to look at: log.csv, TensorBoard events, and curves.png. The CSV is the record, the rest views."""
+
+import csv
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+FIELDS = ("step", "loss", "gradient_norm", "learning_rate", "validation_psnr", "seconds")
+
+
+class TrainingLog:
+    """Appends rows to `folder`/log.csv; rows past `step`, left by a run killed after its last checkpoint, are cut."""
+
+    def __init__(self, folder, step):
+        self.path = Path(folder) / "log.csv"
+        rows = [row for row in read_log(self.path) if row["step"] <= step] if step else []
+        self.file = open(self.path, "w", newline="", encoding="utf-8")
+        self.writer = csv.DictWriter(self.file, FIELDS, lineterminator="\n")
+        self.writer.writeheader()
+        self.writer.writerows(rows)
+        self.events = SummaryWriter(str(Path(folder) / "events"), purge_step=step or None)
+
+    def write(self, step, loss, gradient_norm, learning_rate, seconds, validation_psnr=None):
+        """Add one row; `loss` is the mean since the row before, `validation_psnr` [dB] may be missing."""
+        row = {
+            "step": step,
+            "loss": f"{loss:.6f}",
+            "gradient_norm": f"{gradient_norm:.4f}",
+            "learning_rate": f"{learning_rate:.3e}",
+            "validation_psnr": "" if validation_psnr is None else f"{validation_psnr:.4f}",
+            "seconds": f"{seconds:.1f}",
+        }
+        self.writer.writerow(row)
+        self.file.flush()
+        for key in FIELDS[1:]:
+            if row[key]:
+                self.events.add_scalar(key, float(row[key]), step)
+
+    def close(self):
+        """Finish the files and draw curves.png."""
+        self.file.close()
+        self.events.close()
+        rows = read_log(self.path)
+        if rows:
+            plot_curves(rows, self.path.with_name("curves.png"))
+
+
+def read_log(path):
+    """Return the rows of a log.csv as dicts, `step` as int, the other values as text; no file gives no rows."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return [{**row, "step": int(row["step"])} for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        return []
+
+
+def plot_curves(rows, path):
+    """Draw training loss and validation PSNR over the steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    left.plot([row["step"] for row in rows], [float(row["loss"]) for row in rows], linewidth=0.8)
+    left.set(xlabel="step", ylabel="L1 loss, grey level / 255", yscale="log", title="training loss")
+    validated = [(row["step"], float(row["validation_psnr"])) for row in rows if row["validation_psnr"]]
+    right.plot(*zip(*validated, strict=True) if validated else ([], []), marker=".")
+    right.set(xlabel="step", ylabel="PSNR [dB], RGB", title="validation")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,187 @@
+"""Cut photographs into sub-images for training: python -m training.prepare --hr FOLDER … --out DIR
+
+Every image is cropped to a multiple of 4, shrunk by MATLAB's bicubic (or paired with a given LR image), and cut into
+sub-images that overlap by at least one training patch, so that every patch of the image lies inside one of them.
+Shards are written one at a time by all cores; a run that was stopped goes on where it was.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from training.subimages import FORMAT, sha256, verify
+from utils.errors import HarnessError, exit_on_harness_error
+from utils.images import SCALE, bicubic_downscale, crop_to_multiple, read_rgb
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How images are cut: HR side and step of the sub-images, and the smallest side that is worth keeping [pixels]."""
+
+    size: int = 480
+    step: int = 352
+    smallest: int = 128
+
+
+def main():
+    args = _parse()
+    if any(value % SCALE or value <= 0 for value in (args.size, args.step, args.smallest)):
+        raise HarnessError(f"--size, --step and --smallest must be positive multiples of {SCALE}")
+    sources = list_images(args.hr)
+    lr_of = pair_with_lr(sources, args.lr) if args.lr else {}
+    cut = Cut(args.size, args.step, args.smallest)
+    index = prepare(sources, lr_of, args.out, cut, args.images_per_shard, args.workers, args.strict)
+    for line in index["skipped"]:
+        print(f"skipped: {line}", file=sys.stderr)
+    print(f"{index['images']} images, {index['subimages']} sub-images, {index['bytes'] / 2**20:.0f} MiB in {args.out}")
+    print(f"{len(index['skipped'])} images skipped; shards checked against their sha256")
+
+
+def _parse():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--hr", nargs="+", required=True, metavar="FOLDER", help="folders of HR images (PNG, JPEG)")
+    parser.add_argument("--lr", nargs="+", metavar="FOLDER", help="folders of LR images NAMEx4.png; default: bicubic")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--size", type=int, default=Cut.size, help="HR side of a sub-image (default %(default)s)")
+    parser.add_argument("--step", type=int, default=Cut.step, help="from one to the next (default %(default)s)")
+    parser.add_argument("--smallest", type=int, default=Cut.smallest, help="skip images with a shorter side")
+    parser.add_argument("--images-per-shard", type=int, default=100)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--strict", action="store_true", help="stop at an unusable image instead of skipping it")
+    return parser.parse_args()
+
+
+def list_images(folders):
+    """Return all images of the folders, sorted by name. Raises HarnessError for a missing or empty folder."""
+    found = []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise HarnessError(f"{folder}: no such folder; --hr takes folders of images")
+        images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not images:
+            raise HarnessError(f"{folder}: holds no PNG or JPEG image")
+        found += images
+    return found
+
+
+def pair_with_lr(sources, folders):
+    """Map each HR path to its LR path, NAMEx4.png in one of the folders. Raises HarnessError if one is missing."""
+    given = {path.stem: path for folder in folders for path in list_images([folder])}
+    missing = [path.name for path in sources if f"{path.stem}x{SCALE}" not in given]
+    if missing:
+        raise HarnessError(f"{missing[0]}: no {Path(missing[0]).stem}x{SCALE}.png in --lr ({len(missing)} missing)")
+    return {path: given[f"{path.stem}x{SCALE}"] for path in sources}
+
+
+def prepare(sources, lr_of, out, cut, images_per_shard, workers, strict):
+    """Write all shards and the index that is returned; finished shards of an earlier run are kept."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HarnessError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
+    jobs = [
+        (out / f"shard-{number:05}", sources[first : first + images_per_shard], lr_of, cut, strict)
+        for number, first in enumerate(range(0, len(sources), images_per_shard))
+    ]
+    shards = []
+    with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs))) as pool:
+        with tqdm(total=len(sources), unit="image", desc="preparing") as bar:
+            for shard in pool.imap(_write_shard, jobs):
+                shards.append(shard)
+                bar.update(len(shard["sources"]))
+    index = {
+        "format": FORMAT,
+        "cut": asdict(cut),
+        "images": sum(len(shard["sources"]) - len(shard["skipped"]) for shard in shards),
+        "subimages": sum(len(shard["shapes"]) for shard in shards),
+        "bytes": sum(shard["bytes"] for shard in shards),
+        "skipped": [line for shard in shards for line in shard["skipped"]],
+        "shards": [{"name": shard["name"], "sha256": shard["sha256"]} for shard in shards],
+    }
+    if not index["subimages"]:
+        raise HarnessError(f"{out}: no image could be used; first: {index['skipped'][0]}")
+    _write_json(out / "index.json", index)
+    verify(out)
+    return index
+
+
+def _write_shard(job):
+    stem, sources, lr_of, cut, strict = job
+    names = [str(path) for path in sources]
+    info_path = stem.with_suffix(".json")
+    if info_path.exists():
+        info = json.loads(info_path.read_text(encoding="utf-8"))
+        if info["sources"] != names or info["cut"] != asdict(cut):
+            raise HarnessError(f"{info_path}: made from other images or settings; choose an empty --out")
+        return info
+    shapes, skipped = [], []
+    partial = {kind: stem.with_suffix(f".{kind}.partial") for kind in ("hr", "lr")}
+    try:
+        with open(partial["hr"], "wb") as hr_file, open(partial["lr"], "wb") as lr_file:
+            for source in sources:
+                try:
+                    lr, hr = _read_pair(source, lr_of.get(source), cut)
+                except HarnessError as error:
+                    if strict:
+                        raise
+                    skipped.append(str(error))
+                    continue
+                for top, left, height, width in boxes(*hr.shape[:2], cut):
+                    hr_file.write(np.ascontiguousarray(hr[top : top + height, left : left + width]))
+                    rows, columns = (slice(at // SCALE, (at + n) // SCALE) for at, n in ((top, height), (left, width)))
+                    lr_file.write(np.ascontiguousarray(lr[rows, columns]))
+                    shapes.append((height, width))
+        info = {
+            "name": stem.name,
+            "cut": asdict(cut),
+            "sources": names,
+            "skipped": skipped,
+            "shapes": shapes,
+            "bytes": sum(path.stat().st_size for path in partial.values()),
+            "sha256": {kind: sha256(path) for kind, path in partial.items()},
+        }
+        for kind, path in partial.items():
+            path.replace(stem.with_suffix(f".{kind}"))
+        _write_json(info_path, info)  # last: a shard with its json is complete
+    except OSError as error:
+        raise HarnessError(f"{stem}: cannot be written ({error.strerror}); make room and run again") from error
+    return info
+
+
+def _read_pair(source, lr_path, cut):
+    hr = crop_to_multiple(read_rgb(source))
+    if min(hr.shape[:2]) < cut.smallest:
+        raise HarnessError(f"{source}: {hr.shape[1]} x {hr.shape[0]} is smaller than {cut.smallest} pixels")
+    if lr_path is None:
+        return bicubic_downscale(hr), hr
+    lr = read_rgb(lr_path)
+    if (lr.shape[0] * SCALE, lr.shape[1] * SCALE) != hr.shape[:2]:
+        raise HarnessError(f"{lr_path}: is not a quarter of {source.name} ({hr.shape[1]} x {hr.shape[0]})")
+    return lr, hr
+
+
+def boxes(height, width, cut):
+    """Cover height x width by (top, left, height, width) boxes of at most `cut.size`, the last ones at the far edge."""
+    rows, columns = (
+        sorted({*range(0, max(side - cut.size, 0), cut.step), max(side - cut.size, 0)}) for side in (height, width)
+    )
+    return [(top, left, min(cut.size, height), min(cut.size, width)) for top in rows for left in columns]
+
+
+def _write_json(path, values):
+    partial = path.with_suffix(".json.partial")
+    partial.write_text(json.dumps(values), encoding="utf-8")
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    exit_on_harness_error(main)

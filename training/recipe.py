@@ -1,0 +1,93 @@
+"""Recipes: every hyper-parameter of a training run, read from one TOML file."""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.nanosr_train import FORMS
+from utils.errors import HarnessError
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run of NanoSR. `lr` and `hr` in names mean low and high resolution, except `learning_rate`."""
+
+    # data
+    batch: int  # patches per step, over all processes
+    hr_patch: int  # side of an HR patch [pixels], a multiple of 4
+    seed: int  # of the initial weights and of every batch
+    output_init: float  # factor on the upsampler's initial weights, whose bias starts at the RGB mean; 0: PyTorch's init
+    # optimisation: L1 loss, AdamW
+    steps: int
+    learning_rate: float
+    warmup: int  # steps over which the learning rate rises linearly from 0
+    milestones: tuple[int, ...]  # steps at which the learning rate is multiplied by `gamma`
+    gamma: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    clip_norm: float  # largest gradient norm; 0 leaves gradients as they are
+    ema_decay: float  # of the weights' running average, which is what is validated and exported; 0 keeps none
+    # how the step runs
+    form: str  # "collapsed" or "branches"
+    precision: str  # "float32" or "bfloat16" (autocast)
+    channels_last: bool
+    # how often
+    log_every: int
+    validate_every: int
+    checkpoint_every: int
+
+    def learning_rate_at(self, step):
+        """Learning rate of the update that follows `step` finished ones."""
+        rate = self.learning_rate * self.gamma ** sum(step >= milestone for milestone in self.milestones)
+        return rate * min(1.0, (step + 1) / self.warmup) if self.warmup else rate
+
+
+def load_recipe(path):
+    """Read a recipe. Raises HarnessError naming the file and the key for anything missing, unknown or out of range."""
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise HarnessError(f"{path}: cannot be read ({error.strerror}); recipes lie in training/recipes/") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise HarnessError(f"{path}: not valid TOML ({error})") from error
+    return recipe_from(values, path)
+
+
+def recipe_from(values, source):
+    """Check a mapping of recipe values; `source` names it in errors. Raises HarnessError as `load_recipe` does."""
+    fields = {field.name: field.type for field in dataclasses.fields(Recipe)}
+    for problem, keys in (("unknown", values.keys() - fields.keys()), ("missing", fields.keys() - values.keys())):
+        if keys:
+            raise HarnessError(f"{source}: {problem} key {', '.join(sorted(keys))}; see training/recipe.py for the list")
+    checked = {}
+    for key, value in values.items():
+        kind = fields[key]
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if kind in (int, float, str, bool):
+            if type(value) is not kind:
+                raise HarnessError(f"{source}: {key} is {value!r}, expected {kind.__name__}")
+        else:
+            value = tuple(value)
+        checked[key] = value
+    recipe = Recipe(**checked)
+    requirements = {
+        "batch": recipe.batch >= 1,
+        "hr_patch": recipe.hr_patch >= 16 and recipe.hr_patch % 4 == 0,
+        "steps": recipe.steps >= 1,
+        "form": recipe.form in FORMS,
+        "precision": recipe.precision in PRECISIONS,
+        "learning_rate": recipe.learning_rate > 0,
+        "ema_decay": 0 <= recipe.ema_decay < 1,
+        "betas": len(recipe.betas) == 2 and all(0 <= beta < 1 for beta in recipe.betas),
+        **{key: getattr(recipe, key) >= 1 for key in ("log_every", "validate_every", "checkpoint_every")},
+    }
+    for key, holds in requirements.items():
+        if not holds:
+            raise HarnessError(f"{source}: {key} = {getattr(recipe, key)!r} is out of range; see training/recipe.py")
+    return recipe

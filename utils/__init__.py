@@ -1,0 +1,1 @@
+"""The measuring library: no printing, no argument parsing; one job per module."""

@@ -1,0 +1,64 @@
+"""Reading checkpoints safely: plain tensors only, never code."""
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import torch
+
+from utils.errors import HarnessError
+
+WRAPPERS = ("params_ema", "params", "state_dict", "model")  # under which training frameworks nest the weights
+NAMED_KEYS = 4  # of the missing or unexpected ones, in an error
+
+
+def file_sha256(path):
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_state_dict(path):
+    """Read a state dict of CPU tensors, unwrapped from `params_ema`, `params`, `state_dict` or `model`.
+
+    Nothing but tensors is unpickled (`weights_only`). Raises HarnessError if the file is missing, is not a
+    checkpoint, or holds anything but plain tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise HarnessError(f"{path}: no such checkpoint; put the file there or name another")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise HarnessError(
+            f"{path}: not plain tensors, so loading it could run code; save it again as model.state_dict()"
+        ) from error
+    except Exception as error:  # torch raises many kinds for a broken file
+        raise HarnessError(f"{path}: not a readable PyTorch checkpoint; copy or download it again") from error
+    if isinstance(state, dict):
+        state = next((state[key] for key in WRAPPERS if isinstance(state.get(key), dict)), state)
+    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise HarnessError(f"{path}: holds no state dict of tensors; save it again as model.state_dict()")
+    return state
+
+
+def load_strictly(model, state, path):
+    """`load_state_dict(strict=True)`; a HarnessError names missing and unexpected keys and wrong shapes."""
+    expected = model.state_dict()
+    wrong_shapes = [
+        f"{key} is {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
+        for key in expected.keys() & state.keys()
+        if state[key].shape != expected[key].shape
+    ]
+    problems = [
+        f"{len(keys)} {kind}: {', '.join(sorted(keys)[:NAMED_KEYS])}{' …' if len(keys) > NAMED_KEYS else ''}"
+        for kind, keys in (
+            ("missing keys", expected.keys() - state.keys()),
+            ("unexpected keys", state.keys() - expected.keys()),
+            ("wrong shapes", wrong_shapes),
+        )
+        if keys
+    ]
+    if problems:
+        raise HarnessError(f"{path}: does not fit {type(model).__name__} ({'; '.join(problems)})")
+    model.load_state_dict(state, strict=True)

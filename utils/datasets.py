@@ -1,0 +1,103 @@
+"""Data folders: image pairs in the challenge's layout or as plain HR/ and LR/, and the choice of the default folder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import HarnessError
+from utils.images import SCALE
+
+SPLITS = ("valid", "test")
+CHALLENGE_IMAGES = 200  # in DIV2K_LSDIR_valid
+LABEL_FILE = "dataset.json"  # {"label": …} in a data folder names it in every table
+SAMPLE_DIR = Path(__file__).parent.parent / "data" / "sample"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image: `name` is the HR file's name; `hr` is None where participants have LR only."""
+
+    name: str
+    lr: Path
+    hr: Path | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Image pairs in sorted order, with the label that tables show."""
+
+    label: str
+    split: str
+    folder: Path
+    pairs: tuple[Pair, ...]
+
+    @property
+    def has_hr(self):
+        return self.pairs[0].hr is not None
+
+
+def challenge_folders(folder, split):
+    """Return the (HR, LR) folders of the challenge's layout below `folder`."""
+    return folder / f"DIV2K_LSDIR_{split}_HR", folder / f"DIV2K_LSDIR_{split}_LR"
+
+
+def default_data_dir():
+    """Return `../` if the challenge's LR folder is there (the organizers' default), else the built-in sample."""
+    parent = Path("..")
+    return parent if challenge_folders(parent, "valid")[1].is_dir() else SAMPLE_DIR
+
+
+def open_dataset(folder, split="valid"):
+    """List the pairs of a data folder: the challenge's layout for `split`, else `HR/` and `LR/` (any split).
+
+    The HR folder may be absent as a whole (LR only), a single HR or LR image may not. Raises HarnessError for a
+    missing folder, no images, or an image without its partner.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        hint = "bash run.sh makes the built-in sample" if folder == SAMPLE_DIR else "check --data_dir"
+        raise HarnessError(f"{folder}: no such folder; {hint}")
+    hr_dir, lr_dir = challenge_folders(folder, split)
+    challenge = lr_dir.is_dir() or hr_dir.is_dir()
+    if not challenge:
+        hr_dir, lr_dir = folder / "HR", folder / "LR"
+    if not lr_dir.is_dir():
+        raise HarnessError(f"{lr_dir}: no such folder; a data folder holds DIV2K_LSDIR_{split}_HR/_LR or HR/ and LR/")
+    lr_paths = _png_files(lr_dir)
+    if not lr_paths:
+        raise HarnessError(f"{lr_dir}: holds no PNG image; LR images are named NAMEx{SCALE}.png")
+    pairs = _pair(lr_paths, hr_dir)
+    return Dataset(_label(folder, split, challenge, len(pairs)), split, folder, tuple(pairs))
+
+
+def _png_files(folder):
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png")
+
+
+def _pair(lr_paths, hr_dir):
+    suffix = f"x{SCALE}"
+    for path in lr_paths:
+        if not path.stem.endswith(suffix):
+            raise HarnessError(f"{path}: LR images are named NAME{suffix}.png; rename or remove it")
+    lr_of = {path.stem.removesuffix(suffix): path for path in lr_paths}
+    if not hr_dir.is_dir():
+        return [Pair(f"{stem}.png", path, None) for stem, path in lr_of.items()]
+    hr_of = {path.stem: path for path in _png_files(hr_dir)}
+    for stem in sorted(hr_of.keys() - lr_of.keys()):
+        raise HarnessError(f"{hr_of[stem]}: has no LR image {stem}{suffix}.png; add it or remove this one")
+    for stem in sorted(lr_of.keys() - hr_of.keys()):
+        raise HarnessError(f"{lr_of[stem]}: has no HR image {stem}.png; add it or remove this one")
+    return [Pair(hr_of[stem].name, lr_of[stem], hr_of[stem]) for stem in sorted(hr_of)]
+
+
+def _label(folder, split, challenge, count):
+    label_path = folder / LABEL_FILE
+    if label_path.is_file():
+        try:
+            return str(json.loads(label_path.read_text(encoding="utf-8"))["label"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise HarnessError(f'{label_path}: expected {{"label": "…"}}; mend or remove it') from error
+    if not challenge:
+        return f"{folder.resolve().name} ({count} images)"
+    complete = "" if count == CHALLENGE_IMAGES else f" of the challenge's {CHALLENGE_IMAGES}"
+    return f"DIV2K_LSDIR_{split} ({count}{complete} images)"

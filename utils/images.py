@@ -1,0 +1,108 @@
+"""Reading and writing 8-bit RGB images, conversion to network tensors, and MATLAB's bicubic downscaling."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from utils.errors import HarnessError
+
+SCALE = 4  # of the challenge
+PNG_SIGNATURE, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+JPEG_SIGNATURE, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+
+
+def read_rgb(path):
+    """Read an 8-bit PNG or JPEG as H x W x 3 uint8 RGB; a grey image gives three equal channels.
+
+    Raises HarnessError if the file is missing, unreadable, truncated, not 8-bit, or has an alpha channel.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise HarnessError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    # OpenCV fills the missing part of a truncated file with grey and says so only on stderr.
+    if data.startswith(PNG_SIGNATURE) and PNG_END not in data[-64:]:
+        raise HarnessError(f"{path}: truncated PNG; copy or download it again")
+    if data.startswith(JPEG_SIGNATURE) and JPEG_END not in data[-4096:]:
+        raise HarnessError(f"{path}: truncated JPEG; copy or download it again")
+    image = None
+    if data:
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        except cv2.error:
+            pass
+    if image is None:
+        raise HarnessError(f"{path}: not a readable image; replace it by an 8-bit PNG")
+    if image.dtype != np.uint8:
+        raise HarnessError(f"{path}: {image.dtype.itemsize * 8}-bit image, the protocol needs 8 bits; convert it")
+    if image.ndim == 2 or image.shape[2] == 1:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    if image.shape[2] != 3:
+        raise HarnessError(f"{path}: has an alpha channel; save it as RGB without transparency")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def write_png(path, image):
+    """Write H x W x 3 uint8 RGB as PNG, creating the folder. Raises HarnessError if that fails."""
+    path = Path(path)
+    ok, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not ok:
+        raise HarnessError(f"{path}: an image of shape {image.shape} cannot be encoded as PNG")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.tobytes())
+    except OSError as error:
+        raise HarnessError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def to_tensor(image, data_range=1.0):
+    """Turn H x W x 3 uint8 into 1 x 3 x H x W float32 in [0, data_range]."""
+    chw = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return chw.unsqueeze(0).float() / 255 * data_range
+
+
+def to_image(tensor, data_range=1.0):
+    """Turn 1 x 3 x H x W in [0, data_range] (clamped to it) into H x W x 3 uint8, rounded as the protocol does."""
+    grey_levels = tensor.detach().squeeze(0).float().clamp(0, data_range) * 255 / data_range
+    return grey_levels.round().to(torch.uint8).permute(1, 2, 0).cpu().contiguous().numpy()
+
+
+def crop_to_multiple(image, multiple=SCALE):
+    """Cut rows and columns at the bottom and right so that both sides are multiples of `multiple`."""
+    height, width = image.shape[0] // multiple * multiple, image.shape[1] // multiple * multiple
+    return image[:height, :width]
+
+
+def _cubic(x):
+    """Keys' cubic convolution kernel with a = -0.5, support [-2, 2]."""
+    x = np.abs(x)
+    return np.where(x <= 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0.0))
+
+
+def _shrink_rows(image, scale):
+    """One pass of MATLAB's imresize along the first axis: the antialiased kernel, mirrored borders, uint8 result."""
+    taps = 4 * scale
+    weights = _cubic((np.arange(taps) - (taps - 1) / 2) / scale)
+    weights /= weights.sum()
+    margin = (taps - scale) // 2
+    padded = np.pad(image, [(margin, margin)] + [(0, 0)] * (image.ndim - 1), mode="symmetric").astype(np.float32)
+    rows = image.shape[0] // scale
+    total = np.zeros((rows, *image.shape[1:]), np.float32)
+    for tap, weight in enumerate(weights.astype(np.float32)):
+        total += weight * padded[tap : tap + scale * rows : scale]
+    return np.clip(np.floor(total + 0.5), 0, 255).astype(np.uint8)
+
+
+def bicubic_downscale(image, scale=SCALE):
+    """Shrink H x W x 3 uint8 by 1/scale as MATLAB's `imresize(image, 1/scale)` does, bit for bit at scale 4.
+
+    Antialiased cubic kernel (a = -0.5), mirrored borders, the vertical pass first, rounding half up to uint8 after
+    each pass. At scale 4 every weight is a multiple of 2**-12, so that float32 sums are exact in any order.
+    Raises ValueError if a side is not a multiple of `scale` or is shorter than its border.
+    """
+    if image.shape[0] % scale or image.shape[1] % scale:
+        raise ValueError(f"shape {image.shape[:2]} is not a multiple of {scale}")
+    return _shrink_rows(_shrink_rows(image, scale).swapaxes(0, 1), scale).swapaxes(0, 1)

@@ -1,0 +1,58 @@
+"""PSNR and SSIM as the challenge defines them: pure functions of two 8-bit RGB images."""
+
+import cv2
+import numpy as np
+
+SHAVE = 4  # pixels left out at each side, as many as the scale
+PEAK = 255.0
+WINDOW, SIGMA = 11, 1.5
+C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
+
+
+def psnr(sr, hr, shave=SHAVE):
+    """Peak signal-to-noise ratio [dB] of H x W x 3 uint8 images: 10 log10(255^2 / MSE), float64.
+
+    The mean squared error runs over all pixels and channels, `shave` pixels left out at each side; identical images
+    give inf. Raises ValueError for other types, unequal shapes, or nothing left inside the border.
+    """
+    sr, hr = _shaved(sr, hr, shave)
+    difference = sr.astype(np.int32) - hr
+    mse = np.mean(difference * difference, dtype=np.float64)
+    return float("inf") if mse == 0 else float(10 * np.log10(PEAK**2 / mse))
+
+
+def ssim(sr, hr, shave=SHAVE):
+    """Structural similarity of H x W x 3 uint8 images, in [-1, 1] (Wang et al., 2004), float64.
+
+    Gaussian 11 x 11 window, sigma 1.5, valid area only, K1 0.01, K2 0.03, L 255, population covariance; the mean
+    over pixels and channels, `shave` pixels left out at each side. Raises ValueError as `psnr` does, and for images
+    smaller than the window inside the border.
+    """
+    sr, hr = _shaved(sr, hr, shave)
+    if min(sr.shape[:2]) < WINDOW:
+        raise ValueError(f"shape {sr.shape[:2]} inside the border is smaller than the {WINDOW} x {WINDOW} window")
+    x, y = sr.astype(np.float64), hr.astype(np.float64)
+    mu_x, mu_y = _window_mean(x), _window_mean(y)
+    mu_xy, mu_squares = mu_x * mu_y, mu_x * mu_x + mu_y * mu_y
+    covariance = _window_mean(x * y) - mu_xy
+    variances = _window_mean(x * x + y * y) - mu_squares  # only the sum of both variances is needed
+    similarity = (2 * mu_xy + C1) * (2 * covariance + C2) / ((mu_squares + C1) * (variances + C2))
+    return float(similarity.mean())
+
+
+def _shaved(sr, hr, shave):
+    if sr.shape != hr.shape or sr.ndim != 3 or sr.shape[2] != 3:
+        raise ValueError(f"shapes {sr.shape} and {hr.shape}: two H x W x 3 images of one size are needed")
+    if sr.dtype != np.uint8 or hr.dtype != np.uint8:
+        raise ValueError(f"dtypes {sr.dtype} and {hr.dtype}: uint8 is needed")
+    height, width = sr.shape[:2]
+    if min(height, width) <= 2 * shave:
+        raise ValueError(f"shape {sr.shape[:2]} leaves nothing inside a border of {shave} pixels")
+    inside = slice(shave, height - shave), slice(shave, width - shave)
+    return sr[inside], hr[inside]
+
+
+def _window_mean(image):
+    kernel = cv2.getGaussianKernel(WINDOW, SIGMA)
+    half = WINDOW // 2
+    return cv2.sepFilter2D(image, cv2.CV_64F, kernel, kernel)[half:-half, half:-half]
