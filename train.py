@@ -13,6 +13,7 @@ from training.loop import STATE_FILE, Trainer, train, validation_psnr
 from training.recipe import load_recipe
 from training.subimages import SubImages
 from utils.datasets import open_dataset
+from utils.environment import choose_device
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.sample import ensure_sample
 
@@ -21,7 +22,7 @@ def main():
     args = parse()
     recipe = load_recipe(args.recipe)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = choose_device(args.device)
+    device = choose_device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
     if world > 1:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     run_dir = args.run_dir or Path("runs") / args.recipe.stem
@@ -55,16 +56,6 @@ def parse():
     parser.add_argument("--feed", default="auto", choices=("auto", "resident", "mapped"))
     parser.add_argument("--workers", type=int, default=2, help="processes that cut patches with --feed mapped")
     return parser.parse_args()
-
-
-def choose_device(name):
-    if name == "cuda" and not torch.cuda.is_available():
-        raise HarnessError("--device cuda: PyTorch sees no GPU here; use --device cpu")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    torch.cuda.set_device(device)
-    return device
 
 
 def run(trainer, feed, validation, run_dir, minutes):

@@ -87,7 +87,7 @@ class RepMBConv(_Reparameterized):
 
 
 class GatedRepMBConv(_Reparameterized):
-    """The feature extractor: expand, 3x3 times a learned channel gate plus the expanded features, reduce, plus input."""
+    """The feature extractor: expand, 3x3 times a learned gate plus the expanded features, reduce, plus the input."""
 
     def __init__(self, channels):
         super().__init__()

@@ -72,9 +72,7 @@ class NanoSR_inference(nn.Module):
         self.block_6 = RepBlock(CHANNELS)
         self.conv_2 = Conv3x3(CHANNELS, CHANNELS)
         self.conv_cat = nn.Conv2d(4 * CHANNELS, CHANNELS, 1)
-        self.upsampler = nn.Sequential(
-            nn.Conv2d(CHANNELS, num_out_ch * SCALE**2, 3, padding=1), nn.PixelShuffle(SCALE)
-        )
+        self.upsampler = nn.Sequential(nn.Conv2d(CHANNELS, num_out_ch * SCALE**2, 3, padding=1), nn.PixelShuffle(SCALE))
 
     def forward(self, lr):
         f0 = self.conv_1((lr - self.mean) * IMG_RANGE)  # B x 48 x H x W, as all that follows

@@ -1,1 +1,1 @@
-"""Training: prepare the data, feed it, run the recipe, fuse the result. Uses `utils/` and `models/`; neither knows it."""
+"""Training: prepare the data, feed it, run the recipe, fuse the result. It uses `utils/` and `models/`."""

@@ -22,7 +22,7 @@ STATE_FILE, TRAIN_FILE, FUSED_FILE = "state.pt", "nanosr_train.pth", "team07_Nan
 
 
 class Trainer:
-    """Trains NanoSR by a recipe. `step` counts finished updates; all randomness hangs on the recipe's seed and `step`."""
+    """Trains NanoSR by a recipe. `step` counts finished updates; all randomness hangs on the seed and `step`."""
 
     def __init__(self, recipe, device, rank=0, world=1):
         self.recipe, self.device, self.rank = recipe, torch.device(device), rank

@@ -93,11 +93,11 @@ def prepare(sources, lr_of, out, cut, images_per_shard, workers, strict):
         for number, first in enumerate(range(0, len(sources), images_per_shard))
     ]
     shards = []
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs))) as pool:
-        with tqdm(total=len(sources), unit="image", desc="preparing") as bar:
-            for shard in pool.imap(_write_shard, jobs):
-                shards.append(shard)
-                bar.update(len(shard["sources"]))
+    bar = tqdm(total=len(sources), unit="image", desc="preparing")
+    with bar, multiprocessing.get_context("spawn").Pool(min(workers, len(jobs))) as pool:
+        for shard in pool.imap(_write_shard, jobs):
+            shards.append(shard)
+            bar.update(len(shard["sources"]))
     index = {
         "format": FORMAT,
         "cut": asdict(cut),

@@ -19,7 +19,7 @@ class Recipe:
     batch: int  # patches per step, over all processes
     hr_patch: int  # side of an HR patch [pixels], a multiple of 4
     seed: int  # of the initial weights and of every batch
-    output_init: float  # factor on the upsampler's initial weights, whose bias starts at the RGB mean; 0: PyTorch's init
+    output_init: float  # factor on the upsampler's initial weights, its bias starts at the RGB mean; 0: PyTorch's
     # optimisation: L1 loss, AdamW
     steps: int
     learning_rate: float
@@ -63,7 +63,9 @@ def recipe_from(values, source):
     fields = {field.name: field.type for field in dataclasses.fields(Recipe)}
     for problem, keys in (("unknown", values.keys() - fields.keys()), ("missing", fields.keys() - values.keys())):
         if keys:
-            raise HarnessError(f"{source}: {problem} key {', '.join(sorted(keys))}; see training/recipe.py for the list")
+            raise HarnessError(
+                f"{source}: {problem} key {', '.join(sorted(keys))}; see training/recipe.py for the list"
+            )
     checked = {}
     for key, value in values.items():
         kind = fields[key]

@@ -1,5 +1,6 @@
 """Reading and writing 8-bit RGB images, conversion to network tensors, and MATLAB's bicubic downscaling."""
 
+import contextlib
 from pathlib import Path
 
 import cv2
@@ -30,10 +31,8 @@ def read_rgb(path):
         raise HarnessError(f"{path}: truncated JPEG; copy or download it again")
     image = None
     if data:
-        try:
+        with contextlib.suppress(cv2.error):
             image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        except cv2.error:
-            pass
     if image is None:
         raise HarnessError(f"{path}: not a readable image; replace it by an 8-bit PNG")
     if image.dtype != np.uint8:

@@ -9,10 +9,17 @@ from pathlib import Path
 import skimage
 
 from utils.datasets import LABEL_FILE, SAMPLE_DIR, challenge_folders
-from utils.errors import HarnessError
+from utils.errors import HarnessError, exit_on_harness_error
 from utils.images import SCALE, bicubic_downscale, crop_to_multiple, read_rgb, write_png
 
-PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "motorcycle_right.png", "rocket.jpg")
+PHOTOGRAPHS = (
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "motorcycle_left.png",
+    "motorcycle_right.png",
+    "rocket.jpg",
+)
 LABEL = f"sample ({len(PHOTOGRAPHS)} photographs from scikit-image, not DIV2K_LSDIR_valid)"
 
 
@@ -38,3 +45,7 @@ def make_sample(folder=SAMPLE_DIR):
 def ensure_sample(folder=SAMPLE_DIR):
     """Make the sample unless it is there already; return its folder."""
     return folder if (Path(folder) / LABEL_FILE).is_file() else make_sample(folder)
+
+
+if __name__ == "__main__":
+    exit_on_harness_error(lambda: print(f"sample: {ensure_sample()}"))

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# bash run.sh         make the environment and the sample once, measure, print the factsheet table
+# bash run.sh test    lint and test
+# bash run.sh COMMAND ARGUMENTS …    run a command in the environment, such as: bash run.sh python eval.py --model_id 7
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+find_python() {
+    local candidate
+    for candidate in python3.12 python3.11 python3 python; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "error: needs Python 3.11 or 3.12 on the PATH; install one and run again" >&2
+    return 1
+}
+
+# The stamp holds the pins that the environment was made from: other pins, another environment.
+if ! cmp --silent requirements.txt .venv/requirements.stamp; then
+    python=$(find_python)
+    echo "making .venv with $("$python" --version)"
+    "$python" -m venv .venv
+    # A bare "torch" would fetch gigabytes of CUDA packages even where a CPU build is provided.
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+    cp requirements.txt .venv/requirements.stamp
+fi
+export PATH="$PWD/.venv/bin:$PATH"
+
+case "${1:-}" in
+"")
+    python -m utils.sample
+    python eval.py --data_dir data/sample
+    ;;
+test)
+    shift
+    ruff check .
+    ruff format --check .
+    python -m pytest "$@"
+    ;;
+*)
+    "$@"
+    ;;
+esac

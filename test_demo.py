@@ -1,0 +1,114 @@
+"""The organizers' command: python test_demo.py --data_dir D --save_dir S --model_id N [--include_test] [--ssim]"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils.challenge_files import complexity_results, image_line, merge_results, split_results, write_results_txt
+from utils.complexity import measure_complexity
+from utils.datasets import SPLITS, default_data_dir, open_dataset
+from utils.environment import choose_device
+from utils.errors import HarnessError, exit_on_harness_error
+from utils.evaluation import evaluate, largest_lr, mean
+from utils.memory import measure_peak_mib, reset_peak
+from utils.registry import find_entry, load_model, read_registry
+
+LOG_NAME = "NTIRE-EfficientSR.log"
+
+
+def main():
+    args = parse()
+    device = choose_device(args.device)
+    loaded = load_entry(args, device)
+    if loaded.missing_weights:
+        raise HarnessError(f"{loaded.missing_weights}; eval.py times and counts it without")
+    data_dir = args.data_dir or default_data_dir()
+    splits = SPLITS if args.include_test else SPLITS[:1]
+    datasets = [open_dataset(data_dir, split) for split in splits]
+    # Like the organizers' program, a run with --save_dir leaves its results in the working directory.
+    out_dir = Path(".") if args.save_dir else Path("results")
+    log = open_log(out_dir / LOG_NAME)
+    log.info("%s on %s", loaded.entry.full_name, device)
+    values = {}
+    for dataset in datasets:
+        values |= run(loaded, dataset, device, args, log)
+    values |= complexity_results(measure_complexity(loaded.model))
+    models = merge_results(out_dir / "results.json", loaded.entry.full_name, values)
+    write_results_txt(out_dir / "results.txt", models, args.include_test)
+    log.info("results: %s, %s", out_dir / "results.json", out_dir / "results.txt")
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--data_dir", type=Path, help="default: ../ if the challenge's folders are there, else the sample"
+    )
+    parser.add_argument(
+        "--save_dir",
+        type=Path,
+        help="restored images go there, results.json to the working directory; default: both to results/",
+    )
+    parser.add_argument("--model_id", type=int, default=7)
+    parser.add_argument("--include_test", action="store_true", help="run the test images too")
+    parser.add_argument("--ssim", action="store_true", help="SSIM besides PSNR")
+    parser.add_argument("--save_images", action="store_true", help="write restored images; always on without HR images")
+    parser.add_argument("--checkpoint", type=Path, help="weights to use instead of the registry's")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    return parser.parse_args()
+
+
+def select_model(args, device):
+    """Return (model, name, data_range, tile) for `args.model_id`, as the organizers' function does; tile is None."""
+    loaded = load_entry(args, device)
+    return loaded.model, loaded.entry.full_name, loaded.entry.data_range, None
+
+
+def load_entry(args, device):
+    """Load the registry's model `args.model_id`."""
+    return load_model(find_entry(args.model_id, read_registry()), device, getattr(args, "checkpoint", None))
+
+
+def run(loaded, dataset, device, args, log):
+    """Evaluate one split, log a line per image, and return its part of the results."""
+    log.info("%s: %s, in %s", dataset.split, dataset.label, dataset.folder)
+    save_dir = None
+    if args.save_images or not dataset.has_hr:
+        save_dir = (args.save_dir or Path("results")) / loaded.entry.full_name / dataset.split
+        log.info("restored images: %s", save_dir)
+    reset_peak(device)
+    images = []
+    results = evaluate(loaded, dataset, device, args.ssim, save_dir)
+    for result in tqdm(results, total=len(dataset.pairs), desc=dataset.split, unit="image"):
+        images.append(result)
+        log.info(image_line(result))
+    largest = largest_lr(dataset, [image.lr_pixels for image in images])
+    memory = measure_peak_mib(loaded, (1, 3, *largest.shape[:2]), device)
+    summary = [f"runtime {mean(image.runtime_ms for image in images):.2f} ms ({device.type})"]
+    if dataset.has_hr:
+        summary.append(f"PSNR {mean(image.psnr for image in images):.4f} dB")
+        if args.ssim:
+            summary.append(f"SSIM {mean(image.ssim for image in images):.4f}")
+    log.info("%s average: %s", dataset.split, ", ".join(summary))
+    return split_results(dataset.split, images, memory, args.ssim)
+
+
+def open_log(path):
+    """Return a logger to the terminal and to `path`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handlers = [logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler()]
+    except OSError as error:
+        raise HarnessError(f"{path}: cannot be written ({error.strerror}); run from a writable folder") from error
+    logging.basicConfig(
+        level=logging.INFO,
+        handlers=handlers,
+        format="%(asctime)s.%(msecs)03d : %(message)s",
+        datefmt="%y-%m-%d %H:%M:%S",
+    )
+    return logging.getLogger("test_demo")
+
+
+if __name__ == "__main__":
+    exit_on_harness_error(main)

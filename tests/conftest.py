@@ -1,0 +1,48 @@
+"""What several tests share: small data folders, and the published material where it lies beside the project."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from utils.images import bicubic_downscale, write_png
+from utils.registry import ROOT
+
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture
+def shared():
+    """The folder with published checkpoints and benchmarks; skips the test where there is none."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no published material in {SHARED}")
+    return SHARED
+
+
+def photograph(height, width, seed=0):
+    """A smooth random H x W x 3 uint8 image, so that networks and metrics see something like a photograph."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3))
+    fine = np.kron(coarse, np.ones((8, 8, 1)))[:height, :width]
+    return np.clip(fine + rng.normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def write_pairs(folder, names, size=(64, 96), layout=("HR", "LR")):
+    """Write HR and bicubic LR images of `size` (H, W) into `folder`; return the folder."""
+    for seed, name in enumerate(names):
+        hr = photograph(*size, seed)
+        write_png(Path(folder) / layout[0] / f"{name}.png", hr)
+        write_png(Path(folder) / layout[1] / f"{name}x4.png", bicubic_downscale(hr))
+    return Path(folder)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """A data folder with two small pairs, a and b, in the plain layout."""
+    return write_pairs(tmp_path / "data", ["a", "b"])
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)

@@ -1,0 +1,54 @@
+"""What a figure was measured on: machine, GPU, library versions, date."""
+
+import datetime
+import platform
+from pathlib import Path
+
+import cv2
+import fvcore
+import numpy
+import psutil
+import skimage
+import torch
+
+from utils.errors import HarnessError
+
+LIBRARIES = {"torch": torch, "numpy": numpy, "opencv": cv2, "fvcore": fvcore, "scikit-image": skimage}
+
+
+def choose_device(name="auto", index=0):
+    """Return the torch device for "auto", "cpu" or "cuda". Raises HarnessError if "cuda" is asked for in vain."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise HarnessError("--device cuda: PyTorch sees no GPU here; use --device cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
+
+
+def describe_environment(device):
+    """Return a JSON-ready description of the machine and its libraries, with the date (UTC)."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": device.type,
+        "gpu": gpu,
+        "cuda": torch.version.cuda if gpu else None,
+        "cpu": _cpu_name(),
+        "cores": psutil.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "libraries": {name: module.__version__ for name, module in LIBRARIES.items()},
+    }
+
+
+def _cpu_name():
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,97 @@
+"""Measuring one model completely: quality, runtime in both forms, memory and complexity, as one results record."""
+
+from dataclasses import asdict, dataclass
+
+from utils.complexity import INPUT_SHAPE, measure_complexity
+from utils.environment import describe_environment
+from utils.errors import HarnessError
+from utils.evaluation import evaluate, largest_lr, time_dataset
+from utils.images import to_tensor
+from utils.memory import METHODS, measure_peak_mib, reset_peak
+from utils.runtime import CLOCKS, PROTOCOL_METHOD, measure_steady_runtime
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much to measure: timed `runs` over the data set, and the steady runtime's `warmup` and `repeats`."""
+
+    runs: int = 5
+    warmup: int = 3
+    repeats: int = 10
+
+    def passes(self, images):
+        """Forward passes over images that a measurement does."""
+        return self.runs * images + self.warmup + self.repeats
+
+
+def measure(loaded, dataset, device, plan, save_dir=None, on_pass=lambda: None, on_progress=lambda record: None):
+    """Measure a loaded model and return its record; see `utils/results.py` for the schema.
+
+    `on_pass()` is called after each forward pass, `on_progress(record)` with what is there after each image of the
+    first run and at the end. When anything stops the measurement, the record so far, marked incomplete with the
+    reason, is given to `on_progress` before the exception goes on.
+    """
+    record = _start_record(loaded, dataset, device)
+    images, runs = record["images"], record["runtime"]["runs"]
+    reset_peak(device)
+    try:
+        runs.append([])
+        for result in evaluate(loaded, dataset, device, with_ssim=True, save_dir=save_dir):
+            runs[0].append(result.runtime_ms)
+            for key in images:
+                images[key].append(getattr(result, key))
+            on_pass()
+            on_progress(record)
+        for _ in range(plan.runs - 1):
+            run = []
+            for runtime_ms in time_dataset(loaded, dataset, device):
+                run.append(runtime_ms)
+                on_pass()
+            runs.append(run)
+        lr = to_tensor(largest_lr(dataset, images["lr_pixels"]), loaded.entry.data_range).to(device)
+        record["memory"] = {
+            "method": METHODS[device.type],
+            "peak_mib": measure_peak_mib(loaded, lr.shape, device),
+        }
+        record["runtime"]["steady"] = asdict(measure_steady_runtime(loaded.model, lr, plan.warmup, plan.repeats))
+        for _ in range(plan.warmup + plan.repeats):
+            on_pass()
+        record["complexity"] = {**asdict(measure_complexity(loaded.model)), "input_shape": list(INPUT_SHAPE)}
+        record["status"] = "complete"
+    except HarnessError as error:
+        record["status"] = f"incomplete: {error}"
+        raise
+    finally:
+        on_progress(record)
+    return record
+
+
+def _start_record(loaded, dataset, device):
+    entry = loaded.entry
+    return {
+        "status": "incomplete: still running, or killed",
+        "model": {
+            "id": entry.id,
+            "name": entry.name,
+            "file": entry.file,
+            "class": entry.class_name,
+            "arguments": entry.arguments,
+            "data_range": entry.data_range,
+            "checkpoint": entry.checkpoint,
+            "sha256": loaded.sha256,
+            "provenance": loaded.provenance,
+            "missing_weights": loaded.missing_weights,
+        },
+        "environment": describe_environment(device),
+        "dataset": {
+            "label": dataset.label,
+            "split": dataset.split,
+            "folder": str(dataset.folder),
+            "images": len(dataset.pairs),
+            "has_hr": dataset.has_hr,
+        },
+        "images": {"name": [], "lr_pixels": [], "psnr": [], "ssim": []},
+        "runtime": {"method": PROTOCOL_METHOD, "clock": CLOCKS[device.type], "runs": [], "steady": None},
+        "memory": None,
+        "complexity": None,
+    }

@@ -1,0 +1,117 @@
+"""The models: `model_zoo/models.toml` lists them, `load_model` turns an entry into a network ready to run."""
+
+import importlib
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from utils.checkpoints import file_sha256, load_state_dict, load_strictly
+from utils.errors import HarnessError
+
+ROOT = Path(__file__).parent.parent
+REGISTRY = ROOT / "model_zoo" / "models.toml"
+REQUIRED = {"id", "name", "file", "class", "arguments", "checkpoint", "sha256", "data_range", "provenance", "licence"}
+OPTIONAL = {"published"}
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One table of the registry. `data_range` is that of the network's input and output, 1.0 or 255.0."""
+
+    id: int
+    name: str
+    file: str
+    class_name: str
+    arguments: dict
+    checkpoint: str
+    sha256: str
+    data_range: float
+    provenance: str
+    licence: str
+    published: dict = field(default_factory=dict)
+
+    @property
+    def full_name(self):
+        """The organizers' name of the model, such as 07_NanoSR."""
+        return f"{self.id:02}_{self.name}"
+
+    @property
+    def checkpoint_path(self):
+        """Where the checkpoint lies; relative paths count from the project's folder."""
+        return ROOT / self.checkpoint
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network in eval mode on its device. Without weights, `missing_weights` says why and quality means nothing."""
+
+    model: nn.Module
+    entry: ModelEntry
+    sha256: str | None
+    missing_weights: str | None
+
+    @property
+    def provenance(self):
+        """Where the loaded weights come from, as far as the registry vouches for them."""
+        if self.sha256 and self.sha256 != self.entry.sha256:
+            return "unknown: the sha256 differs from the registry's"
+        return self.entry.provenance
+
+
+def read_registry(path=REGISTRY):
+    """Return the entries in the file's order. Raises HarnessError for bad TOML, a missing key, or an id used twice."""
+    path = Path(path)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8")).get("model", [])
+    except (OSError, ValueError) as error:
+        raise HarnessError(f"{path}: not a readable registry ({error})") from error
+    entries = []
+    for number, table in enumerate(tables, start=1):
+        where = f"{path}: model {table.get('name', number)}"
+        for problem, keys in (("missing", REQUIRED - table.keys()), ("unknown", table.keys() - REQUIRED - OPTIONAL)):
+            if keys:
+                raise HarnessError(f"{where}: {problem} key {', '.join(sorted(keys))}")
+        values = {"class_name" if key == "class" else key: value for key, value in table.items()}
+        entry = ModelEntry(**values)
+        if entry.id in {other.id for other in entries}:
+            raise HarnessError(f"{where}: id {entry.id} is taken; choose another")
+        entries.append(entry)
+    return entries
+
+
+def find_entry(model_id, entries):
+    """Return the entry with this id. Raises HarnessError, listing the known ones, if there is none."""
+    for entry in entries:
+        if entry.id == model_id:
+            return entry
+    known = ", ".join(f"{entry.id} {entry.name}" for entry in entries)
+    raise HarnessError(f"--model_id {model_id}: not in model_zoo/models.toml; it holds {known}")
+
+
+def load_model(entry, device, checkpoint=None):
+    """Build an entry's network and load its checkpoint, or `checkpoint` in its stead, strictly.
+
+    An absent checkpoint of the registry is no error: the network can still be timed and counted, and
+    `missing_weights` says what is missing. Raises HarnessError if the class cannot be built or the weights do not fit.
+    """
+    model = _build(entry)
+    path = Path(checkpoint) if checkpoint else entry.checkpoint_path
+    sha256, missing = None, None
+    if checkpoint is None and not path.is_file():
+        missing = f"{entry.checkpoint}: no checkpoint ({entry.provenance})"
+    else:
+        load_strictly(model, load_state_dict(path), path)
+        sha256 = file_sha256(path)
+    model.requires_grad_(False)
+    return LoadedModel(model.eval().to(device), entry, sha256, missing)
+
+
+def _build(entry):
+    module_name = entry.file.removesuffix(".py").replace("/", ".")
+    try:
+        module = importlib.import_module(module_name)
+        return getattr(module, entry.class_name)(**entry.arguments)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise HarnessError(f"{entry.file}: cannot build {entry.class_name} for model {entry.id} ({error})") from error
