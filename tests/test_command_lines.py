@@ -74,19 +74,8 @@ def test_organizers_command_gives_their_files(tmp_path, weights):
     assert values["num_parameters"] == pytest.approx(0.550992)
 
     table = [line.split("\t") for line in (tmp_path / "results.txt").read_text().splitlines()]
-    assert table[0] == [
-        "Model",
-        "Val PSNR",
-        "Test PSNR",
-        "Val Time [ms]",
-        "Test Time [ms]",
-        "Ave Time [ms]",
-        "Params [M]",
-        "FLOPs [G]",
-        "Acts [M]",
-        "Mem [M]",
-        "Conv",
-    ]
+    assert table[0][:6] == ["Model", "Val PSNR", "Test PSNR", "Val Time [ms]", "Test Time [ms]", "Ave Time [ms]"]
+    assert table[0][6:] == ["Params [M]", "FLOPs [G]", "Acts [M]", "Mem [M]", "Conv"]
     assert table[1][:3] == [FULL_NAME, f"{values['valid_ave_psnr']:.2f}", f"{values['test_ave_psnr']:.2f}"]
     assert table[1][6:9] == ["0.551", "36.02", "88.08"]
     log = next(tmp_path.glob("*.log")).read_text()

@@ -68,18 +68,24 @@ def test_gradients_of_both_forward_ways_agree():
 
 
 @pytest.mark.parametrize("block", [RepMBConv(3, 5), RepMBConv(4, 4), GatedRepMBConv(8)])
-def test_a_block_fuses_to_one_convolution_and_stays_untouched(block):
-    block = randomized(block).double()
-    before = {key: value.clone() for key, value in block.state_dict().items()}
-    conv = block.fuse()
-    x = torch.randn(1, conv.in_channels, 6, 7, dtype=torch.float64)
-    assert isinstance(conv, torch.nn.Conv2d)
-    assert relative(conv(x), block.branches(x)) < 1e-12
-    assert all(torch.equal(before[key], value) for key, value in block.state_dict().items())
+def test_a_block_collapses_to_one_convolution(block):
+    parameters = dict(randomized(block).double().named_parameters())
+    kernel, bias = block.collapse(parameters)
+    x = torch.randn(1, kernel.shape[1], 6, 7, dtype=torch.float64)
+    assert relative(torch.nn.functional.conv2d(x, kernel, bias, padding=1), block(x)) < 1e-12
+
+
+def test_fusing_leaves_the_training_form_untouched():
+    model = NanoSR_train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fused = model.fuse()
+    assert type(fused) is NanoSR_inference
+    assert fused.state_dict().keys() == NanoSR_inference().state_dict().keys()
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
 def test_gate_starts_as_the_description_says():
-    gate = GatedRepMBConv(48).gate()
+    gate = GatedRepMBConv.gate(dict(GatedRepMBConv(48).named_parameters()))
     hidden = 96 * 0.1 / (1 + torch.exp(torch.tensor(-96 * 0.1)))  # silu of ones times the token
     assert torch.allclose(gate, torch.sigmoid(24 * hidden).expand(96))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from models.nanosr_train import NanoSR_train
-from training.loop import save_atomically
+from training.saving import save_atomically
 from utils.checkpoints import load_state_dict, load_strictly
 from utils.errors import exit_on_harness_error
 

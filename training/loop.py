@@ -1,78 +1,99 @@
 """The training loop: one Trainer holds everything that a checkpoint saves and restores."""
 
 import math
-import os
 import time
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.nanosr_train import NanoSR_train
 from training.recipe import recipe_from
+from training.saving import save_atomically
 from utils.errors import HarnessError
-from utils.images import crop_to_multiple, read_rgb, to_image, to_tensor
-from utils.metrics import psnr
 
 STATE_FILE, TRAIN_FILE, FUSED_FILE = "state.pt", "nanosr_train.pth", "team07_NanoSR.pth"  # in the run's folder
+GUARD_EVERY = 100  # steps between two looks at a CUDA graph's losses
 
 
 class Trainer:
     """Trains NanoSR by a recipe. `step` counts finished updates; all randomness hangs on the seed and `step`."""
 
     def __init__(self, recipe, device, rank=0, world=1):
-        self.recipe, self.device, self.rank = recipe, torch.device(device), rank
+        self.recipe, self.device, self.rank, self.world = recipe, torch.device(device), rank, world
         torch.manual_seed(recipe.seed)
         self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.model = NanoSR_train(form=recipe.form)
         if recipe.output_init:
             start_near_mean(self.model, recipe.output_init)
         self.model.to(self.device, memory_format=self.layout)
+        self.average = deepcopy(self.model).requires_grad_(False) if recipe.ema_decay else None
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
-            lr=recipe.learning_rate,
+            lr=torch.tensor(recipe.learning_rate, device=self.device),  # a tensor: a CUDA graph reads it anew each step
             betas=recipe.betas,
             eps=recipe.eps,
             weight_decay=recipe.weight_decay,
             fused=True,
+            capturable=self.device.type == "cuda",
         )
-        self.average = None
-        if recipe.ema_decay:
-            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
-        self.forward = DistributedDataParallel(self.model) if world > 1 else self.model
+        self.forward = DistributedDataParallel(self.model, broadcast_buffers=False) if world > 1 else self.model
         self.step = 0
         self.seconds = 0.0  # spent in training, over all sittings
 
     @property
     def weights(self):
         """The network to validate and export: the running average if the recipe keeps one."""
-        return self.average.module if self.average else self.model
+        return self.average or self.model
 
-    def update(self, lr, hr):
-        """Do one step on uint8 batches; return the loss and the gradient's norm as tensors on the device.
+    def start_from(self, state):
+        """Take a training-form state dict as initial weights, in the live network and in the average."""
+        for model in filter(None, (self.model, self.average)):
+            model.load_state_dict(state)
 
-        Raises FloatingPointError, before any weight is touched, if either is not finite.
-        """
+    def set_learning_rate(self):
+        """Set the optimizer's rate to the schedule's for the coming update."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate_at(self.step)
+            group["lr"].fill_(self.recipe.learning_rate_at(self.step))
+
+    def gradients(self, lr, hr):
+        """Run forward and backward on uint8 batches; return the loss, over all processes, and the gradient's norm."""
         lr, hr = (x.to(torch.float32, memory_format=self.layout) / 255 for x in (lr, hr))
         with self._autocast():
             sr = self.forward(lr)
         loss = F.l1_loss(sr.float(), hr)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm or math.inf)
-        if not torch.isfinite(loss) or not torch.isfinite(norm):
-            raise FloatingPointError(f"loss {loss.item()}, gradient norm {norm.item()}")
+        loss = loss.detach()
+        if self.world > 1:
+            dist.all_reduce(loss)
+            loss /= self.world
+        return loss, torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm or math.inf)
+
+    def apply(self):
+        """Update the weights from the gradients, and their running average."""
         self.optimizer.step()
         if self.average:
-            self.average.update_parameters(self.model)
+            pairs = zip(self.average.parameters(), self.model.parameters(), strict=True)
+            average, live = zip(*((a.detach(), p.detach()) for a, p in pairs), strict=True)
+            torch._foreach_lerp_(average, live, 1 - self.recipe.ema_decay)
+
+    def update(self, lr, hr):
+        """Do one step on uint8 batches; return the loss and the gradient's norm as tensors on the device.
+
+        Raises FloatingPointError, before any weight is touched, if either is not finite.
+        """
+        self.set_learning_rate()
+        loss, norm = self.gradients(lr, hr)
+        check_finite(loss, norm)
+        self.apply()
         self.step += 1
-        return loss.detach(), norm
+        return loss, norm
 
     def _autocast(self):
         if self.recipe.precision == "float32":
@@ -118,6 +139,60 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
 
 
+class GraphedUpdate:
+    """`Trainer.update` as one CUDA graph: the host only copies the batch and starts it.
+
+    The first steps run eagerly, as capture needs; they are ordinary steps. Losses stay on the device, so whether they
+    are finite is looked at every `GUARD_EVERY` steps; the error names the first step that was not.
+    """
+
+    def __init__(self, trainer):
+        self.trainer, self.graph, self.history = trainer, None, []
+        self.eager_steps = 3
+
+    def __call__(self, lr, hr):
+        trainer = self.trainer
+        if self.eager_steps:
+            self.eager_steps -= 1
+            side = torch.cuda.Stream()  # capture wants its warm-up on another stream
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                result = trainer.update(lr, hr)
+            torch.cuda.current_stream().wait_stream(side)
+            return result
+        if self.graph is None:
+            self.lr, self.hr = lr.clone(), hr.clone()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):  # records, runs nothing
+                self.loss, self.norm = trainer.gradients(self.lr, self.hr)
+                trainer.apply()
+        trainer.set_learning_rate()
+        self.lr.copy_(lr)
+        self.hr.copy_(hr)
+        self.graph.replay()
+        trainer.step += 1
+        self.history.append(torch.stack([self.loss, self.norm]))
+        if len(self.history) == GUARD_EVERY:
+            self.check()
+        return self.loss.clone(), self.norm.clone()
+
+    def check(self):
+        """Raise FloatingPointError if a step since the last check was not finite, and set `step` back to it."""
+        first = self.trainer.step - len(self.history)
+        history, self.history = self.history, []
+        if history:
+            for offset, (loss, norm) in enumerate(torch.stack(history).tolist()):
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    self.trainer.step = first + offset
+                    raise FloatingPointError(f"loss {loss}, gradient norm {norm}")
+
+
+def check_finite(loss, norm):
+    """Raise FloatingPointError unless both are finite."""
+    if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        raise FloatingPointError(f"loss {loss.item()}, gradient norm {norm.item()}")
+
+
 @torch.no_grad()
 def start_near_mean(model, factor):
     """Shrink the last convolution's weights by `factor` and set its bias to the RGB mean of the training data.
@@ -130,50 +205,42 @@ def start_near_mean(model, factor):
     last.bias.copy_(model.mean.flatten().repeat_interleave(last.out_channels // model.mean.numel()))
 
 
-@torch.no_grad()
-def validation_psnr(model, dataset, device):
-    """Mean PSNR [dB] of a training-form network on a dataset, fused, in float32."""
-    fused = model.fuse().eval()
-    results = []
-    for pair in dataset.pairs:
-        sr = fused(to_tensor(read_rgb(pair.lr)).to(device))
-        results.append(psnr(to_image(sr), crop_to_multiple(read_rgb(pair.hr))))
-    return sum(results) / len(results)
-
-
-def save_atomically(values, path):
-    """torch.save to `path` so that the file is always whole. Raises HarnessError if it cannot be written."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            torch.save(values, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
-        raise HarnessError(f"{path}: cannot be written ({error}); make room and run again with --resume") from error
-
-
-def train(trainer, feed, until, on_step, minutes=None):
-    """Run steps until `until` steps are done or `minutes` have passed; call `on_step(loss, norm)` after each.
+def train(trainer, feed, on_step, minutes=None):
+    """Run steps until the recipe is finished or `minutes` have passed; call `on_step(loss, norm)` after each.
 
     Returns True when the recipe is finished. Raises HarnessError, naming the step and the batch's seed, when the loss
     or a gradient is not finite.
     """
+    recipe = trainer.recipe
+    graphable = recipe.cuda_graph and trainer.device.type == "cuda" and trainer.world == 1
+    graphed = GraphedUpdate(trainer) if graphable else None
+    update = graphed or trainer.update
     started = before = time.monotonic()
-    for lr, hr in feed.batches(trainer.step, until):
-        try:
-            loss, norm = trainer.update(lr, hr)
-        except FloatingPointError as error:
-            raise HarnessError(
-                f"step {trainer.step}: {error}; its batch is seed {trainer.recipe.seed}, step {trainer.step}; "
-                "lower learning_rate or clip_norm"
-            ) from error
-        now = time.monotonic()
-        trainer.seconds += now - before
-        before = now
-        on_step(loss, norm)
-        if minutes is not None and now - started > 60 * minutes:
-            break
-    return trainer.step >= until
+    try:
+        for lr, hr in feed.batches(trainer.step, recipe.steps):
+            loss, norm = update(lr, hr)
+            now = time.monotonic()
+            trainer.seconds += now - before
+            before = now
+            if graphed and trainer.step % recipe.checkpoint_every == 0:
+                graphed.check()  # nothing unsound may reach a checkpoint
+            on_step(loss, norm)
+            if minutes is not None and _agreed(now - started >= 60 * minutes, trainer):
+                break
+        if graphed:
+            graphed.check()
+    except FloatingPointError as error:
+        raise HarnessError(
+            f"step {trainer.step}: {error}; its batch is seed {recipe.seed}, step {trainer.step}; "
+            "lower learning_rate or clip_norm and start from the last checkpoint"
+        ) from error
+    return trainer.step >= recipe.steps
+
+
+def _agreed(stop, trainer):
+    """Whether any process wants to stop: their clocks differ, and all must leave at the same step."""
+    if trainer.world == 1:
+        return stop
+    vote = torch.tensor(float(stop), device=trainer.device)
+    dist.all_reduce(vote, dist.ReduceOp.MAX)
+    return bool(vote)

@@ -35,6 +35,7 @@ class Recipe:
     form: str  # "collapsed" or "branches"
     precision: str  # "float32" or "bfloat16" (autocast)
     channels_last: bool
+    cuda_graph: bool  # with one GPU, replay the whole step as one CUDA graph
     # how often
     log_every: int
     validate_every: int

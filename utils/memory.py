@@ -61,10 +61,11 @@ def _measure_in_child(entry, lr_shape, threads, sender):
     model(lr[:, :, :16, :16])  # what the libraries set up once is not the network's
     before = psutil.Process().memory_info().rss
     model(lr)
-    sender.send(max(_peak_rss_bytes() - before, 0) / 2**20)
+    sender.send(max(peak_rss_bytes() - before, 0) / 2**20)
 
 
-def _peak_rss_bytes():
+def peak_rss_bytes():
+    """Peak resident memory of this process so far."""
     # ru_maxrss of a process on Linux starts at its parent's; VmHWM is its own.
     status = Path("/proc/self/status")
     if status.exists():

@@ -1,0 +1,164 @@
+"""Training speed and memory of both forward ways: python -m benchmarks.training [--batch 16] [--device auto]
+
+Method. Each variant trains NanoSR from the same initial weights on the same batches, which lie in memory before the
+clock starts. A step is what `train.py` does: forward, backward, gradient norm, AdamW, running average. The variants take turns, one step each
+per round, so that a busy machine slows all of them; the first rounds warm up and do not count. Shown are the median
+time of a step, its 10th and 90th percentile, and the ratio of medians to the reference, the branches in float32.
+Peak memory is of a process of its own per variant: on a GPU `max_memory_allocated`, on a CPU the growth of the resident
+memory over three steps. Feeding is timed alone, without a step, over batches of the size that training takes.
+"""
+
+import argparse
+import multiprocessing
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from tqdm import tqdm
+
+from training.feed import MappedFeed, Plan, ResidentFeed
+from training.loop import GraphedUpdate, Trainer
+from training.prepare import Cut, list_images, prepare
+from training.recipe import load_recipe
+from training.subimages import SubImages
+from utils.datasets import challenge_folders
+from utils.environment import choose_device, describe_environment
+from utils.errors import exit_on_harness_error
+from utils.memory import peak_rss_bytes
+from utils.registry import ROOT
+from utils.sample import ensure_sample
+
+REFERENCE = ("branches", "float32", False, False)
+VARIANTS = (  # form, precision, channels_last, cuda_graph
+    REFERENCE,
+    ("collapsed", "float32", False, False),
+    ("collapsed", "float32", True, False),
+    ("branches", "bfloat16", True, False),
+    ("collapsed", "bfloat16", True, False),
+    ("collapsed", "bfloat16", True, True),
+)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    args = parser.parse_args()
+    device = choose_device(args.device)
+    recipe = replace(load_recipe(ROOT / "training" / "recipes" / "nanosr_500k.toml"), batch=args.batch)
+    variants = [variant for variant in VARIANTS if device.type == "cuda" or not variant[3]]
+    times = time_steps(recipe, variants, device, args.warmup, args.rounds)
+    environment = describe_environment(device)
+    print(
+        f"\n{environment['gpu'] or environment['cpu']}, {environment['threads']} threads, torch {torch.__version__}, "
+        f"{environment['date'][:10]}; batch {recipe.batch} of {recipe.hr_patch} x {recipe.hr_patch} HR, "
+        f"{args.warmup} warm-up and {args.rounds} timed rounds\n"
+    )
+    print("| form | precision | layout | graph | ms per step (10-90 %) | steps/s | ratio | peak memory [MiB] |")
+    print("| --- | --- | --- | --- | ---: | ---: | ---: | ---: |")
+    for variant in variants:
+        form, precision, channels_last, graph = variant
+        p10, median, p90 = np.percentile(times[variant], [10, 50, 90])
+        ratio = np.median(times[REFERENCE]) / median
+        print(
+            f"| {form} | {precision} | {'channels_last' if channels_last else 'contiguous'} | {'yes' if graph else 'no'} "
+            f"| {median:.1f} ({p10:.1f}-{p90:.1f}) | {1000 / median:.2f} | {ratio:.2f} "
+            f"| {peak_mib(recipe, variant, device):.0f} |"
+        )
+    fastest = min(np.median(values) for values in times.values())
+    print("\n| feed | batches/s | ratio to the fastest form's steps/s |\n| --- | ---: | ---: |")
+    for name, rate in feed_rates(recipe, device, args.rounds):
+        print(f"| {name} | {rate:.1f} | {rate * fastest / 1000:.1f} |")
+
+
+def with_variant(recipe, variant):
+    """The recipe with a variant's form, precision, layout and graph."""
+    form, precision, channels_last, graph = variant
+    return replace(recipe, form=form, precision=precision, channels_last=channels_last, cuda_graph=graph)
+
+
+def random_batch(recipe, device):
+    """Smooth enough to train on: noise would do for time, but not for a finite loss over many steps."""
+    side = recipe.hr_patch // 4
+    generator = torch.Generator().manual_seed(0)
+    lr = torch.randint(0, 256, (recipe.batch, 3, side, side), dtype=torch.uint8, generator=generator)
+    return lr.to(device), lr.repeat_interleave(4, 2).repeat_interleave(4, 3).to(device)
+
+
+def updates(recipe, variants, device):
+    """A step function per variant."""
+    trainers = {variant: Trainer(with_variant(recipe, variant), device) for variant in variants}
+    return {variant: GraphedUpdate(trainer) if variant[3] else trainer.update for variant, trainer in trainers.items()}
+
+
+def time_steps(recipe, variants, device, warmup, rounds):
+    """Return {variant: times [ms]}, one per counted round."""
+    lr, hr = random_batch(recipe, device)
+    step = updates(recipe, variants, device)
+    times = {variant: [] for variant in variants}
+    for number in tqdm(range(warmup + 1 + rounds), desc="steps", unit="round"):
+        for variant in variants:
+            synchronize(device)
+            start = time.perf_counter()
+            step[variant](lr, hr)
+            synchronize(device)
+            if number > warmup:  # one round more: a CUDA graph is captured in its fourth
+                times[variant].append(1000 * (time.perf_counter() - start))
+    return times
+
+
+def synchronize(device):
+    """Wait for the GPU; a CPU has nothing to wait for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_mib(recipe, variant, device):
+    """Peak memory [MiB] of a process that does a few steps of one variant."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak_in_child, (recipe, variant, device.type))
+
+
+def _peak_in_child(recipe, variant, device_type):
+    device = choose_device(device_type)
+    lr, hr = random_batch(recipe, device)
+    before = psutil.Process().memory_info().rss
+    (step,) = updates(recipe, [variant], device).values()
+    for _ in range(5 if variant[3] else 3):
+        step(lr, hr)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return (peak_rss_bytes() - before) / 2**20
+
+
+def feed_rates(recipe, device, rounds):
+    """Yield (name, batches/s) for both feeds over the built-in sample's photographs."""
+    with tempfile.TemporaryDirectory() as folder:
+        sources = list_images([challenge_folders(ensure_sample(), "valid")[0]])
+        prepare(sources, {}, Path(folder), Cut(), 100, 1, strict=True)
+        subimages = SubImages(folder)
+        plan = Plan(subimages.shapes, recipe.seed, recipe.batch, recipe.hr_patch)
+        feeds = {
+            "resident": ResidentFeed(subimages, plan, device),
+            "mapped, in the training process": MappedFeed(subimages, plan, device, 0),
+            "mapped, 2 workers": MappedFeed(subimages, plan, device, 2),
+        }
+        for name, feed in feeds.items():
+            batches = feed.batches(0, 20 * rounds + 1)
+            next(batches)  # workers start with the first
+            start = time.perf_counter()
+            for _ in batches:
+                pass
+            synchronize(device)
+            yield name, 20 * rounds / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    exit_on_harness_error(main)
