@@ -6,12 +6,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.datasets import SPLITS, default_data_dir, open_dataset
+from utils.datasets import SPLITS, open_dataset
 from utils.environment import choose_device
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.measurement import Plan, measure
 from utils.registry import find_entry, load_model, read_registry
 from utils.results import read_results, store_record, write_text
+from utils.sample import default_data_dir
 from utils.tables import latex_table, markdown_table, text_table
 
 
@@ -30,7 +31,8 @@ def main():
     plan = Plan(args.runs, args.warmup, args.repeats)
     for entry in entries:
         loaded = load_model(entry, device, args.checkpoint)
-        save_dir = args.results / "images" / entry.full_name if args.save_images else None
+        keep = args.save_images or not dataset.has_hr
+        save_dir = args.results / "images" / entry.full_name if keep else None
         store = partial(store_record, results, entry.name)
         with tqdm(total=plan.passes(len(dataset.pairs)), desc=entry.name, unit="pass") as bar:
             measure(loaded, dataset, device, plan, save_dir, on_pass=bar.update, on_progress=store)
@@ -48,7 +50,7 @@ def parse():
     parser.add_argument("--repeats", type=positive, default=10, help="timed passes of the steady time")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
-    parser.add_argument("--save_images", action="store_true", help="write restored images to DIR/images")
+    parser.add_argument("--save_images", action="store_true", help="write restored images; always on without HR")
     return parser.parse_args()
 
 

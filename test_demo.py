@@ -8,12 +8,13 @@ from tqdm import tqdm
 
 from utils.challenge_files import complexity_results, image_line, merge_results, split_results, write_results_txt
 from utils.complexity import measure_complexity
-from utils.datasets import SPLITS, default_data_dir, open_dataset
+from utils.datasets import SPLITS, open_dataset
 from utils.environment import choose_device
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.evaluation import evaluate, largest_lr, mean
 from utils.memory import measure_peak_mib, reset_peak
 from utils.registry import find_entry, load_model, read_registry
+from utils.sample import default_data_dir
 
 LOG_NAME = "NTIRE-EfficientSR.log"
 
@@ -103,6 +104,7 @@ def open_log(path):
         raise HarnessError(f"{path}: cannot be written ({error.strerror}); run from a writable folder") from error
     logging.basicConfig(
         level=logging.INFO,
+        force=True,
         handlers=handlers,
         format="%(asctime)s.%(msecs)03d : %(message)s",
         datefmt="%y-%m-%d %H:%M:%S",

@@ -15,9 +15,10 @@ from training.recipe import load_recipe
 from training.subimages import SubImages
 from training.validation import validation_psnr
 from utils.checkpoints import load_state_dict, load_strictly
-from utils.datasets import SAMPLE_DIR, open_dataset
+from utils.datasets import open_dataset
 from utils.environment import choose_device
 from utils.errors import HarnessError, exit_on_harness_error
+from utils.sample import ensure_sample
 
 
 def main():
@@ -27,9 +28,7 @@ def main():
     device = choose_device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
     subimages = SubImages(args.data)
     plan = Plan(subimages.shapes, recipe.seed, recipe.batch, recipe.hr_patch, rank, world)
-    validation = open_dataset(args.validation)
-    if not validation.has_hr:
-        raise HarnessError(f"{args.validation}: validation needs HR images")
+    validation = open_validation(args.validation) if rank == 0 else None
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
@@ -49,7 +48,7 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--data", type=Path, default=Path("data/train"), help="folder that training.prepare made")
-    parser.add_argument("--validation", type=Path, default=SAMPLE_DIR, help="data folder with HR (default: the sample)")
+    parser.add_argument("--validation", type=Path, help="data folder with HR images (default: the sample)")
     parser.add_argument("--run_dir", type=Path, help="default: runs/NAME of the recipe")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint, if it has one")
     parser.add_argument("--init", type=Path, metavar="CKPT", help="training-form weights to start a new run from")
@@ -58,6 +57,14 @@ def parse():
     parser.add_argument("--feed", default="auto", choices=("auto", "resident", "mapped"))
     parser.add_argument("--workers", type=int, default=2, help="processes that cut patches with --feed mapped")
     return parser.parse_args()
+
+
+def open_validation(folder):
+    """Open the validation data, by default the built-in sample."""
+    dataset = open_dataset(folder or ensure_sample())
+    if not dataset.has_hr:
+        raise HarnessError(f"{folder}: validation needs HR images; add them or name another folder")
+    return dataset
 
 
 def start(trainer, run_dir, resume, init):

@@ -1,11 +1,12 @@
 """Training speed and memory of both forward ways: python -m benchmarks.training [--batch 16] [--device auto]
 
-Method. Each variant trains NanoSR from the same initial weights on the same batches, which lie in memory before the
-clock starts. A step is what `train.py` does: forward, backward, gradient norm, AdamW, running average. The variants take turns, one step each
-per round, so that a busy machine slows all of them; the first rounds warm up and do not count. Shown are the median
-time of a step, its 10th and 90th percentile, and the ratio of medians to the reference, the branches in float32.
-Peak memory is of a process of its own per variant: on a GPU `max_memory_allocated`, on a CPU the growth of the resident
-memory over three steps. Feeding is timed alone, without a step, over batches of the size that training takes.
+Method. Each variant trains NanoSR from the same initial weights on one batch that lies in memory before the clock
+starts. A step is what `train.py` does: forward, backward, gradient norm, AdamW, running average. The variants take
+turns, one step each per round, so that a busy machine slows all of them; the first rounds warm up and do not count.
+Shown are the median time of a step, its 10th and 90th percentile, and the ratio of the reference's median to it; the
+reference is the branches in float32. Peak memory is of a process of its own per variant: on a GPU
+`max_memory_allocated`, on a CPU the growth of the resident memory over three steps. Feeding is timed alone, without a
+step, over batches of the size that training takes.
 """
 
 import argparse
@@ -66,8 +67,9 @@ def main():
         form, precision, channels_last, graph = variant
         p10, median, p90 = np.percentile(times[variant], [10, 50, 90])
         ratio = np.median(times[REFERENCE]) / median
+        layout = "channels_last" if channels_last else "contiguous"
         print(
-            f"| {form} | {precision} | {'channels_last' if channels_last else 'contiguous'} | {'yes' if graph else 'no'} "
+            f"| {form} | {precision} | {layout} | {'yes' if graph else 'no'} "
             f"| {median:.1f} ({p10:.1f}-{p90:.1f}) | {1000 / median:.2f} | {ratio:.2f} "
             f"| {peak_mib(recipe, variant, device):.0f} |"
         )

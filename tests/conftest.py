@@ -1,11 +1,16 @@
-"""What several tests share: small data folders, and the published material where it lies beside the project."""
+"""What several tests share: running commands, small data folders, and the published material beside the project."""
 
+import importlib
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from utils.errors import exit_on_harness_error
 from utils.images import bicubic_downscale, write_png
 from utils.registry import ROOT
 
@@ -41,6 +46,30 @@ def write_pairs(folder, names, size=(64, 96), layout=("HR", "LR")):
 def pairs(tmp_path):
     """A data folder with two small pairs, a and b, in the plain layout."""
     return write_pairs(tmp_path / "data", ["a", "b"])
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """Runs a script of the project, or `-m` and a module, as its command line does but in this process: importing
+    torch anew for each would take most of the tests' time. Gives the status and what was printed.
+    """
+
+    def run(*arguments, cwd=ROOT):
+        words = list(map(str, arguments))
+        monkeypatch.chdir(cwd)
+        monkeypatch.syspath_prepend(str(ROOT))
+        module = importlib.import_module(words.pop(1)) if words[0] == "-m" else None
+        monkeypatch.setattr(sys, "argv", words)
+        capfd.readouterr()
+        try:
+            exit_on_harness_error(module.main) if module else runpy.run_path(ROOT / words[0], run_name="__main__")
+            status = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+        printed, complaints = capfd.readouterr()
+        return subprocess.CompletedProcess(words, status, printed, complaints)
+
+    return run
 
 
 @pytest.fixture(autouse=True)

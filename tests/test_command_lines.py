@@ -1,8 +1,6 @@
-"""test_demo.py and eval.py as a user runs them, in processes of their own."""
+"""test_demo.py and eval.py as a user runs them."""
 
 import json
-import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -13,19 +11,16 @@ from models.team07_NanoSR import NanoSR_inference
 from tests.conftest import write_pairs
 from utils.images import read_rgb
 from utils.metrics import psnr, ssim
-from utils.registry import ROOT
 
 FULL_NAME = "07_NanoSR_inference"
 
 
-def run(script, *arguments, cwd):
-    return subprocess.run(
-        [sys.executable, ROOT / script, "--device", "cpu", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+@pytest.fixture
+def run(command):
+    def on_cpu(script, *arguments, cwd):
+        return command(script, "--device", "cpu", *arguments, cwd=cwd)
+
+    return on_cpu
 
 
 def assert_one_line(result, *parts):
@@ -45,7 +40,7 @@ def weights(tmp_path):
     return tmp_path / "random.pth"
 
 
-def test_organizers_command_gives_their_files(tmp_path, weights):
+def test_organizers_command_gives_their_files(run, tmp_path, weights):
     data = tmp_path / "data"
     write_pairs(data, ["0801", "0000001"], layout=("DIV2K_LSDIR_valid_HR", "DIV2K_LSDIR_valid_LR"))
     write_pairs(data, ["0901"], layout=("DIV2K_LSDIR_test_HR", "DIV2K_LSDIR_test_LR"))
@@ -82,7 +77,7 @@ def test_organizers_command_gives_their_files(tmp_path, weights):
     assert f"0801.png - PSNR: {values['valid_psnr'][1]:.2f} dB; SSIM: {values['valid_ssim'][1]:.4f}." in log
 
 
-def test_without_save_dir_everything_goes_to_results_and_images_stay_away(tmp_path, pairs, weights):
+def test_without_save_dir_everything_goes_to_results_and_images_stay_away(run, tmp_path, pairs, weights):
     result = run("test_demo.py", "--data_dir", pairs, "--model_id", 7, "--checkpoint", weights, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert {path.name for path in (tmp_path / "results").iterdir() if not path.name.startswith(".")} == {
@@ -95,7 +90,7 @@ def test_without_save_dir_everything_goes_to_results_and_images_stay_away(tmp_pa
     assert "valid_ave_ssim" not in (tmp_path / "results" / "results.json").read_text()
 
 
-def test_lr_alone_is_restored_and_saved_with_dashes(tmp_path, pairs, weights):
+def test_lr_alone_is_restored_and_saved_with_dashes(run, tmp_path, pairs, weights):
     (pairs / "HR").rename(tmp_path / "elsewhere")
     result = run("test_demo.py", "--data_dir", pairs, "--checkpoint", weights, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -103,7 +98,7 @@ def test_lr_alone_is_restored_and_saved_with_dashes(tmp_path, pairs, weights):
     assert (tmp_path / "results" / "results.txt").read_text().splitlines()[1].split("\t")[1] == "-"
 
 
-def test_eval_measures_everything_and_writes_three_tables(tmp_path, pairs, weights):
+def test_eval_measures_everything_and_writes_three_tables(run, tmp_path, pairs, weights):
     arguments = ("--data_dir", pairs, "--model_id", 7, "--checkpoint", weights, "--runs", 2, "--repeats", 3)
     result = run("eval.py", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -120,7 +115,7 @@ def test_eval_measures_everything_and_writes_three_tables(tmp_path, pairs, weigh
     assert "data (2 images)" in result.stdout
 
 
-def test_model_without_weights_is_timed_and_counted(tmp_path, pairs, monkeypatch):
+def test_model_without_weights_is_timed_and_counted(run, tmp_path, pairs):
     result = run("eval.py", "--data_dir", pairs, "--model_id", 0, "--runs", 1, "--repeats", 1, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     row = (tmp_path / "results" / "factsheet.txt").read_text().splitlines()[2].split()
@@ -152,7 +147,7 @@ def sixteen_bit(folder):
 
 
 @pytest.mark.parametrize("damage", [hr_without_lr, sizes_that_do_not_fit, truncated, sixteen_bit])
-def test_bad_data_costs_one_line_and_no_result(tmp_path, pairs, weights, damage):
+def test_bad_data_costs_one_line_and_no_result(run, tmp_path, pairs, weights, damage):
     name = damage(pairs)
     results = tmp_path / "results" / "results.json"
     results.parent.mkdir()
@@ -176,26 +171,26 @@ def test_bad_data_costs_one_line_and_no_result(tmp_path, pairs, weights, damage)
     ],
 )
 @pytest.mark.parametrize("script", ["test_demo.py", "eval.py"])
-def test_bad_arguments_cost_one_line(tmp_path, pairs, script, arguments, parts):
+def test_bad_arguments_cost_one_line(run, tmp_path, pairs, script, arguments, parts):
     defaults = {"--data_dir": pairs, "--model_id": 7} | dict([arguments])
     assert_one_line(run(script, *(word for pair in defaults.items() for word in pair), cwd=tmp_path), *parts)
 
 
-def test_results_that_cannot_be_used_stop_before_the_work(tmp_path, pairs, weights):
+def test_results_that_cannot_be_used_stop_before_the_work(run, tmp_path, pairs, weights):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "results.json").write_text('{"schema": 0}')
     result = run("eval.py", "--data_dir", pairs, "--model_id", 7, "--checkpoint", weights, cwd=tmp_path)
     assert_one_line(result, "results.json", "another version")
 
 
-def test_output_folder_that_cannot_be_written_is_named(tmp_path, pairs, weights):
+def test_output_folder_that_cannot_be_written_is_named(run, tmp_path, pairs, weights):
     (tmp_path / "results").write_text("a file where the folder should be")
     arguments = ("--data_dir", pairs, "--model_id", 7, "--checkpoint", weights)
     assert_one_line(run("eval.py", *arguments, cwd=tmp_path), "results", "cannot be")
     assert_one_line(run("test_demo.py", *arguments, cwd=tmp_path), "results", "cannot be written")
 
 
-def test_wrong_checkpoint_names_its_keys(tmp_path, pairs):
+def test_wrong_checkpoint_names_its_keys(run, tmp_path, pairs):
     torch.save({"conv_1.conv.weight": torch.zeros(48, 3, 3, 3), "extra": torch.zeros(1)}, tmp_path / "wrong.pth")
     arguments = ("--data_dir", pairs, "--model_id", 7, "--checkpoint", "wrong.pth")
     assert_one_line(run("eval.py", *arguments, cwd=tmp_path), "wrong.pth", "55 missing keys", "extra")

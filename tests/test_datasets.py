@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import write_pairs
-from utils.datasets import challenge_folders, default_data_dir, open_dataset
+from utils.datasets import challenge_folders, open_dataset
 from utils.errors import HarnessError
 from utils.images import read_rgb
-from utils.sample import PHOTOGRAPHS, ensure_sample, make_sample
+from utils.sample import PHOTOGRAPHS, default_data_dir, ensure_sample, make_sample
 
 CHALLENGE = ("DIV2K_LSDIR_valid_HR", "DIV2K_LSDIR_valid_LR")
 

@@ -11,7 +11,7 @@ from utils.results import read_results, store_record, write_json
 
 
 def record(value, status="complete"):
-    return {"status": status, "value": value}
+    return {"status": status, "psnr": [value]}
 
 
 def test_records_of_several_models_stay_side_by_side(tmp_path):
@@ -27,7 +27,7 @@ def test_an_incomplete_record_never_replaces_a_complete_one(tmp_path):
     store_record(path, "A", record(1))
     store_record(path, "A", record(2, "incomplete: truncated PNG"))
     assert read_results(path) == {"A": record(1)}
-    assert json.loads(path.read_text())["incomplete"]["A"]["value"] == 2
+    assert json.loads(path.read_text())["incomplete"]["A"]["psnr"] == [2]
     store_record(path, "A", record(3))
     assert read_results(path) == {"A": record(3)}
     assert json.loads(path.read_text())["incomplete"] == {}

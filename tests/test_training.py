@@ -57,36 +57,43 @@ def recipe_path(tmp_path):
     return path
 
 
+def write_photographs(folder):
+    """Write three HR images of different sizes."""
+    for number, size in enumerate([(64, 96), (50, 70), (130, 41)]):
+        write_png(folder / f"{number}.png", photograph(*size, number))
+    return folder
+
+
 @pytest.fixture
 def photographs(tmp_path):
-    """A folder with three HR images of different sizes."""
-    for number, size in enumerate([(64, 96), (50, 70), (130, 41)]):
-        write_png(tmp_path / "hr" / f"{number}.png", photograph(*size, number))
-    return tmp_path / "hr"
-
-
-def prepare(hr, out, *arguments):
-    return module("training.prepare", "--hr", hr, "--out", out, "--workers", 2, *arguments)
-
-
-def module(name, *arguments):
-    return python("-m", name, *arguments)
-
-
-def python(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=200, **options
-    )
+    return write_photographs(tmp_path / "hr")
 
 
 SMALL_CUT = ("--size", 64, "--step", 32, "--smallest", 32, "--images-per-shard", 2)
 
 
 @pytest.fixture
-def prepared(photographs, tmp_path):
-    result = prepare(photographs, tmp_path / "prepared", *SMALL_CUT)
+def prepare(command):
+    def run(hr, out, *arguments):
+        return command("-m", "training.prepare", "--hr", hr, "--out", out, "--workers", 1, *arguments)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """The photographs, prepared by two workers; for reading only."""
+    folder = tmp_path_factory.mktemp("prepared")
+    hr = write_photographs(folder / "hr")
+    result = python("-m", "training.prepare", "--hr", hr, "--out", folder / "out", "--workers", 2, *SMALL_CUT)
     assert result.returncode == 0, result.stderr
-    return tmp_path / "prepared"
+    return folder / "out"
+
+
+def python(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=200, **options
+    )
 
 
 # recipes
@@ -156,7 +163,7 @@ def test_boxes_hold_every_patch_of_the_image(size):
     assert not corners
 
 
-def test_prepared_pairs_are_the_images_and_their_bicubic(prepared, photographs):
+def test_prepared_pairs_are_the_images_and_their_bicubic(prepared):
     subimages = SubImages(prepared)
     first = photograph(64, 96, 0)
     lr, hr = subimages.pair(1)
@@ -167,7 +174,7 @@ def test_prepared_pairs_are_the_images_and_their_bicubic(prepared, photographs):
     verify(prepared)
 
 
-def test_lr_given_beside_hr_is_taken(photographs, tmp_path):
+def test_lr_given_beside_hr_is_taken(prepare, photographs, tmp_path):
     for path in photographs.iterdir():
         height, width = (side // 4 for side in cv2.imread(str(path)).shape[:2])
         write_png(tmp_path / "lr" / f"{path.stem}x4.png", np.full((height, width, 3), 9, np.uint8))
@@ -176,7 +183,7 @@ def test_lr_given_beside_hr_is_taken(photographs, tmp_path):
     assert SubImages(tmp_path / "out").pair(0)[0].max() == 9
 
 
-def test_corrupt_and_small_images_are_skipped_counted_or_fatal(photographs, tmp_path):
+def test_corrupt_and_small_images_are_skipped_counted_or_fatal(prepare, photographs, tmp_path):
     (photographs / "1.png").write_bytes((photographs / "1.png").read_bytes()[:100])
     write_png(photographs / "9.png", photograph(20, 90))
     result = prepare(photographs, tmp_path / "out", *SMALL_CUT)
@@ -190,27 +197,30 @@ def test_corrupt_and_small_images_are_skipped_counted_or_fatal(photographs, tmp_
     assert "1.png" in strict.stderr.strip().splitlines()[-1]
 
 
-def test_empty_folder_and_other_settings_are_refused(prepared, photographs, tmp_path):
+def test_empty_folder_and_other_settings_are_refused(prepare, photographs, tmp_path):
+    assert prepare(photographs, tmp_path / "done", *SMALL_CUT).returncode == 0
     (tmp_path / "empty").mkdir()
     assert "holds no PNG or JPEG" in prepare(tmp_path / "empty", tmp_path / "out").stderr
-    again = prepare(photographs, prepared, *SMALL_CUT[:-1], 3)
+    again = prepare(photographs, tmp_path / "done", *SMALL_CUT[:-1], 3)
     assert "made from other images or settings" in again.stderr
 
 
-def test_interrupted_preparation_goes_on_and_damage_is_found(prepared, photographs):
-    kept, lost = prepared / "shard-00000.hr", prepared / "shard-00001.json"
+def test_interrupted_preparation_goes_on_and_damage_is_found(prepare, photographs, tmp_path):
+    out = tmp_path / "out"
+    assert prepare(photographs, out, *SMALL_CUT).returncode == 0
+    kept, lost = out / "shard-00000.hr", out / "shard-00001.json"
     before = kept.stat().st_mtime_ns
     lost.unlink()
-    (prepared / "index.json").unlink()
+    (out / "index.json").unlink()
     with pytest.raises(HarnessError, match="no finished training set"):
-        SubImages(prepared)
-    assert prepare(photographs, prepared, *SMALL_CUT).returncode == 0
+        SubImages(out)
+    assert prepare(photographs, out, *SMALL_CUT).returncode == 0
     assert kept.stat().st_mtime_ns == before
     data = bytearray(kept.read_bytes())
     data[10] ^= 1
     kept.write_bytes(data)
     with pytest.raises(HarnessError, match=r"shard-00000\.hr: sha256 differs"):
-        verify(prepared)
+        verify(out)
 
 
 # feeding
@@ -229,7 +239,7 @@ def test_resident_and_mapped_feeds_give_the_same_batches(prepared, workers):
         assert torch.equal(hr, mapped_hr)
 
 
-def test_patches_are_aligned_and_come_in_all_eight_orientations(tmp_path):
+def test_patches_are_aligned_and_come_in_all_eight_orientations(prepare, tmp_path):
     rows, columns = np.mgrid[:64, :64].astype(np.uint8) // 4 * 4  # constant inside each LR pixel
     write_png(tmp_path / "hr" / "ramp.png", np.stack([rows, columns, rows * 0], axis=2))
     write_png(tmp_path / "lr" / "rampx4.png", np.stack([rows, columns, rows * 0], axis=2)[::4, ::4])
@@ -319,7 +329,7 @@ def test_non_finite_loss_stops_with_step_and_seed_and_keeps_the_weights(recipe_p
 
 def train_command(recipe_path, prepared, run_dir, pairs, *arguments):
     return [
-        ROOT / "train.py", recipe_path, "--data", prepared, "--run_dir", run_dir,
+        "train.py", recipe_path, "--data", prepared, "--run_dir", run_dir,
         "--validation", pairs, "--device", "cpu", *arguments,
     ]  # fmt: skip
 
@@ -328,7 +338,7 @@ def test_killed_at_any_moment_and_resumed_ends_with_the_same_bits(recipe_path, p
     assert python(*train_command(recipe_path, prepared, tmp_path / "whole", pairs)).returncode == 0
     for kill_after in (4, 5):  # log rows: between two checkpoints, and around one
         command = train_command(recipe_path, prepared, tmp_path / f"cut{kill_after}", pairs)
-        process = subprocess.Popen([sys.executable, *map(str, command)], stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stderr=subprocess.DEVNULL)
         log = tmp_path / f"cut{kill_after}" / "log.csv"
         while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= kill_after):
             time.sleep(0.005)
@@ -344,20 +354,20 @@ def test_killed_at_any_moment_and_resumed_ends_with_the_same_bits(recipe_path, p
         assert (log.parent / "curves.png").stat().st_size > 1000
 
 
-def test_minutes_stop_at_a_checkpoint(recipe_path, prepared, pairs, tmp_path):
-    result = python(*train_command(recipe_path, prepared, tmp_path / "run", pairs, "--minutes", 0))
+def test_minutes_stop_at_a_checkpoint(command, recipe_path, prepared, pairs, tmp_path):
+    result = command(*train_command(recipe_path, prepared, tmp_path / "run", pairs, "--minutes", 0))
     assert result.returncode == 0, result.stderr
     assert "stopped at step 1 of 6" in result.stdout
-    result = python(*train_command(recipe_path, prepared, tmp_path / "run", pairs, "--resume"))
+    result = command(*train_command(recipe_path, prepared, tmp_path / "run", pairs, "--resume"))
     assert "finished" in result.stdout
 
 
-def test_a_run_is_not_overwritten_nor_its_recipe_changed(recipe_path, prepared, pairs, tmp_path):
-    command = train_command(recipe_path, prepared, tmp_path / "run", pairs)
-    assert python(*command, "--minutes", 0).returncode == 0
-    assert "go on with --resume" in python(*command).stderr
+def test_a_run_is_not_overwritten_nor_its_recipe_changed(command, recipe_path, prepared, pairs, tmp_path):
+    words = train_command(recipe_path, prepared, tmp_path / "run", pairs)
+    assert command(*words, "--minutes", 0).returncode == 0
+    assert "go on with --resume" in command(*words).stderr
     recipe_path.write_text(RECIPE.replace("learning_rate = 1e-3", "learning_rate = 2e-3"))
-    result = python(*command, "--resume")
+    result = command(*words, "--resume")
     assert result.returncode == 2
     assert "the recipe has changed (learning_rate was 0.001)" in result.stderr
 
@@ -399,10 +409,10 @@ def test_full_disk_costs_one_line_and_keeps_the_old_checkpoint(recipe_path, prep
     assert (tmp_path / "run" / "state.pt").read_bytes() == before
 
 
-def test_fuse_writes_the_fused_file_and_prints_the_difference(tmp_path):
+def test_fuse_writes_the_fused_file_and_prints_the_difference(command, tmp_path):
     model = NanoSR_train()
     torch.save(model.state_dict(), tmp_path / "trained.pth")
-    result = module("training.fuse", tmp_path / "trained.pth", "--out", tmp_path / "zoo" / "fused.pth")
+    result = command("-m", "training.fuse", tmp_path / "trained.pth", "--out", tmp_path / "zoo" / "fused.pth")
     assert result.returncode == 0, result.stderr
     difference = float(result.stdout.split("difference ")[1].split()[0])
     assert 0 < difference < 1e-4

@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from training.subimages import FORMAT, sha256, verify
+from training.subimages import FORMAT, verify
+from utils.checkpoints import file_sha256
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.images import SCALE, bicubic_downscale, crop_to_multiple, read_rgb
+from utils.results import write_json
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -109,7 +111,7 @@ def prepare(sources, lr_of, out, cut, images_per_shard, workers, strict):
     }
     if not index["subimages"]:
         raise HarnessError(f"{out}: no image could be used; first: {index['skipped'][0]}")
-    _write_json(out / "index.json", index)
+    write_json(out / "index.json", index)
     verify(out)
     return index
 
@@ -147,11 +149,11 @@ def _write_shard(job):
             "skipped": skipped,
             "shapes": shapes,
             "bytes": sum(path.stat().st_size for path in partial.values()),
-            "sha256": {kind: sha256(path) for kind, path in partial.items()},
+            "sha256": {kind: file_sha256(path) for kind, path in partial.items()},
         }
         for kind, path in partial.items():
             path.replace(stem.with_suffix(f".{kind}"))
-        _write_json(info_path, info)  # last: a shard with its json is complete
+        write_json(info_path, info)  # last: a shard with its json is complete
     except OSError as error:
         raise HarnessError(f"{stem}: cannot be written ({error.strerror}); make room and run again") from error
     return info
@@ -175,12 +177,6 @@ def boxes(height, width, cut):
         sorted({*range(0, max(side - cut.size, 0), cut.step), max(side - cut.size, 0)}) for side in (height, width)
     )
     return [(top, left, min(cut.size, height), min(cut.size, width)) for top in rows for left in columns]
-
-
-def _write_json(path, values):
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(values), encoding="utf-8")
-    partial.replace(path)
 
 
 if __name__ == "__main__":

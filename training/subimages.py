@@ -5,12 +5,12 @@ pixel. Sub-images may differ in size, so `NAME.json` lists their HR shapes; an L
 HR one's pixel offset.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 
+from utils.checkpoints import file_sha256
 from utils.errors import HarnessError
 from utils.images import SCALE
 
@@ -81,17 +81,11 @@ def read_index(folder):
     return index
 
 
-def sha256(path):
-    """Hex digest of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def verify(folder):
     """Check every shard against its recorded sha256. Raises HarnessError naming the first that differs."""
     folder = Path(folder)
     for shard in read_index(folder)["shards"]:
         for kind in ("hr", "lr"):
             path = folder / f"{shard['name']}.{kind}"
-            if sha256(path) != shard["sha256"][kind]:
+            if file_sha256(path) != shard["sha256"][kind]:
                 raise HarnessError(f"{path}: sha256 differs from the index; delete it and run training.prepare again")

@@ -1,4 +1,4 @@
-"""Data folders: image pairs in the challenge's layout or as plain HR/ and LR/, and the choice of the default folder."""
+"""Data folders: image pairs in the challenge's layout or as plain HR/ and LR/, and their labels."""
 
 import json
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ from utils.images import SCALE
 SPLITS = ("valid", "test")
 CHALLENGE_IMAGES = 200  # in DIV2K_LSDIR_valid
 LABEL_FILE = "dataset.json"  # {"label": …} in a data folder names it in every table
-SAMPLE_DIR = Path(__file__).parent.parent / "data" / "sample"
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,6 @@ def challenge_folders(folder, split):
     return folder / f"DIV2K_LSDIR_{split}_HR", folder / f"DIV2K_LSDIR_{split}_LR"
 
 
-def default_data_dir():
-    """Return `../` if the challenge's LR folder is there (the organizers' default), else the built-in sample."""
-    parent = Path("..")
-    return parent if challenge_folders(parent, "valid")[1].is_dir() else SAMPLE_DIR
-
-
 def open_dataset(folder, split="valid"):
     """List the pairs of a data folder: the challenge's layout for `split`, else `HR/` and `LR/` (any split).
 
@@ -55,8 +48,7 @@ def open_dataset(folder, split="valid"):
     """
     folder = Path(folder)
     if not folder.is_dir():
-        hint = "bash run.sh makes the built-in sample" if folder == SAMPLE_DIR else "check --data_dir"
-        raise HarnessError(f"{folder}: no such folder; {hint}")
+        raise HarnessError(f"{folder}: no such folder; name a data folder that exists")
     hr_dir, lr_dir = challenge_folders(folder, split)
     challenge = lr_dir.is_dir() or hr_dir.is_dir()
     if not challenge:

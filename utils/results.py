@@ -72,12 +72,12 @@ def read_json(path):
         raise HarnessError(f"{path}: not valid JSON ({error}); move it away") from error
     if not isinstance(values, dict):
         raise HarnessError(f"{path}: not a results file; move it away")
-    return _map_floats(values, lambda value: math.inf if value == "inf" else value)
+    return _map_psnr(values, lambda value: math.inf if value == "inf" else value)
 
 
 def write_json(path, values):
     """Write a JSON file atomically: readers see the old one or the new one, never a part. Raises HarnessError."""
-    text = json.dumps(_map_floats(values, lambda value: "inf" if value == math.inf else value), indent=1)
+    text = json.dumps(_map_psnr(values, lambda value: "inf" if value == math.inf else value), indent=1)
     write_text(path, text + "\n")
 
 
@@ -110,9 +110,9 @@ def locked(path):
         yield
 
 
-def _map_floats(values, change):
+def _map_psnr(values, change, key=""):
     if isinstance(values, dict):
-        return {key: _map_floats(value, change) for key, value in values.items()}
+        return {name: _map_psnr(value, change, name) for name, value in values.items()}
     if isinstance(values, list):
-        return [_map_floats(value, change) for value in values]
-    return change(values) if isinstance(values, (float, str)) else values
+        return [_map_psnr(value, change, key) for value in values]
+    return change(values) if "psnr" in key else values

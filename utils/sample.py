@@ -8,10 +8,11 @@ from pathlib import Path
 
 import skimage
 
-from utils.datasets import LABEL_FILE, SAMPLE_DIR, challenge_folders
+from utils.datasets import LABEL_FILE, challenge_folders
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.images import SCALE, bicubic_downscale, crop_to_multiple, read_rgb, write_png
 
+SAMPLE_DIR = Path(__file__).parent.parent / "data" / "sample"
 PHOTOGRAPHS = (
     "astronaut.png",
     "chelsea.png",
@@ -45,6 +46,12 @@ def make_sample(folder=SAMPLE_DIR):
 def ensure_sample(folder=SAMPLE_DIR):
     """Make the sample unless it is there already; return its folder."""
     return folder if (Path(folder) / LABEL_FILE).is_file() else make_sample(folder)
+
+
+def default_data_dir():
+    """Return `../` if the challenge lies there (the organizers' default), else the sample, made if need be."""
+    parent = Path("..")
+    return parent if challenge_folders(parent, "valid")[1].is_dir() else ensure_sample()
 
 
 if __name__ == "__main__":
