@@ -32,7 +32,7 @@ export PATH="$PWD/.venv/bin:$PATH"
 case "${1:-}" in
 "")
     python -m utils.sample
-    python eval.py --data_dir data/sample
+    python eval.py --model_id 107 7 0 --data_dir data/sample
     ;;
 test)
     shift
