@@ -1,28 +1,36 @@
 """Measure models and print the factsheet table: python eval.py [--model_id N …] [--data_dir D]"""
 
 import argparse
+import json
 from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
+from utils.challenge import get_edition
 from utils.datasets import SPLITS, open_dataset
 from utils.environment import choose_device
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.measurement import Plan, measure
-from utils.registry import find_entry, load_model, read_registry
+from utils.registry import entry_from_file, find_entry, load_model, read_registry
 from utils.results import read_results, store_record, write_text
 from utils.sample import default_data_dir
+from utils.score_tables import score_markdown, score_records
 from utils.tables import latex_table, markdown_table, text_table
 
 
 def main():
     args = parse()
-    entries = read_registry()
-    if args.model_id:
-        entries = [find_entry(model_id, entries) for model_id in args.model_id]
-    if args.checkpoint and len(entries) != 1:
+    entries = registry = read_registry()
+    if args.checkpoint and not args.model_file and len(args.model_id or ()) != 1:
         raise HarnessError("--checkpoint: needs exactly one --model_id, the model that it belongs to")
+    if args.model_file:
+        entries = [submitted_entry(args)]
+    elif args.model_id:
+        entries = [find_entry(model_id, registry) for model_id in args.model_id]
+    edition = get_edition(args.edition) if args.score else None
+    if edition and edition.baseline not in {entry.name for entry in entries}:
+        entries = [*entries, next(entry for entry in registry if entry.name == edition.baseline)]
     device = choose_device(args.device)
     dataset = open_dataset(args.data_dir or default_data_dir(), args.dataset)
     print(f"Data: {dataset.label}, in {dataset.folder}")
@@ -30,24 +38,47 @@ def main():
     read_results(results)  # a file that cannot be used is better known before the work than after it
     plan = Plan(args.runs, args.warmup, args.repeats)
     for entry in entries:
-        loaded = load_model(entry, device, args.checkpoint)
+        loaded = load_model(entry, device, args.checkpoint if entry is entries[0] else None)
         keep = args.save_images or not dataset.has_hr
         save_dir = args.results / "images" / entry.full_name if keep else None
         store = partial(store_record, results, entry.name)
         with tqdm(total=plan.passes(len(dataset.pairs)), desc=entry.name, unit="pass") as bar:
             measure(loaded, dataset, device, plan, save_dir, on_pass=bar.update, on_progress=store)
-    write_views(args.results, results, entries)
+    write_views(args.results, results, entries, edition)
+
+
+def submitted_entry(args):
+    """Return the entry of a model given as a file; giving it is the consent to run it."""
+    if not (args.class_name and args.checkpoint):
+        raise HarnessError("--model_file: needs --class and --checkpoint too")
+    try:
+        arguments = json.loads(args.args)
+    except ValueError as error:
+        raise HarnessError(f"--args {args.args}: not JSON ({error}); write a list or an object") from error
+    if not isinstance(arguments, (list, dict)):
+        raise HarnessError(f"--args {args.args}: neither a list nor an object")
+    return entry_from_file(
+        args.model_file, args.class_name, arguments, args.checkpoint, args.data_range, args.state_key, args.lenient
+    )
 
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model_id", type=int, nargs="+", metavar="N", help="default: every model of the registry")
+    parser.add_argument("--model_file", type=Path, metavar="FILE.py", help="a model of no registry; its code is run")
+    parser.add_argument("--class", dest="class_name", metavar="NAME", help="the class in --model_file")
+    parser.add_argument("--args", default="[]", metavar="JSON", help="the class's arguments, a list or an object")
+    parser.add_argument("--state_key", default="", help="where in --checkpoint the weights of --model_file lie")
+    parser.add_argument("--data_range", type=float, default=1.0, help="of --model_file's input and output")
+    parser.add_argument("--lenient", action="store_true", help="load --model_file's weights with strict=False")
     parser.add_argument("--checkpoint", type=Path, help="weights to use instead of the registry's")
     parser.add_argument("--data_dir", type=Path, help="default: ../ if the challenge lies there, else the sample")
     parser.add_argument("--dataset", default="valid", choices=SPLITS, help="which of the challenge's folders")
     parser.add_argument("--runs", type=positive, default=5, help="timed runs over the data set (default 5)")
     parser.add_argument("--warmup", type=positive, default=3, help="uncounted passes before the steady time")
     parser.add_argument("--repeats", type=positive, default=10, help="timed passes of the steady time")
+    parser.add_argument("--score", action="store_true", help="score against the edition's baseline, measured with them")
+    parser.add_argument("--edition", type=int, default=2025, help="whose rules and baseline (default 2025)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
     parser.add_argument("--save_images", action="store_true", help="write restored images; always on without HR")
@@ -61,13 +92,17 @@ def positive(text):
     return value
 
 
-def write_views(folder, results, entries):
-    """Write and print the table of the given models, as the results file now has them."""
+def write_views(folder, results, entries, edition):
+    """Write and print the table of the given models, as the results file now has them, and their scores if asked."""
     stored = read_results(results)
     records = [stored[entry.name] for entry in entries]
     for name, view in (("factsheet.txt", text_table), ("factsheet.md", markdown_table), ("factsheet.tex", latex_table)):
         write_text(folder / name, view(records))
     print(f"\n{text_table(records)}")
+    if edition:
+        scores = score_markdown(score_records(records, edition), edition)
+        write_text(folder / "scores.md", scores)
+        print(scores)
     print(f"Results: {results}; tables: {folder}/factsheet.txt, .md, .tex")
 
 

@@ -21,7 +21,7 @@ class SoftPool(nn.Module):
 
 
 class LocalAttention(nn.Module):
-    """Local importance-based attention: a coarse mask of the whole block, sharpened by a gate from its first channel."""
+    """Local importance-based attention: a coarse mask of the block, sharpened by a gate from its first channel."""
 
     def __init__(self, channels, f):
         super().__init__()

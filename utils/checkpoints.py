@@ -18,8 +18,8 @@ def file_sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_state_dict(path):
-    """Read a state dict of CPU tensors, unwrapped from `params_ema`, `params`, `state_dict` or `model`.
+def load_state_dict(path, key=""):
+    """Read a state dict of CPU tensors, taken from under `key`, or from `params_ema`, `params`, `state_dict`, `model`.
 
     Nothing but tensors is unpickled (`weights_only`). Raises HarnessError if the file is missing, is not a
     checkpoint, or holds anything but plain tensors.
@@ -35,7 +35,12 @@ def load_state_dict(path):
         ) from error
     except Exception as error:  # torch raises many kinds for a broken file
         raise HarnessError(f"{path}: not a readable PyTorch checkpoint; copy or download it again") from error
-    if isinstance(state, dict):
+    if key and not (isinstance(state, dict) and isinstance(state.get(key), dict)):
+        found = ", ".join(map(str, list(state)[:NAMED_KEYS])) if isinstance(state, dict) else type(state).__name__
+        raise HarnessError(f"{path}: holds nothing under {key}, but {found}; name another --state_key")
+    if key:
+        state = state[key]
+    elif isinstance(state, dict):
         state = next((state[key] for key in WRAPPERS if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise HarnessError(f"{path}: holds no state dict of tensors; save it again as model.state_dict()")
@@ -44,13 +49,32 @@ def load_state_dict(path):
 
 def load_strictly(model, state, path):
     """`load_state_dict(strict=True)`; a HarnessError names missing and unexpected keys and wrong shapes."""
+    problems = _differences(model.state_dict(), state)
+    if problems:
+        raise HarnessError(f"{path}: does not fit {type(model).__name__} ({problems})")
+    model.load_state_dict(state, strict=True)
+
+
+def load_leniently(model, state, path):
+    """`load_state_dict(strict=False)`; return a line naming what did not fit, None if all did.
+
+    Raises HarnessError if nothing fits or a shape is wrong, which strict=False does not allow either.
+    """
     expected = model.state_dict()
+    problems = _differences(expected, state)
+    if not expected.keys() & state.keys() or "wrong shapes" in problems:
+        raise HarnessError(f"{path}: does not fit {type(model).__name__} even leniently ({problems})")
+    model.load_state_dict(state, strict=False)
+    return problems or None
+
+
+def _differences(expected, state):
     wrong_shapes = [
         f"{key} is {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
         for key in expected.keys() & state.keys()
         if state[key].shape != expected[key].shape
     ]
-    problems = [
+    return "; ".join(
         f"{len(keys)} {kind}: {', '.join(sorted(keys)[:NAMED_KEYS])}{' …' if len(keys) > NAMED_KEYS else ''}"
         for kind, keys in (
             ("missing keys", expected.keys() - state.keys()),
@@ -58,7 +82,4 @@ def load_strictly(model, state, path):
             ("wrong shapes", wrong_shapes),
         )
         if keys
-    ]
-    if problems:
-        raise HarnessError(f"{path}: does not fit {type(model).__name__} ({'; '.join(problems)})")
-    model.load_state_dict(state, strict=True)
+    )

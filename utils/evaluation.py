@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from utils.errors import HarnessError
 from utils.images import SCALE, crop_to_multiple, read_rgb, to_image, to_tensor, write_png
 from utils.metrics import psnr, ssim
@@ -50,11 +52,18 @@ def time_dataset(loaded, dataset, device):
 def restore(loaded, lr, device):
     """Return (SR, runtime [ms]): H x W x 3 uint8 upscaled to 4H x 4W x 3 uint8 by the protocol's conversions."""
     data_range = loaded.entry.data_range
-    sr, runtime_ms = timed_forward(loaded.model, to_tensor(lr, data_range).to(device))
-    expected = (1, 3, SCALE * lr.shape[0], SCALE * lr.shape[1])
-    if sr.shape != expected:
+    try:
+        sr, runtime_ms = timed_forward(loaded.model, to_tensor(lr, data_range).to(device))
+    except Exception as error:  # a stranger's code may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise HarnessError(
-            f"{loaded.entry.file}: output is {tuple(sr.shape)} for an LR image of {lr.shape[:2]}, expected {expected}"
+            f"{loaded.entry.file}: fails on an LR image of {lr.shape[1]} x {lr.shape[0]} ({reason})"
+        ) from error
+    expected = (1, 3, SCALE * lr.shape[0], SCALE * lr.shape[1])
+    if not isinstance(sr, torch.Tensor) or sr.shape != expected:
+        given = tuple(sr.shape) if isinstance(sr, torch.Tensor) else type(sr).__name__
+        raise HarnessError(
+            f"{loaded.entry.file}: output is {given} for an LR image of {lr.shape[:2]}, expected {expected}"
         )
     return to_image(sr, data_range), runtime_ms
 

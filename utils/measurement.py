@@ -81,6 +81,7 @@ def _start_record(loaded, dataset, device):
             "sha256": loaded.sha256,
             "provenance": loaded.provenance,
             "missing_weights": loaded.missing_weights,
+            "ignored": loaded.ignored,
         },
         "environment": describe_environment(device),
         "dataset": {

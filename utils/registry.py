@@ -1,24 +1,31 @@
 """The models: `model_zoo/models.toml` lists them, `load_model` turns an entry into a network ready to run."""
 
 import importlib
+import importlib.util
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
 
-from utils.checkpoints import file_sha256, load_state_dict, load_strictly
+from utils.checkpoints import file_sha256, load_leniently, load_state_dict, load_strictly
 from utils.errors import HarnessError
 
 ROOT = Path(__file__).parent.parent
 REGISTRY = ROOT / "model_zoo" / "models.toml"
+TEAM_FILE = re.compile(r"team(?P<id>\d+)_(?P<name>\w+)\.py")
 REQUIRED = {"id", "name", "file", "class", "arguments", "checkpoint", "sha256", "data_range", "provenance", "licence"}
-OPTIONAL = {"published"}
+OPTIONAL = {"published", "state_key", "lenient"}
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One table of the registry. `data_range` is that of the network's input and output, 1.0 or 255.0."""
+    """One table of the registry. `data_range` is that of the network's input and output, 1.0 or 255.0.
+
+    `state_key` names the checkpoint's key under which the weights lie, if it is not one that is tried anyway; `lenient`
+    loads with strict=False.
+    """
 
     id: int
     name: str
@@ -31,6 +38,8 @@ class ModelEntry:
     provenance: str
     licence: str
     published: dict = field(default_factory=dict)
+    state_key: str = ""
+    lenient: bool = False
 
     @property
     def full_name(self):
@@ -45,12 +54,16 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network in eval mode on its device. Without weights, `missing_weights` says why and quality means nothing."""
+    """A network in eval mode on its device. Without weights, `missing_weights` says why and quality means nothing.
+
+    `ignored` lists what lenient loading passed over.
+    """
 
     model: nn.Module
     entry: ModelEntry
     sha256: str | None
     missing_weights: str | None
+    ignored: str | None = None
 
     @property
     def provenance(self):
@@ -98,20 +111,65 @@ def load_model(entry, device, checkpoint=None):
     """
     model = _build(entry)
     path = Path(checkpoint) if checkpoint else entry.checkpoint_path
-    sha256, missing = None, None
+    sha256, missing, ignored = None, None, None
     if checkpoint is None and not path.is_file():
         missing = f"{entry.checkpoint}: no checkpoint ({entry.provenance})"
     else:
-        load_strictly(model, load_state_dict(path), path)
+        state = load_state_dict(path, entry.state_key)
+        if entry.lenient:
+            ignored = load_leniently(model, state, path)
+        else:
+            load_strictly(model, state, path)
         sha256 = file_sha256(path)
     model.requires_grad_(False)
-    return LoadedModel(model.eval().to(device), entry, sha256, missing)
+    return LoadedModel(model.eval().to(device), entry, sha256, missing, ignored)
+
+
+def entry_from_file(file, class_name, arguments, checkpoint, data_range=1.0, state_key="", lenient=False):
+    """Return the entry of a model that no registry lists: a Python file, which will be run, and its checkpoint.
+
+    Id and name come from a file name such as team07_Name.py, else the id is 0 and the name the class's. Raises
+    HarnessError if the file or the checkpoint does not exist.
+    """
+    file, checkpoint = Path(file).resolve(), Path(checkpoint).resolve()
+    for path in (file, checkpoint):
+        if not path.is_file():
+            raise HarnessError(f"{path}: no such file; check --model_file and --checkpoint")
+    team = TEAM_FILE.fullmatch(file.name)
+    return ModelEntry(
+        id=int(team["id"]) if team else 0,
+        name=team["name"] if team else class_name,
+        file=str(file),
+        class_name=class_name,
+        arguments=arguments,
+        checkpoint=str(checkpoint),
+        sha256=file_sha256(checkpoint),
+        data_range=data_range,
+        provenance="not in the registry",
+        licence="unknown",
+        state_key=state_key,
+        lenient=lenient,
+    )
 
 
 def _build(entry):
-    module_name = entry.file.removesuffix(".py").replace("/", ".")
+    positional, named = ([], entry.arguments) if isinstance(entry.arguments, dict) else (entry.arguments, {})
     try:
-        module = importlib.import_module(module_name)
-        return getattr(module, entry.class_name)(**entry.arguments)
-    except (ImportError, AttributeError, TypeError) as error:
-        raise HarnessError(f"{entry.file}: cannot build {entry.class_name} for model {entry.id} ({error})") from error
+        return getattr(_import(entry), entry.class_name)(*positional, **named)
+    except ModuleNotFoundError as error:
+        raise HarnessError(
+            f"{entry.file}: imports {error.name}, which is not installed; install it or remove the import"
+        ) from error
+    except Exception as error:  # a stranger's code may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise HarnessError(f"{entry.file}: cannot build {entry.class_name} ({reason})") from error
+
+
+def _import(entry):
+    path = ROOT / entry.file
+    if path.is_relative_to(ROOT):
+        return importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    spec = importlib.util.spec_from_file_location(f"submission_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -67,6 +67,8 @@ def _model_notes(record):
         yield f"no quality, {record['model']['missing_weights']}"
     elif not record["dataset"]["has_hr"]:
         yield "no quality, the data has no HR images"
+    if record["model"].get("ignored"):
+        yield f"loaded leniently, {record['model']['ignored']}"
     if record["status"] != "complete":
         yield record["status"]
 

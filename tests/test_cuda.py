@@ -1,0 +1,82 @@
+"""The code that runs on a GPU only; skipped where there is none."""
+
+import numpy as np
+import pytest
+import torch
+
+from models.team07_NanoSR import NanoSR_inference
+from tests.test_training import RECIPE
+from training.feed import MappedFeed, Plan, ResidentFeed
+from training.loop import GraphedUpdate, Trainer
+from training.recipe import load_recipe
+from utils.memory import measure_peak_mib, reset_peak
+from utils.runtime import timed_forward
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    return load_recipe(tmp_path / "tiny.toml")
+
+
+def batch(step):
+    generator = torch.Generator().manual_seed(step)
+    lr = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    return lr.cuda(), lr.repeat_interleave(4, 2).repeat_interleave(4, 3).cuda()
+
+
+def test_graph_trains_as_eager_steps_do(recipe):
+    eager, graphed = Trainer(recipe, "cuda"), Trainer(recipe, "cuda")
+    replay = GraphedUpdate(graphed)
+    for step in range(12):
+        expected, actual = eager.update(*batch(step)), replay(*batch(step))
+        assert actual[0].item() == pytest.approx(expected[0].item(), rel=1e-3)
+    assert graphed.step == eager.step == 12
+    for name, weight in eager.average.state_dict().items():
+        assert torch.allclose(graphed.average.state_dict()[name], weight, atol=1e-3), name
+
+
+def test_graph_names_the_first_step_that_was_not_finite(recipe):
+    trainer = Trainer(recipe, "cuda")
+    replay = GraphedUpdate(trainer)
+    for step in range(6):
+        replay(*batch(step))
+    with torch.no_grad():
+        trainer.model.conv_cat.bias[0] = float("nan")
+    replay(*batch(6))
+    replay(*batch(7))
+    with pytest.raises(FloatingPointError, match="nan"):
+        replay.check()
+    assert trainer.step == 6
+
+
+class Pair:
+    """Stands in for prepared sub-images: one of 64 x 96."""
+
+    shapes = np.array([[64, 96]])
+    starts = np.array([0])
+    hr = (np.random.default_rng(0).integers(0, 256, (64 * 96, 3), dtype=np.uint8),)
+    lr = (np.random.default_rng(1).integers(0, 256, (16 * 24, 3), dtype=np.uint8),)
+
+    def pair(self, index):
+        return self.lr[0].reshape(16, 24, 3), self.hr[0].reshape(64, 96, 3)
+
+
+def test_feed_on_the_gpu_cuts_what_the_cpu_cuts():
+    plan = Plan(Pair.shapes, seed=3, batch=7, hr_patch=32)
+    on_gpu = ResidentFeed(Pair(), plan, "cuda").batches(0, 3)
+    on_cpu = MappedFeed(Pair(), plan, "cpu", 0).batches(0, 3)
+    for gpu, cpu in zip(on_gpu, on_cpu, strict=True):
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(gpu, cpu, strict=True))
+
+
+def test_events_time_a_forward_pass_and_memory_has_a_peak():
+    device = torch.device("cuda")
+    model = NanoSR_inference().eval().cuda()
+    reset_peak(device)
+    sr, runtime_ms = timed_forward(model, torch.rand(1, 3, 64, 64, device=device))
+    assert sr.shape == (1, 3, 256, 256)
+    assert runtime_ms > 0
+    assert measure_peak_mib(None, None, device) > 3 * 48 * 64 * 64 * 4 / 2**20

@@ -1,0 +1,101 @@
+"""The challenge's editions: thresholds, baselines, and the score, as data and arithmetic.
+
+Source: the NTIRE 2025 and 2026 Efficient SR rules. The score of one figure is exp(2 figure / baseline's figure), the
+final score their weighted sum: lower is better, and the baseline itself scores exp(2) = 7.3891.
+"""
+
+import math
+from dataclasses import dataclass
+
+from utils.errors import HarnessError
+
+SUB_TRACKS = ("runtime", "flops", "params")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a score is made of. `psnr` maps a split, "valid" or "test", to dB."""
+
+    runtime_ms: float
+    flops_g: float
+    params_m: float
+    psnr: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Edition:
+    """One year's rules: the baseline and its published figures, the PSNR to reach per split, the weights."""
+
+    year: int
+    baseline: str  # its name in the registry
+    published: Figures
+    threshold: dict[str, float]
+    weights: tuple[float, float, float]  # of runtime, FLOPs, params
+
+
+EDITIONS = {
+    2025: Edition(
+        2025,
+        "EFDN",
+        Figures(16.69, 16.70, 0.276, {"valid": 26.93, "test": 27.01}),  # runtime: mean of 18.77 valid and 14.61 test
+        {"valid": 26.90, "test": 26.99},
+        (0.7, 0.15, 0.15),
+    ),
+    2026: Edition(
+        2026,
+        "SPAN",
+        Figures(7.74, 9.83, 0.151, {"valid": 26.94, "test": 27.01}),  # runtime: mean of 8.00 valid and 7.47 test
+        {"valid": 26.90, "test": 26.99},
+        (0.8, 0.1, 0.1),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """Ratios to the baseline and scores of runtime, FLOPs and params, in this order.
+
+    `margin` holds PSNR above the threshold [dB] per split; `passed` compares at the two decimals in which results are
+    published, where 26.896 stands as 26.90.
+    """
+
+    ratios: tuple[float, float, float]
+    scores: tuple[float, float, float]
+    final: float
+    margin: dict[str, float]
+    passed: bool
+
+
+def get_edition(year):
+    """Return the rules of a year. Raises HarnessError for an unknown one."""
+    if year not in EDITIONS:
+        raise HarnessError(f"--edition {year}: unknown; known are {', '.join(map(str, EDITIONS))}")
+    return EDITIONS[year]
+
+
+def score(figures, baseline, edition):
+    """Score `figures` against the `baseline`'s, both measured on one machine, by an edition's rules."""
+    ratios = (
+        figures.runtime_ms / baseline.runtime_ms,
+        figures.flops_g / baseline.flops_g,
+        figures.params_m / baseline.params_m,
+    )
+    scores = tuple(math.exp(2 * ratio) for ratio in ratios)
+    final = sum(weight * value for weight, value in zip(edition.weights, scores, strict=True))
+    margin = {split: psnr - edition.threshold[split] for split, psnr in figures.psnr.items()}
+    passed = all(round(psnr, 2) >= edition.threshold[split] for split, psnr in figures.psnr.items())
+    return Score(ratios, scores, final, margin, passed)
+
+
+def rank(scores, track=None):
+    """Return names in order, best first: those that pass by final score, or by one of `SUB_TRACKS`; then the others.
+
+    `scores` maps names to Score.
+    """
+    place = SUB_TRACKS.index(track) if track else None
+
+    def key(name):
+        value = scores[name].final if place is None else scores[name].scores[place]
+        return not scores[name].passed, value
+
+    return sorted(scores, key=key)
