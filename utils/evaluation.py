@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from utils.errors import HarnessError
+from utils.errors import HarnessError, in_one_line
 from utils.images import SCALE, crop_to_multiple, read_rgb, to_image, to_tensor, write_png
 from utils.metrics import psnr, ssim
 from utils.runtime import timed_forward
@@ -55,9 +55,8 @@ def restore(loaded, lr, device):
     try:
         sr, runtime_ms = timed_forward(loaded.model, to_tensor(lr, data_range).to(device))
     except Exception as error:  # a stranger's code may raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise HarnessError(
-            f"{loaded.entry.file}: fails on an LR image of {lr.shape[1]} x {lr.shape[0]} ({reason})"
+            f"{loaded.entry.file}: fails on an LR image of {lr.shape[1]} x {lr.shape[0]} ({in_one_line(error)})"
         ) from error
     expected = (1, 3, SCALE * lr.shape[0], SCALE * lr.shape[1])
     if not isinstance(sr, torch.Tensor) or sr.shape != expected:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 
 from utils.complexity import INPUT_SHAPE, measure_complexity
 from utils.environment import describe_environment
-from utils.errors import HarnessError
+from utils.errors import HarnessError, in_one_line
 from utils.evaluation import evaluate, largest_lr, time_dataset
 from utils.images import to_tensor
 from utils.memory import METHODS, measure_peak_mib, reset_peak
@@ -56,7 +56,7 @@ def measure(loaded, dataset, device, plan, save_dir=None, on_pass=lambda: None, 
         record["runtime"]["steady"] = asdict(measure_steady_runtime(loaded.model, lr, plan.warmup, plan.repeats))
         for _ in range(plan.warmup + plan.repeats):
             on_pass()
-        record["complexity"] = {**asdict(measure_complexity(loaded.model)), "input_shape": list(INPUT_SHAPE)}
+        record["complexity"] = {**asdict(_count(loaded)), "input_shape": list(INPUT_SHAPE)}
         record["status"] = "complete"
     except HarnessError as error:
         record["status"] = f"incomplete: {error}"
@@ -64,6 +64,13 @@ def measure(loaded, dataset, device, plan, save_dir=None, on_pass=lambda: None, 
     finally:
         on_progress(record)
     return record
+
+
+def _count(loaded):
+    try:
+        return measure_complexity(loaded.model)
+    except Exception as error:  # a stranger's code may raise anything
+        raise HarnessError(f"{loaded.entry.file}: cannot be counted on {INPUT_SHAPE} ({in_one_line(error)})") from error
 
 
 def _start_record(loaded, dataset, device):

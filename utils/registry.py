@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from utils.checkpoints import file_sha256, load_leniently, load_state_dict, load_strictly
-from utils.errors import HarnessError
+from utils.errors import HarnessError, in_one_line
 
 ROOT = Path(__file__).parent.parent
 REGISTRY = ROOT / "model_zoo" / "models.toml"
@@ -161,8 +161,7 @@ def _build(entry):
             f"{entry.file}: imports {error.name}, which is not installed; install it or remove the import"
         ) from error
     except Exception as error:  # a stranger's code may raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise HarnessError(f"{entry.file}: cannot build {entry.class_name} ({reason})") from error
+        raise HarnessError(f"{entry.file}: cannot build {entry.class_name} ({in_one_line(error)})") from error
 
 
 def _import(entry):

@@ -1,0 +1,99 @@
+"""NanoSR, fused form, arranged for speed: the function and state-dict keys of `team07_NanoSR.py`, for inference only.
+
+What it does differently: channels-last memory throughout; no concatenation, the 1x1 convolution over it is a sum of
+four matrix products; activations and attention in place; optionally bfloat16 or float16 arithmetic. Imports only torch.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+CHANNELS = 48
+SCALE = 4
+RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in [0, 1]
+IMG_RANGE = 255.0
+
+
+class Conv3x3(nn.Module):
+    """3x3 convolution, zero padding 1, with bias."""
+
+    def __init__(self, c_in, c_out):
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class PixelAttention(nn.Module):
+    """Three convolutions; the last one's output carries the features and weighs them."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv_1 = Conv3x3(channels, channels)
+        self.conv_2 = Conv3x3(channels, channels)
+        self.conv_3 = Conv3x3(channels, channels)
+
+    def forward(self, x):
+        o1 = F.silu(self.conv_1(x), inplace=True)
+        o3 = self.conv_3(F.silu(self.conv_2(o1), inplace=True))
+        weight = torch.sigmoid(o3).sub_(0.5)
+        return o3.add_(x).mul_(weight), o1
+
+
+class RepBlock(nn.Module):
+    """Feature extraction followed by pixel attention."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.feature_extractor = Conv3x3(channels, channels)
+        self.pixel_attention = PixelAttention(channels)
+
+    def forward(self, x):
+        return self.pixel_attention(self.feature_extractor(x))
+
+
+class NanoSR_fast(nn.Module):
+    """NanoSR for inference: 1 x 3 x H x W in [0, 1] gives 1 x 3 x 4H x 4W float32, about [0, 1] (not clamped).
+
+    `precision` is "float32" (the same function up to rounding), "bfloat16" or "float16".
+    """
+
+    def __init__(self, num_in_ch=3, num_out_ch=3, precision="float32"):
+        super().__init__()
+        self.dtype = getattr(torch, precision)
+        self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.conv_1 = Conv3x3(num_in_ch, CHANNELS)
+        for number in range(1, 7):
+            self.add_module(f"block_{number}", RepBlock(CHANNELS))
+        self.conv_2 = Conv3x3(CHANNELS, CHANNELS)
+        self.conv_cat = nn.Conv2d(4 * CHANNELS, CHANNELS, 1)
+        self.upsampler = nn.Sequential(nn.Conv2d(CHANNELS, num_out_ch * SCALE**2, 3, padding=1), nn.PixelShuffle(SCALE))
+        self.register_load_state_dict_post_hook(lambda module, _keys: module._arrange())
+        self._arrange()
+
+    def _arrange(self):
+        mean = self.mean
+        self.to(dtype=self.dtype, memory_format=torch.channels_last)
+        self.mean = mean  # subtracted before anything is rounded
+
+    @torch.no_grad()
+    def forward(self, lr):
+        x = ((lr - self.mean) * IMG_RANGE).to(self.dtype, memory_format=torch.channels_last)
+        f0 = self.conv_1(x)  # 1 x 48 x H x W, as all that follows
+        out_1, _ = self.block_1(f0)
+        out = out_1
+        for block in (self.block_2, self.block_3, self.block_4, self.block_5):
+            out, _ = block(out)
+        out_6, o1 = self.block_6(out)
+        f = self._weighted_sum(f0, self.conv_2(out_6), out_1, o1)
+        return self.upsampler(f).float()  # 1 x 3 x 4H x 4W
+
+    def _weighted_sum(self, *features):
+        """`conv_cat` of the concatenated features, without concatenating them."""
+        parts = self.conv_cat.weight.flatten(1).split(CHANNELS, dim=1)
+        total = self.conv_cat.bias.expand(features[0].shape[2] * features[0].shape[3], -1)
+        for feature, part in zip(features, parts, strict=True):
+            pixels = feature.permute(0, 2, 3, 1).reshape(-1, CHANNELS)  # HW x 48, a view
+            total = torch.addmm(total, pixels, part.t())
+        return total.view(1, *features[0].shape[2:], CHANNELS).permute(0, 3, 1, 2)
