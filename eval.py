@@ -36,7 +36,7 @@ def main():
     print(f"Data: {dataset.label}, in {dataset.folder}")
     results = args.results / "results.json"
     read_results(results)  # a file that cannot be used is better known before the work than after it
-    plan = Plan(args.runs, args.warmup, args.repeats)
+    plan = Plan(args.runs, args.warmup, args.repeats, args.workers)
     for entry in entries:
         loaded = load_model(entry, device, args.checkpoint if entry is entries[0] else None)
         keep = args.save_images or not dataset.has_hr
@@ -77,6 +77,7 @@ def parse():
     parser.add_argument("--runs", type=positive, default=5, help="timed runs over the data set (default 5)")
     parser.add_argument("--warmup", type=positive, default=3, help="uncounted passes before the steady time")
     parser.add_argument("--repeats", type=positive, default=10, help="timed passes of the steady time")
+    parser.add_argument("--workers", type=int, help="threads that read and judge meanwhile (default: 8, on a CPU 0)")
     parser.add_argument("--score", action="store_true", help="score against the edition's baseline, measured with them")
     parser.add_argument("--edition", type=int, default=2025, help="whose rules and baseline (default 2025)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))

@@ -11,7 +11,7 @@ from utils.complexity import measure_complexity
 from utils.datasets import SPLITS, open_dataset
 from utils.environment import choose_device
 from utils.errors import HarnessError, exit_on_harness_error
-from utils.evaluation import evaluate, largest_lr, mean
+from utils.evaluation import default_workers, evaluate, largest_lr, mean
 from utils.memory import measure_peak_mib, reset_peak
 from utils.registry import find_entry, load_model, read_registry
 from utils.sample import default_data_dir
@@ -80,7 +80,7 @@ def run(loaded, dataset, device, args, log):
         log.info("restored images: %s", save_dir)
     reset_peak(device)
     images = []
-    results = evaluate(loaded, dataset, device, args.ssim, save_dir)
+    results = evaluate(loaded, dataset, device, args.ssim, save_dir, default_workers(device))
     for result in tqdm(results, total=len(dataset.pairs), desc=dataset.split, unit="image"):
         images.append(result)
         log.info(image_line(result))

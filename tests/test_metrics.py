@@ -37,8 +37,9 @@ def test_psnr_leaves_four_pixels_out_at_each_side():
     assert psnr(sr, hr) == pytest.approx(10 * math.log10(255**2 * 16 * 16 * 3), abs=1e-9)
 
 
-def test_ssim_agrees_with_scikit_image():
-    sr, hr = noisy_pair()
+@pytest.mark.parametrize("height", [40, 19, 18 + 32, 18 + 33, 120])  # one strip, exact strips, a rest of one row
+def test_ssim_agrees_with_scikit_image(height):
+    sr, hr = noisy_pair(height)
     expected = structural_similarity(
         hr[4:-4, 4:-4],
         sr[4:-4, 4:-4],

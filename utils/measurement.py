@@ -5,19 +5,23 @@ from dataclasses import asdict, dataclass
 from utils.complexity import INPUT_SHAPE, measure_complexity
 from utils.environment import describe_environment
 from utils.errors import HarnessError, in_one_line
-from utils.evaluation import evaluate, largest_lr, time_dataset
+from utils.evaluation import default_workers, evaluate, largest_lr, time_dataset
 from utils.images import to_tensor
 from utils.memory import METHODS, measure_peak_mib, reset_peak
-from utils.runtime import CLOCKS, PROTOCOL_METHOD, measure_steady_runtime
+from utils.runtime import CLOCKS, PROTOCOL_METHOD, THROUGHPUT_MODE, measure_steady_runtime
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much to measure: timed `runs` over the data set, and the steady runtime's `warmup` and `repeats`."""
+    """How much to measure: timed `runs` over the data set, and the steady runtime's `warmup` and `repeats`.
+
+    `workers` threads read, judge and write beside the network; None means `default_workers`.
+    """
 
     runs: int = 5
     warmup: int = 3
     repeats: int = 10
+    workers: int | None = None
 
     def passes(self, images):
         """Forward passes over images that a measurement does."""
@@ -31,12 +35,15 @@ def measure(loaded, dataset, device, plan, save_dir=None, on_pass=lambda: None, 
     first run and at the end. When anything stops the measurement, the record so far, marked incomplete with the
     reason, is given to `on_progress` before the exception goes on.
     """
+    workers = default_workers(device) if plan.workers is None else plan.workers
     record = _start_record(loaded, dataset, device)
+    if workers and device.type == "cpu":
+        record["runtime"]["method"] += THROUGHPUT_MODE
     images, runs = record["images"], record["runtime"]["runs"]
     reset_peak(device)
     try:
         runs.append([])
-        for result in evaluate(loaded, dataset, device, with_ssim=True, save_dir=save_dir):
+        for result in evaluate(loaded, dataset, device, with_ssim=True, save_dir=save_dir, workers=workers):
             runs[0].append(result.runtime_ms)
             for key in images:
                 images[key].append(getattr(result, key))
@@ -44,7 +51,7 @@ def measure(loaded, dataset, device, plan, save_dir=None, on_pass=lambda: None, 
             on_progress(record)
         for _ in range(plan.runs - 1):
             run = []
-            for runtime_ms in time_dataset(loaded, dataset, device):
+            for runtime_ms in time_dataset(loaded, dataset, device, workers):
                 run.append(runtime_ms)
                 on_pass()
             runs.append(run)

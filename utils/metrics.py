@@ -6,6 +6,7 @@ import numpy as np
 SHAVE = 4  # pixels left out at each side, as many as the scale
 PEAK = 255.0
 WINDOW, SIGMA = 11, 1.5
+STRIP = 32  # rows of SSIM computed at once: float64 maps of a whole photograph would not stay in the cache
 C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 
 
@@ -31,13 +32,21 @@ def ssim(sr, hr, shave=SHAVE):
     sr, hr = _shaved(sr, hr, shave)
     if min(sr.shape[:2]) < WINDOW:
         raise ValueError(f"shape {sr.shape[:2]} inside the border is smaller than the {WINDOW} x {WINDOW} window")
+    height, width = sr.shape[0] - WINDOW + 1, sr.shape[1] - WINDOW + 1  # of the valid area
+    total = 0.0
+    for top in range(0, height, STRIP):
+        rows = slice(top, min(top + STRIP, height) + WINDOW - 1)
+        total += _similarity(sr[rows], hr[rows]).sum()
+    return float(total / (height * width * 3))
+
+
+def _similarity(sr, hr):
     x, y = sr.astype(np.float64), hr.astype(np.float64)
     mu_x, mu_y = _window_mean(x), _window_mean(y)
     mu_xy, mu_squares = mu_x * mu_y, mu_x * mu_x + mu_y * mu_y
     covariance = _window_mean(x * y) - mu_xy
     variances = _window_mean(x * x + y * y) - mu_squares  # only the sum of both variances is needed
-    similarity = (2 * mu_xy + C1) * (2 * covariance + C2) / ((mu_squares + C1) * (variances + C2))
-    return float(similarity.mean())
+    return (2 * mu_xy + C1) * (2 * covariance + C2) / ((mu_squares + C1) * (variances + C2))
 
 
 def _shaved(sr, hr, shave):

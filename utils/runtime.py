@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 PROTOCOL_METHOD = "forward pass alone, every image once per run, the first unwarmed one included, plain mean of all"
+THROUGHPUT_MODE = "; throughput mode: images were read and judged on the same CPU meanwhile"
 CLOCKS = {"cuda": "torch.cuda.Event pair", "cpu": "time.perf_counter (CPU)"}
 
 

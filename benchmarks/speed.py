@@ -1,0 +1,133 @@
+"""Speed of an evaluation and of the network, as ratios: python -m benchmarks.speed [--data_dir D] [--images 5]
+
+Method. Everything is measured in one run on one machine, as a ratio to a reference of the same run.
+
+1. Evaluation: the wall time of reading, restoring, PSNR, SSIM and writing PNGs over the data set's first images, once
+   per variant after one image that does not count. The reference is `benchmarks/reference.py`, the protocol as the
+   organizers run it. PSNR differences are to the reference's.
+2. Network: the forward pass alone on the data set's largest LR image, output left on the device. The variants take
+   turns, one pass each per round, so that a busy machine slows all; the first rounds do not count. Median and 10th to
+   90th percentile; the reference is eager float32 in contiguous memory. PSNR differences are means over the data set's
+   first images. The share of the ceiling is the network's multiply-accumulates per second over those of a large matrix
+   product of the same number type, measured in the same run.
+"""
+
+import argparse
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from benchmarks.reference import reference_evaluation
+from utils.complexity import measure_complexity
+from utils.datasets import open_dataset
+from utils.environment import choose_device, describe_environment
+from utils.errors import exit_on_harness_error
+from utils.evaluation import default_workers, evaluate, largest_lr, mean
+from utils.images import read_rgb, to_tensor
+from utils.registry import find_entry, load_model, read_registry
+from utils.runtime import timed_forward
+from utils.sample import default_data_dir
+
+REFERENCE = 7
+VARIANTS = {  # registry id, number type of the arithmetic
+    "cpu": {REFERENCE: torch.float32, 207: torch.float32, 208: torch.bfloat16},
+    "cuda": {REFERENCE: torch.float32, 207: torch.float32, 208: torch.bfloat16, 209: torch.float16},
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_dir", type=Path, help="default: as for eval.py; DIV2K-size photographs say most")
+    parser.add_argument("--images", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--checkpoint", type=Path, help="NanoSR weights instead of the registry's")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    args = parser.parse_args()
+    device = choose_device(args.device)
+    dataset = open_dataset(args.data_dir or default_data_dir())
+    dataset = replace(dataset, pairs=dataset.pairs[: args.images])
+    types = VARIANTS[device.type]
+    models = {id_: load_model(find_entry(id_, read_registry()), device, args.checkpoint) for id_ in types}
+    environment = describe_environment(device)
+    print(
+        f"{environment['gpu'] or environment['cpu']}, {environment['threads']} threads, torch {torch.__version__}, "
+        f"{environment['date'][:10]}; {len(dataset.pairs)} images of {dataset.label}\n"
+    )
+    quality = evaluation_table(models, dataset, device)
+    network_table(models, types, quality, dataset, device, args.warmup, args.rounds)
+
+
+def evaluation_table(models, dataset, device):
+    """Print the first table; return the mean PSNR [dB] of every model and of the reference under None."""
+    print("| evaluation | s per image | ratio | PSNR difference [dB] | SSIM difference |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    paths = [(pair.lr, pair.hr) for pair in dataset.pairs]
+    with tempfile.TemporaryDirectory() as folder:
+        reference_evaluation(models[REFERENCE].model, paths[:1], folder)
+        start = time.perf_counter()
+        results = reference_evaluation(models[REFERENCE].model, paths, folder)
+        reference_s = (time.perf_counter() - start) / len(paths)
+        psnr, ssim = np.mean(results, axis=0)
+        print(f"| reference | {reference_s:.3f} | 1.00 | | |", flush=True)
+        quality = {}
+        for id_, loaded in models.items():
+            list(evaluate(loaded, replace(dataset, pairs=dataset.pairs[:1]), device, True, Path(folder)))
+            start = time.perf_counter()
+            images = list(evaluate(loaded, dataset, device, True, Path(folder), default_workers(device)))
+            seconds = (time.perf_counter() - start) / len(paths)
+            quality[id_] = mean(image.psnr for image in images)
+            differences = quality[id_] - psnr, mean(image.ssim for image in images) - ssim
+            print(
+                f"| {loaded.entry.name} | {seconds:.3f} | {reference_s / seconds:.2f} "
+                f"| {differences[0]:+.4f} | {differences[1]:+.6f} |",
+                flush=True,
+            )
+    return quality
+
+
+def network_table(models, types, quality, dataset, device, warmup, rounds):
+    """Print the second table."""
+    sizes = [int(np.prod(read_rgb(pair.lr).shape[:2])) for pair in dataset.pairs]
+    lr = to_tensor(largest_lr(dataset, sizes)).to(device)
+    times = {id_: [] for id_ in models}
+    for number in tqdm(range(warmup + rounds), desc="network", unit="round"):
+        for id_, loaded in models.items():
+            runtime_ms = timed_forward(loaded.model, lr)[1]
+            if number >= warmup:
+                times[id_].append(runtime_ms)
+    counts = measure_complexity(models[REFERENCE].model)
+    macs = counts.flops / 256**2 * lr.shape[2] * lr.shape[3]
+    ceilings = {dtype: matrix_macs_per_ms(dtype, device) for dtype in set(types.values())}
+    print(
+        f"\n| network on {lr.shape[3]} x {lr.shape[2]} | ms (10-90 %) | ratio | PSNR difference [dB] | of the ceiling |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for id_, loaded in models.items():
+        p10, median, p90 = np.percentile(times[id_], [10, 50, 90])
+        share = macs / median / ceilings[types[id_]]
+        print(
+            f"| {loaded.entry.name} | {median:.1f} ({p10:.1f}-{p90:.1f}) | {np.median(times[REFERENCE]) / median:.2f} "
+            f"| {quality[id_] - quality[REFERENCE]:+.4f} | {share:.0%} |"
+        )
+    for dtype, rate in ceilings.items():
+        print(f"\nCeiling, {dtype}: {2 * rate / 1e6:.0f} GFLOP/s, two for each multiply-accumulate")
+
+
+def matrix_macs_per_ms(dtype, device, size=3072, repeats=5):
+    """Multiply-accumulates per ms of the fastest of a few square matrix products."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    product = torch.nn.Linear(size, size, bias=False, device=device, dtype=dtype)
+    with torch.no_grad():
+        product.weight.copy_(b)
+    timed_forward(product, a)
+    return size**3 / min(timed_forward(product, a)[1] for _ in range(repeats))
+
+
+if __name__ == "__main__":
+    exit_on_harness_error(main)

@@ -1,0 +1,38 @@
+"""models/nanosr_fast.py: the same function as the plain fused network."""
+
+import pytest
+import torch
+
+from models.nanosr_fast import NanoSR_fast
+from models.nanosr_train import NanoSR_train
+from models.team07_NanoSR import NanoSR_inference
+from tests.golden import benchmark_psnr
+from utils.checkpoints import load_state_dict, load_strictly
+
+
+def both(precision="float32"):
+    plain, fast = NanoSR_train().fuse().eval(), NanoSR_fast(precision=precision).eval()
+    fast.load_state_dict(plain.state_dict(), strict=True)
+    return plain, fast
+
+
+def test_keys_are_the_plain_networks():
+    assert NanoSR_fast().state_dict().keys() == NanoSR_inference().state_dict().keys()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (13, 17), (32, 20)])
+def test_float32_differs_by_rounding_only(size):
+    plain, fast = both()
+    lr = torch.rand(1, 3, *size)
+    with torch.no_grad():
+        expected = plain(lr)
+        assert torch.allclose(fast(lr), expected, rtol=0, atol=1e-5 * expected.abs().max())
+        assert torch.allclose(fast(lr), expected, rtol=0, atol=1e-5 * expected.abs().max())  # in place, yet repeatable
+
+
+@pytest.mark.parametrize(("precision", "loss_db"), [("float32", 1e-3), ("bfloat16", 0.02)])
+def test_published_weights_keep_their_psnr(shared, precision, loss_db):
+    path = shared / "official" / "team07_NanoSR.pth"
+    fast = NanoSR_fast(precision=precision).eval()
+    load_strictly(fast, load_state_dict(path), path)
+    assert benchmark_psnr(fast, shared, "Set5") == pytest.approx(30.1985, abs=loss_db)
