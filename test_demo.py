@@ -14,6 +14,7 @@ from utils.errors import HarnessError, exit_on_harness_error
 from utils.evaluation import default_workers, evaluate, largest_lr, mean
 from utils.memory import measure_peak_mib, reset_peak
 from utils.registry import find_entry, load_model, read_registry
+from utils.results import read_json
 from utils.sample import default_data_dir
 
 LOG_NAME = "NTIRE-EfficientSR.log"
@@ -30,6 +31,7 @@ def main():
     datasets = [open_dataset(data_dir, split) for split in splits]
     # Like the organizers' program, a run with --save_dir leaves its results in the working directory.
     out_dir = Path(".") if args.save_dir else Path("results")
+    read_json(out_dir / "results.json")  # a file that cannot be used is better known before the work than after it
     log = open_log(out_dir / LOG_NAME)
     log.info("%s on %s", loaded.entry.full_name, device)
     values = {}

@@ -183,6 +183,13 @@ def test_results_that_cannot_be_used_stop_before_the_work(run, tmp_path, pairs, 
     assert_one_line(result, "results.json", "another version")
 
 
+def test_broken_results_json_stops_test_demo_before_the_work(run, tmp_path, pairs, weights):
+    (tmp_path / "results.json").write_text('{"07_NanoSR"')
+    result = run("test_demo.py", "--data_dir", pairs, "--save_dir", "S", "--checkpoint", weights, cwd=tmp_path)
+    assert_one_line(result, "results.json", "not valid JSON")
+    assert (tmp_path / "results.json").read_text() == '{"07_NanoSR"'
+
+
 def test_output_folder_that_cannot_be_written_is_named(run, tmp_path, pairs, weights):
     (tmp_path / "results").write_text("a file where the folder should be")
     arguments = ("--data_dir", pairs, "--model_id", 7, "--checkpoint", weights)
