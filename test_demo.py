@@ -23,12 +23,12 @@ LOG_NAME = "NTIRE-EfficientSR.log"
 def main():
     args = parse()
     device = choose_device(args.device)
-    loaded = load_entry(args, device)
-    if loaded.missing_weights:
-        raise HarnessError(f"{loaded.missing_weights}; eval.py times and counts it without")
     data_dir = args.data_dir or default_data_dir()
     splits = SPLITS if args.include_test else SPLITS[:1]
     datasets = [open_dataset(data_dir, split) for split in splits]
+    loaded = load_entry(args, device)
+    if loaded.missing_weights:
+        raise HarnessError(f"{loaded.missing_weights}; eval.py times and counts it without")
     # Like the organizers' program, a run with --save_dir leaves its results in the working directory.
     out_dir = Path(".") if args.save_dir else Path("results")
     read_json(out_dir / "results.json")  # a file that cannot be used is better known before the work than after it

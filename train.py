@@ -103,7 +103,14 @@ def run(trainer, feed, validation, run_dir, args):
             since_last_row.clear()
             due = step % recipe.validate_every == 0 or last
             quality = validation_psnr(trainer.weights, validation, trainer.device) if due else None
-            log.write(step, mean_loss, mean_norm, recipe.learning_rate_at(step - 1), trainer.seconds, quality)
+            log.write(
+                step,
+                mean_loss,
+                mean_norm,
+                recipe.learning_rate * recipe.schedule_at(step - 1),
+                trainer.seconds,
+                quality,
+            )
             bar.set_postfix_str(f"loss {mean_loss:.4f}" + (f", {quality:.3f} dB" if due else ""))
         if step % recipe.checkpoint_every == 0 and not last:
             trainer.save(run_dir)

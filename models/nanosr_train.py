@@ -37,7 +37,8 @@ def compose(expand, expand_bias, weight, bias, reduce, reduce_bias):
     """
     mid_out, mid_in = weight.shape[:2]
     reduced = (reduce.flatten(1) @ weight.reshape(mid_out, -1)).view(-1, mid_in, 9)  # c_out x mid_in x 9
-    kernel = (reduced.transpose(1, 2) @ expand.flatten(1)).transpose(1, 2).unflatten(2, (3, 3))  # c_out x c_in x 3 x 3
+    taps = reduced.transpose(1, 2).reshape(-1, mid_in) @ expand.flatten(1)  # 9 c_out x c_in, one product for all taps
+    kernel = taps.unflatten(0, (-1, 3, 3)).permute(0, 3, 1, 2)  # c_out x c_in x 3 x 3
     return kernel, reduce.flatten(1) @ bias + reduced.sum(2) @ expand_bias + reduce_bias
 
 

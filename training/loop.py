@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from models.nanosr_train import NanoSR_train
+from training.muon import Muon
 from training.recipe import recipe_from
 from training.saving import save_atomically
 from utils.errors import HarnessError
@@ -33,18 +34,28 @@ class Trainer:
             start_near_mean(self.model, recipe.output_init)
         self.model.to(self.device, memory_format=self.layout)
         self.average = deepcopy(self.model).requires_grad_(False) if recipe.ema_decay else None
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=torch.tensor(recipe.learning_rate, device=self.device),  # a tensor: a CUDA graph reads it anew each step
+        self.optimizers = self._make_optimizers()
+        self.forward = DistributedDataParallel(self.model, broadcast_buffers=False) if world > 1 else self.model
+        self.step = 0
+        self.seconds = 0.0  # spent in training, over all sittings
+
+    def _make_optimizers(self):
+        recipe = self.recipe
+        hidden = hidden_weights(self.model) if recipe.muon_learning_rate else []
+        others = [weight for weight in self.model.parameters() if not any(weight is other for other in hidden)]
+        # Rates are tensors: a CUDA graph reads them anew each step.
+        adamw = torch.optim.AdamW(
+            others,
+            lr=torch.tensor(recipe.learning_rate, device=self.device),
             betas=recipe.betas,
             eps=recipe.eps,
             weight_decay=recipe.weight_decay,
             fused=True,
             capturable=self.device.type == "cuda",
         )
-        self.forward = DistributedDataParallel(self.model, broadcast_buffers=False) if world > 1 else self.model
-        self.step = 0
-        self.seconds = 0.0  # spent in training, over all sittings
+        if not hidden:
+            return [adamw]
+        return [adamw, Muon(hidden, torch.tensor(recipe.muon_learning_rate, device=self.device), recipe.weight_decay)]
 
     @property
     def weights(self):
@@ -56,10 +67,12 @@ class Trainer:
         for model in filter(None, (self.model, self.average)):
             model.load_state_dict(state)
 
-    def set_learning_rate(self):
-        """Set the optimizer's rate to the schedule's for the coming update."""
-        for group in self.optimizer.param_groups:
-            group["lr"].fill_(self.recipe.learning_rate_at(self.step))
+    def set_learning_rates(self):
+        """Set the optimizers' rates to the schedule's for the coming update."""
+        rates = self.recipe.learning_rate, self.recipe.muon_learning_rate
+        for optimizer, rate in zip(self.optimizers, rates, strict=False):
+            for group in optimizer.param_groups:
+                group["lr"].fill_(rate * self.recipe.schedule_at(self.step))
 
     def gradients(self, lr, hr):
         """Run forward and backward on uint8 batches; return the loss, over all processes, and the gradient's norm."""
@@ -67,7 +80,7 @@ class Trainer:
         with self._autocast():
             sr = self.forward(lr)
         loss = F.l1_loss(sr.float(), hr)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
         loss = loss.detach()
         if self.world > 1:
@@ -77,7 +90,8 @@ class Trainer:
 
     def apply(self):
         """Update the weights from the gradients, and their running average."""
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         if self.average:
             pairs = zip(self.average.parameters(), self.model.parameters(), strict=True)
             average, live = zip(*((a.detach(), p.detach()) for a, p in pairs), strict=True)
@@ -88,7 +102,7 @@ class Trainer:
 
         Raises FloatingPointError, before any weight is touched, if either is not finite.
         """
-        self.set_learning_rate()
+        self.set_learning_rates()
         loss, norm = self.gradients(lr, hr)
         check_finite(loss, norm)
         self.apply()
@@ -113,7 +127,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": self.average.state_dict() if self.average else None,
             "rng": torch.get_rng_state(),
         }
@@ -132,7 +146,8 @@ class Trainer:
             was = ", ".join(f"{key} was {getattr(saved, key)}" for key in changed)
             raise HarnessError(f"{path}: the recipe has changed ({was}); restore it or start anew in another --run_dir")
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved_state in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved_state)
         if self.average:
             self.average.load_state_dict(state["average"])
         torch.set_rng_state(state["rng"].cpu())
@@ -166,7 +181,7 @@ class GraphedUpdate:
             with torch.cuda.graph(self.graph):  # records, runs nothing
                 self.loss, self.norm = trainer.gradients(self.lr, self.hr)
                 trainer.apply()
-        trainer.set_learning_rate()
+        trainer.set_learning_rates()
         self.lr.copy_(lr)
         self.hr.copy_(hr)
         self.graph.replay()
@@ -203,6 +218,12 @@ def start_near_mean(model, factor):
     last = model.upsampler[0]
     last.weight.mul_(factor)
     last.bias.copy_(model.mean.flatten().repeat_interleave(last.out_channels // model.mean.numel()))
+
+
+def hidden_weights(model):
+    """Return the convolution kernels between hidden features, of a network in training form: what Muon is made for."""
+    outer = ("conv_1.", "upsampler.")  # they touch the image
+    return [weight for name, weight in model.named_parameters() if weight.ndim == 4 and not name.startswith(outer)]
 
 
 def train(trainer, feed, on_step, minutes=None):

@@ -20,11 +20,12 @@ class Recipe:
     hr_patch: int  # side of an HR patch [pixels], a multiple of 4
     seed: int  # of the initial weights and of every batch
     output_init: float  # factor on the upsampler's initial weights, its bias starts at the RGB mean; 0: PyTorch's
-    # optimisation: L1 loss, AdamW
+    # optimisation: L1 loss, AdamW, or AdamW beside Muon
     steps: int
-    learning_rate: float
-    warmup: int  # steps over which the learning rate rises linearly from 0
-    milestones: tuple[int, ...]  # steps at which the learning rate is multiplied by `gamma`
+    learning_rate: float  # of AdamW
+    muon_learning_rate: float  # of Muon, for the kernels between hidden features; 0 leaves them to AdamW too
+    warmup: int  # steps over which the learning rates rise linearly from 0
+    milestones: tuple[int, ...]  # steps at which the learning rates are multiplied by `gamma`
     gamma: float
     betas: tuple[float, float]
     eps: float
@@ -41,10 +42,10 @@ class Recipe:
     validate_every: int
     checkpoint_every: int
 
-    def learning_rate_at(self, step):
-        """Learning rate of the update that follows `step` finished ones."""
-        rate = self.learning_rate * self.gamma ** sum(step >= milestone for milestone in self.milestones)
-        return rate * min(1.0, (step + 1) / self.warmup) if self.warmup else rate
+    def schedule_at(self, step):
+        """Factor on the learning rates in the update that follows `step` finished ones."""
+        factor = self.gamma ** sum(step >= milestone for milestone in self.milestones)
+        return factor * min(1.0, (step + 1) / self.warmup) if self.warmup else factor
 
 
 def load_recipe(path):
@@ -86,6 +87,7 @@ def recipe_from(values, source):
         "form": recipe.form in FORMS,
         "precision": recipe.precision in PRECISIONS,
         "learning_rate": recipe.learning_rate > 0,
+        "muon_learning_rate": recipe.muon_learning_rate >= 0,
         "ema_decay": 0 <= recipe.ema_decay < 1,
         "betas": len(recipe.betas) == 2 and all(0 <= beta < 1 for beta in recipe.betas),
         **{key: getattr(recipe, key) >= 1 for key in ("log_every", "validate_every", "checkpoint_every")},

@@ -62,7 +62,7 @@ def read_json(path):
     """Return a JSON file's object with "inf" turned into float, None if there is no file. Raises HarnessError."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter is better said by who wants to write there
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise HarnessError(f"{path}: cannot be read ({error}); check its permissions") from error

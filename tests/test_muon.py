@@ -1,0 +1,59 @@
+"""training/muon.py: against a singular value decomposition, and which weights it is given."""
+
+import pytest
+import torch
+
+from models.nanosr_train import NanoSR_train
+from training.loop import hidden_weights
+from training.muon import Muon, orthogonalize
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 60), (2, 60, 24), (1, 16, 16)])
+def test_update_keeps_singular_vectors_and_makes_the_values_about_one(shape):
+    matrices = torch.randn(shape)
+    actual = orthogonalize(matrices)
+    assert actual.dtype == torch.float32
+    u, values, vh = torch.linalg.svd(matrices, full_matrices=False)
+    rotated = u.mT @ actual @ vh.mT
+    diagonal = rotated.diagonal(dim1=1, dim2=2)
+    strong = values > 0.1 * values.amax(dim=1, keepdim=True)
+    assert diagonal[strong].min() > 0.6
+    assert diagonal[strong].max() < 1.3
+    assert (rotated - torch.diag_embed(diagonal)).abs().max() < 0.1  # bfloat16
+
+
+def test_first_update_moves_along_the_gradient_by_the_rate():
+    weight = torch.nn.Parameter(torch.zeros(8, 4, 3, 3))
+    weight.grad = torch.randn_like(weight)
+    Muon([weight], lr=0.01).step()
+    assert (weight * weight.grad).sum() < 0
+    # Singular values of 1 in an 8 x 36 matrix: rms 1 / sqrt(36), which the scale turns into 0.2.
+    assert weight.detach().square().mean().sqrt().item() == pytest.approx(0.2 * 0.01, rel=0.2)
+
+
+def test_weight_decay_is_decoupled():
+    weight = torch.nn.Parameter(torch.ones(4, 4, 1, 1))
+    weight.grad = torch.zeros_like(weight)
+    Muon([weight], lr=0.1, weight_decay=0.5).step()
+    assert torch.allclose(weight, torch.full_like(weight, 0.95))
+
+
+def test_equal_shapes_are_updated_as_if_alone():
+    torch.manual_seed(3)
+    weights = [torch.nn.Parameter(torch.randn(6, 5, 1, 1)) for _ in range(3)]
+    alone = [torch.nn.Parameter(weight.detach().clone()) for weight in weights]
+    together, single = Muon(weights, 0.1), [Muon([weight], 0.1) for weight in alone]
+    for _ in range(3):
+        for weight, copy in zip(weights, alone, strict=True):
+            weight.grad = copy.grad = torch.randn_like(weight)
+        together.step()
+        for optimizer in single:
+            optimizer.step()
+    assert all(torch.allclose(weight, copy, atol=2e-3) for weight, copy in zip(weights, alone, strict=True))
+
+
+def test_hidden_weights_are_the_kernels_between_features():
+    model = NanoSR_train()
+    # 18 blocks in pixel attention and conv_2 with four convolutions each, 6 feature extractors with three, conv_cat.
+    assert len(hidden_weights(model)) == 19 * 4 + 6 * 3 + 1
+    assert all(weight.shape[1] >= 48 for weight in hidden_weights(model))

@@ -1,0 +1,64 @@
+"""Muon: momentum whose update is orthogonalized, for the convolutions between hidden features.
+
+Each weight is seen as a c_out x (c_in k k) matrix. Its momentum is replaced by the nearest matrix with singular values
+about 1, so that directions with small gradients move as far as those with large ones. Source: K. Jordan et al., "Muon:
+An optimizer for hidden layers in neural networks" (2024); the scale to AdamW's update: J. Liu et al., "Muon is Scalable
+for LLM Training" (2025).
+"""
+
+from collections import defaultdict
+
+import torch
+
+QUINTIC = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz step, from the first source
+STEPS = 5
+ADAMW_RMS = 0.2  # root mean square of an AdamW update at learning rate 1, from the second source
+
+
+def orthogonalize(matrices):
+    """Return N x R x C matrices with the singular vectors of the given ones and singular values about 1 (0.7 to 1.2).
+
+    Computed in bfloat16, returned in the dtype given.
+    """
+    a, b, c = QUINTIC
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = (matrices if wide else matrices.mT).bfloat16()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(STEPS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x if wide else x.mT).to(matrices.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon with Nesterov momentum and decoupled weight decay; equal-shaped weights are updated together.
+
+    `lr` may be a tensor. An update's root mean square is that of an AdamW update with the same learning rate.
+    """
+
+    def __init__(self, parameters, lr, weight_decay=0.0, momentum=0.95):
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self):
+        """Update all weights from their gradients."""
+        for group in self.param_groups:
+            by_shape = defaultdict(list)
+            for weight in group["params"]:
+                by_shape[weight.shape].append(weight)
+            for weights in by_shape.values():
+                self._update(weights, group)
+
+    def _update(self, weights, group):
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+        momenta = [self.state[weight]["momentum"] for weight in weights]
+        gradients = [weight.grad for weight in weights]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        updates = orthogonalize(torch.stack([update.flatten(1) for update in ahead]))
+        updates *= group["lr"] * ADAMW_RMS * max(updates.shape[1:]) ** 0.5
+        if group["weight_decay"]:
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_sub_(weights, [update.view(weights[0].shape) for update in updates.unbind()])
