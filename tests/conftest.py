@@ -62,7 +62,7 @@ def command(monkeypatch, capfd):
         monkeypatch.setattr(sys, "argv", words)
         capfd.readouterr()
         try:
-            exit_on_harness_error(module.main) if module else runpy.run_path(ROOT / words[0], run_name="__main__")
+            exit_on_harness_error(module.main) if module else runpy.run_path(str(ROOT / words[0]), run_name="__main__")
             status = 0
         except SystemExit as stop:
             status = stop.code or 0
