@@ -12,15 +12,49 @@ from utils.datasets import SPLITS, open_dataset
 from utils.environment import choose_device
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.measurement import Plan, measure
-from utils.registry import entry_from_file, find_entry, load_model, read_registry
+from utils.registry import entry_from_file, find_entry, find_variant, load_model, read_registry
 from utils.results import read_results, store_record, write_text
 from utils.sample import default_data_dir
 from utils.score_tables import score_markdown, score_records
+from utils.sharding import joined_shard
 from utils.tables import latex_table, markdown_table, text_table
 
 
 def main():
     args = parse()
+    with joined_shard() as shard:
+        run(args, shard)
+
+
+def run(args, shard):
+    """Measure the models that the arguments name, and show them."""
+    edition = get_edition(args.edition) if args.score else None
+    entries = chosen_entries(args, edition)
+    device = choose_device(args.device, shard.local_rank)
+    if shard.is_first and not args.data_dir:
+        default_data_dir()  # made by one process, before the others look for it
+    shard.wait()
+    dataset = open_dataset(args.data_dir or default_data_dir(), args.dataset)
+    results = args.results / "results.json"
+    read_results(results)  # a file that cannot be used is better known before the work than after it
+    if shard.is_first:
+        print(f"Data: {dataset.label}, in {dataset.folder}")
+    plan = Plan(args.runs, args.warmup, args.repeats, args.workers)
+    for entry in entries:
+        loaded = load_model(entry, device, args.checkpoint if entry is entries[0] else None)
+        keep = args.save_images or not dataset.has_hr
+        save_dir = args.results / "images" / entry.full_name if keep else None
+        store = partial(store_record, results, entry.name) if shard.is_first else lambda record: None
+        passes = plan.passes(len(shard.part_of(dataset).pairs))
+        with tqdm(total=passes, desc=entry.name, unit="pass", disable=not shard.is_first) as bar:
+            measure(loaded, dataset, device, plan, save_dir, bar.update, store, shard)
+        shard.wait()  # the first process still times its steady passes, and not beside the next model
+    if shard.is_first:
+        write_views(args.results, results, entries, edition)
+
+
+def chosen_entries(args, edition):
+    """Return the models to measure, in order: those asked for, a variant's plain form, the edition's baseline."""
     entries = registry = read_registry()
     if args.checkpoint and not args.model_file and len(args.model_id or ()) != 1:
         raise HarnessError("--checkpoint: needs exactly one --model_id, the model that it belongs to")
@@ -28,23 +62,12 @@ def main():
         entries = [submitted_entry(args)]
     elif args.model_id:
         entries = [find_entry(model_id, registry) for model_id in args.model_id]
-    edition = get_edition(args.edition) if args.score else None
+    if args.backend or args.precision:
+        chosen = [find_variant(entry, registry, args.backend, args.precision) for entry in entries]
+        entries = [*chosen, *(entry for entry in entries if entry not in chosen)]
     if edition and edition.baseline not in {entry.name for entry in entries}:
         entries = [*entries, next(entry for entry in registry if entry.name == edition.baseline)]
-    device = choose_device(args.device)
-    dataset = open_dataset(args.data_dir or default_data_dir(), args.dataset)
-    print(f"Data: {dataset.label}, in {dataset.folder}")
-    results = args.results / "results.json"
-    read_results(results)  # a file that cannot be used is better known before the work than after it
-    plan = Plan(args.runs, args.warmup, args.repeats, args.workers)
-    for entry in entries:
-        loaded = load_model(entry, device, args.checkpoint if entry is entries[0] else None)
-        keep = args.save_images or not dataset.has_hr
-        save_dir = args.results / "images" / entry.full_name if keep else None
-        store = partial(store_record, results, entry.name)
-        with tqdm(total=plan.passes(len(dataset.pairs)), desc=entry.name, unit="pass") as bar:
-            measure(loaded, dataset, device, plan, save_dir, on_pass=bar.update, on_progress=store)
-    write_views(args.results, results, entries, edition)
+    return entries
 
 
 def submitted_entry(args):
@@ -65,6 +88,8 @@ def submitted_entry(args):
 def parse():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model_id", type=int, nargs="+", metavar="N", help="default: every model of the registry")
+    parser.add_argument("--backend", choices=("plain", "fast"), help="how to run the models; the plain form beside it")
+    parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="number type of the arithmetic")
     parser.add_argument("--model_file", type=Path, metavar="FILE.py", help="a model of no registry; its code is run")
     parser.add_argument("--class", dest="class_name", metavar="NAME", help="the class in --model_file")
     parser.add_argument("--args", default="[]", metavar="JSON", help="the class's arguments, a list or an object")

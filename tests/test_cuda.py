@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from models.nanosr_fast import NanoSR_fast
 from models.team07_NanoSR import NanoSR_inference
 from tests.test_training import RECIPE
 from training.feed import MappedFeed, Plan, ResidentFeed
 from training.loop import GraphedUpdate, Trainer
 from training.recipe import load_recipe
+from utils.complexity import measure_complexity
 from utils.memory import measure_peak_mib, reset_peak
 from utils.runtime import timed_forward
 
@@ -80,3 +82,15 @@ def test_events_time_a_forward_pass_and_memory_has_a_peak():
     assert sr.shape == (1, 3, 256, 256)
     assert runtime_ms > 0
     assert measure_peak_mib(None, None, device) > 3 * 48 * 64 * 64 * 4 / 2**20
+
+
+def test_fast_network_gives_the_same_when_a_size_comes_again():
+    fast = NanoSR_fast().eval().cuda()
+    plain = NanoSR_inference().eval().cuda()
+    plain.load_state_dict(fast.state_dict())
+    for size in ((32, 48), (40, 24), (32, 48), (32, 48), (40, 24)):
+        lr = torch.rand(1, 3, *size, device="cuda")
+        with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+            expected, actual = plain(lr), fast(lr)
+        assert torch.allclose(actual, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+    assert measure_complexity(fast).convs == measure_complexity(fast).convs == 27  # the 1x1 is no module call

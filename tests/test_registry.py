@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from utils.errors import HarnessError
-from utils.registry import ROOT, find_entry, load_model, read_registry
+from utils.registry import ROOT, find_entry, find_variant, load_model, read_registry
 
 ENTRY = """
 [[model]]
@@ -84,3 +84,25 @@ def test_class_that_is_not_there_is_named(tmp_path):
     (entry,) = read_registry(registry(tmp_path, ENTRY.format(id=1, checkpoint="x").replace('"EFDN"', '"Nothing"')))
     with pytest.raises(HarnessError, match="cannot build Nothing"):
         load_model(entry, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "name"),
+    [
+        (None, None, "NanoSR_inference"),
+        ("plain", None, "NanoSR_inference"),
+        (None, "float32", "NanoSR_inference"),
+        ("fast", None, "NanoSR_fast"),
+        (None, "bfloat16", "NanoSR_bf16"),
+        ("fast", "float16", "NanoSR_fp16"),
+    ],
+)
+def test_backend_and_precision_choose_the_variant(backend, precision, name):
+    registry = read_registry()
+    assert find_variant(find_entry(7, registry), registry, backend, precision).name == name
+
+
+def test_variant_that_is_not_there_lists_what_is():
+    registry = read_registry()
+    with pytest.raises(HarnessError, match="--precision float16: EFDN has no such variant; it runs as plain float32"):
+        find_variant(find_entry(0, registry), registry, None, "float16")

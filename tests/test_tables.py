@@ -54,6 +54,21 @@ def test_identical_images_give_inf():
     assert factsheet_row(record(images=record()["images"] | {"psnr": [math.inf, 30.0]}))[1] == "inf"
 
 
+def test_variant_is_compared_with_its_plain_form():
+    steady = {"lr_width": 4, "lr_height": 4, "warmup": 1, "repeats": 1, "p10_ms": 1.0, "p90_ms": 1.0}
+    plain, fast = (
+        record(
+            model={"id": id_, "name": name, "missing_weights": None, "variant_of": of},
+            images=record()["images"] | {"psnr": psnr},
+            runtime=record()["runtime"] | {"steady": steady | {"median_ms": median}},
+        )
+        for id_, name, of, psnr, median in ((7, "Net", None, [26.0, 28.0], 30.0), (208, "Half", 7, [26.0, 27.5], 12.0))
+    )
+    line = "Half: the function of Net, against it: PSNR -0.2500 dB, 2.50 times as fast (steady)"
+    assert line in text_table([plain, fast]).splitlines()
+    assert "against it" not in text_table([fast])
+
+
 def test_text_table_is_aligned_and_names_data_and_machine():
     lines = text_table([record(), record(model={"name": "Another_net", "missing_weights": None})]).splitlines()
     assert len({len(line) for line in lines[:4]}) == 1

@@ -19,9 +19,12 @@ METHODS = {
 
 def measure_peak_mib(loaded, lr_shape, device):
     """Peak memory [MiB]: on a GPU since `reset_peak`, on a CPU for one pass over 1 x 3 x H x W (`lr_shape`)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return cpu_peak_mib(loaded.entry, lr_shape)
+    return gpu_peak_mib(device) if device.type == "cuda" else cpu_peak_mib(loaded.entry, lr_shape)
+
+
+def gpu_peak_mib(device):
+    """Peak GPU memory [MiB] since `reset_peak`; None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
 
 
 def reset_peak(device):

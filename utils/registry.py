@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 REGISTRY = ROOT / "model_zoo" / "models.toml"
 TEAM_FILE = re.compile(r"team(?P<id>\d+)_(?P<name>\w+)\.py")
 REQUIRED = {"id", "name", "file", "class", "arguments", "checkpoint", "sha256", "data_range", "provenance", "licence"}
-OPTIONAL = {"published", "state_key", "lenient"}
+OPTIONAL = {"published", "state_key", "lenient", "variant"}
+PLAIN = {"backend": "plain", "precision": "float32"}  # how a model runs that is no variant of another
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class ModelEntry:
     """One table of the registry. `data_range` is that of the network's input and output, 1.0 or 255.0.
 
     `state_key` names the checkpoint's key under which the weights lie, if it is not one that is tried anyway; `lenient`
-    loads with strict=False.
+    loads with strict=False. `variant`, of an entry that computes another one's function in another way, holds the other
+    one's id as `of`, and the `backend` and `precision` that choose it.
     """
 
     id: int
@@ -40,6 +42,7 @@ class ModelEntry:
     published: dict = field(default_factory=dict)
     state_key: str = ""
     lenient: bool = False
+    variant: dict = field(default_factory=dict)
 
     @property
     def full_name(self):
@@ -101,6 +104,22 @@ def find_entry(model_id, entries):
             return entry
     known = ", ".join(f"{entry.id} {entry.name}" for entry in entries)
     raise HarnessError(f"--model_id {model_id}: not in model_zoo/models.toml; it holds {known}")
+
+
+def find_variant(entry, entries, backend=None, precision=None):
+    """Return the entry that computes `entry`'s function with a backend and a precision; None leaves either open.
+
+    The plain float32 form is `entry` itself. Raises HarnessError, listing what there is, if nothing fits.
+    """
+    wanted = {key: value for key, value in (("backend", backend), ("precision", precision)) if value}
+    variants = [entry, *(other for other in entries if other.variant.get("of") == entry.id)]
+    ways = [PLAIN | other.variant for other in variants]
+    for other, way in zip(variants, ways, strict=True):
+        if wanted.items() <= way.items():
+            return other
+    known = ", ".join(f"{way['backend']} {way['precision']}" for way in ways)
+    asked = " ".join(f"--{key} {value}" for key, value in wanted.items())
+    raise HarnessError(f"{asked}: {entry.name} has no such variant; it runs as {known}")
 
 
 def load_model(entry, device, checkpoint=None):

@@ -6,7 +6,8 @@ stays under "models" meanwhile. A record:
 
     status       "complete", or "incomplete: " and the reason
     model        id, name, file, class, arguments, data_range, checkpoint, sha256 (null without weights), provenance,
-                 missing_weights (null, or why quality is absent), ignored (null, or what lenient loading passed over)
+                 variant_of (null, or the id of the model whose function it computes in another way), missing_weights
+                 (null, or why quality is absent), ignored (null, or what lenient loading passed over)
     environment  date, device, gpu, cuda, cpu, cores, threads, memory_gib, platform, python, libraries
     dataset      label, split, folder, images, has_hr
     images       name, lr_pixels, psnr [dB], ssim: lists, one value per image; a quality value may be null

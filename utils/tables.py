@@ -50,9 +50,22 @@ def notes(records):
         lines.append(f"Val Time: {records[0]['runtime']['method']}; average of {runs} run{'s' * (runs != 1)}")
     for method in dict.fromkeys(record["memory"]["method"] for record in records if record["memory"]):
         lines.append(f"Mem: {method}")
+    plain = {record["model"].get("id"): record for record in records}
     for record in records:
-        lines += [f"{record['model']['name']}: {line}" for line in _model_notes(record)]
+        name = record["model"]["name"]
+        lines += [f"{name}: {line}" for line in _model_notes(record)]
+        of = record["model"].get("variant_of")
+        if of in plain:
+            lines.append(f"{name}: {_against_plain(record, plain[of])}")
     return lines
+
+
+def _against_plain(variant, plain):
+    quality = [mean(record["images"]["psnr"]) for record in (variant, plain)]
+    difference = "PSNR unknown" if None in quality else f"PSNR {quality[0] - quality[1]:+.4f} dB"
+    steady = [record["runtime"]["steady"] for record in (variant, plain)]
+    ratio = "" if None in steady else f", {steady[1]['median_ms'] / steady[0]['median_ms']:.2f} times as fast (steady)"
+    return f"the function of {plain['model']['name']}, against it: {difference}{ratio}"
 
 
 def _model_notes(record):
