@@ -5,16 +5,17 @@ Method. Everything is measured in one run on one machine, as a ratio to a refere
 1. Evaluation: the wall time of reading, restoring, PSNR, SSIM and writing PNGs over the data set's first images, once
    per variant after one image that does not count. The reference is `benchmarks/reference.py`, the protocol as the
    organizers run it. PSNR differences are to the reference's.
-2. Network: the forward pass alone on the data set's largest LR image, output left on the device. The variants take
-   turns, one pass each per round, so that a busy machine slows all; the first rounds do not count. Median and 10th to
-   90th percentile; the reference is eager float32 in contiguous memory. PSNR differences are means over the data set's
-   first images. The share of the ceiling is the network's multiply-accumulates per second over those of a large matrix
-   product of the same number type, measured in the same run.
+2. Network: the forward pass alone on an LR image of each of the data set's most common sizes, output left on the
+   device. The variants take turns, one pass each per round, so that a busy machine slows all; the first rounds do not
+   count. Median and 10th to 90th percentile; the reference is eager float32 in contiguous memory. PSNR differences are
+   means over the data set's first images. The share of the ceiling is the network's multiply-accumulates per second
+   over those of a large matrix product of the same number type, measured in the same run.
 """
 
 import argparse
 import tempfile
 import time
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from utils.complexity import measure_complexity
 from utils.datasets import open_dataset
 from utils.environment import choose_device, describe_environment
 from utils.errors import exit_on_harness_error
-from utils.evaluation import default_workers, evaluate, largest_lr, mean
+from utils.evaluation import default_workers, evaluate, mean
 from utils.images import read_rgb, to_tensor
 from utils.registry import find_entry, load_model, read_registry
 from utils.runtime import timed_forward
@@ -44,6 +45,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", type=Path, help="default: as for eval.py; DIV2K-size photographs say most")
     parser.add_argument("--images", type=int, default=5)
+    parser.add_argument("--sizes", type=int, default=2, help="how many of the most common LR sizes to time")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--checkpoint", type=Path, help="NanoSR weights instead of the registry's")
@@ -60,7 +62,11 @@ def main():
         f"{environment['date'][:10]}; {len(dataset.pairs)} images of {dataset.label}\n"
     )
     quality = evaluation_table(models, dataset, device)
-    network_table(models, types, quality, dataset, device, args.warmup, args.rounds)
+    ceilings = {dtype: matrix_macs_per_ms(dtype, device) for dtype in dict.fromkeys(types.values())}
+    for lr in common_sizes(dataset, args.sizes):
+        network_table(models, types, quality, ceilings, to_tensor(lr).to(device), args.warmup, args.rounds)
+    for dtype, rate in ceilings.items():
+        print(f"\nCeiling, {dtype}: {2 * rate / 1e6:.0f} GFLOP/s, two for each multiply-accumulate")
 
 
 def evaluation_table(models, dataset, device):
@@ -91,10 +97,17 @@ def evaluation_table(models, dataset, device):
     return quality
 
 
-def network_table(models, types, quality, dataset, device, warmup, rounds):
-    """Print the second table."""
-    sizes = [int(np.prod(read_rgb(pair.lr).shape[:2])) for pair in dataset.pairs]
-    lr = to_tensor(largest_lr(dataset, sizes)).to(device)
+def common_sizes(dataset, count):
+    """Return an LR image of each of the `count` most common sizes."""
+    by_size = defaultdict(list)
+    for pair in dataset.pairs:
+        by_size[read_rgb(pair.lr).shape].append(pair)
+    common = sorted(by_size.values(), key=len, reverse=True)[:count]
+    return [read_rgb(pairs[0].lr) for pairs in common]
+
+
+def network_table(models, types, quality, ceilings, lr, warmup, rounds):
+    """Print the second table for one size of LR image."""
     times = {id_: [] for id_ in models}
     for number in tqdm(range(warmup + rounds), desc="network", unit="round"):
         for id_, loaded in models.items():
@@ -103,7 +116,6 @@ def network_table(models, types, quality, dataset, device, warmup, rounds):
                 times[id_].append(runtime_ms)
     counts = measure_complexity(models[REFERENCE].model)
     macs = counts.flops / 256**2 * lr.shape[2] * lr.shape[3]
-    ceilings = {dtype: matrix_macs_per_ms(dtype, device) for dtype in set(types.values())}
     print(
         f"\n| network on {lr.shape[3]} x {lr.shape[2]} | ms (10-90 %) | ratio | PSNR difference [dB] | of the ceiling |"
     )
@@ -115,8 +127,6 @@ def network_table(models, types, quality, dataset, device, warmup, rounds):
             f"| {loaded.entry.name} | {median:.1f} ({p10:.1f}-{p90:.1f}) | {np.median(times[REFERENCE]) / median:.2f} "
             f"| {quality[id_] - quality[REFERENCE]:+.4f} | {share:.0%} |"
         )
-    for dtype, rate in ceilings.items():
-        print(f"\nCeiling, {dtype}: {2 * rate / 1e6:.0f} GFLOP/s, two for each multiply-accumulate")
 
 
 def matrix_macs_per_ms(dtype, device, size=3072, repeats=5):

@@ -1,0 +1,84 @@
+"""Memory of an evaluation against its number of images: python -m benchmarks.memory [--images 200 2000] [--device auto]
+
+Method. Photographs of the sample are cut into HR images of one size; a data folder of N images holds them in turn, as
+links. One process per N measures NanoSR over it as eval.py does: decoding ahead, PSNR, SSIM, restored images written,
+the record stored after every image. Shown are the resident memory at the process's peak, less what it held before the
+first image, and the wall time; the ratio is to the smallest N.
+"""
+
+import argparse
+import multiprocessing
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import psutil
+
+from utils.datasets import open_dataset
+from utils.environment import choose_device, describe_environment
+from utils.errors import exit_on_harness_error
+from utils.images import bicubic_downscale, read_rgb, write_png
+from utils.measurement import Plan, measure
+from utils.memory import peak_rss_bytes
+from utils.registry import find_entry, load_model, read_registry
+from utils.results import store_record
+from utils.sample import ensure_sample
+
+SIDE = 256  # HR
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, nargs="+", default=[200, 2000])
+    parser.add_argument("--model_id", type=int, default=7)
+    parser.add_argument("--workers", type=int, default=2, help="threads that read, judge and write meanwhile")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    args = parser.parse_args()
+    environment = describe_environment(choose_device(args.device))
+    print(f"{environment['gpu'] or environment['cpu']}, {environment['threads']} threads, {environment['date'][:10]}\n")
+    print(f"| images of {SIDE} x {SIDE} | peak growth [MiB] | ratio | s |\n| ---: | ---: | ---: | ---: |")
+    first = None
+    for count in sorted(args.images):
+        # An executor, since measuring starts a process of its own, which a Pool's would not be allowed to.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            growth_mib, seconds = pool.submit(_evaluate, count, args.model_id, args.workers, args.device).result()
+        first = first or growth_mib
+        print(f"| {count} | {growth_mib:.0f} | {growth_mib / first:.2f} | {seconds:.0f} |", flush=True)
+
+
+def _evaluate(count, model_id, workers, device_name):
+    device = choose_device(device_name)
+    loaded = load_model(find_entry(model_id, read_registry()), device)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        dataset = open_dataset(make_data(folder / "data", count))
+        before, start = psutil.Process().memory_info().rss, time.perf_counter()
+
+        def store(record):
+            store_record(folder / "results.json", loaded.entry.name, record)
+
+        measure(loaded, dataset, device, Plan(1, 1, 1, workers), folder / "images", on_progress=store)
+        return (peak_rss_bytes() - before) / 2**20, time.perf_counter() - start
+
+
+def make_data(folder, count):
+    """Write `count` pairs as HR/ and LR/, all but the first few as links to those; return the folder."""
+    crops = []
+    for pair in open_dataset(ensure_sample()).pairs:
+        image = read_rgb(pair.hr)
+        for top in range(0, image.shape[0] - SIDE + 1, SIDE):
+            crops.append(image[top : top + SIDE, :SIDE])
+    for number in range(count):
+        hr, lr = folder / "HR" / f"{number:05}.png", folder / "LR" / f"{number:05}x4.png"
+        if number < len(crops):
+            write_png(hr, crops[number])
+            write_png(lr, bicubic_downscale(crops[number]))
+        else:
+            hr.hardlink_to(folder / "HR" / f"{number % len(crops):05}.png")
+            lr.hardlink_to(folder / "LR" / f"{number % len(crops):05}x4.png")
+    return folder
+
+
+if __name__ == "__main__":
+    exit_on_harness_error(main)
