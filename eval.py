@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from utils.datasets import SPLITS, open_dataset
 from utils.environment import choose_device
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.measurement import Plan, measure
-from utils.registry import entry_from_file, find_entry, find_variant, load_model, read_registry
+from utils.registry import entry_from_file, find_entry, find_variant, load_model, read_registry, register
 from utils.results import read_results, store_record, write_text
 from utils.sample import default_data_dir
 from utils.score_tables import score_markdown, score_records
@@ -50,16 +51,22 @@ def run(args, shard):
             measure(loaded, dataset, device, plan, save_dir, bar.update, store, shard)
         shard.wait()  # the first process still times its steady passes, and not beside the next model
     if shard.is_first:
+        if args.register is not None:
+            register(entries[0])  # now that it has been seen to run
         write_views(args.results, results, entries, edition)
 
 
 def chosen_entries(args, edition):
     """Return the models to measure, in order: those asked for, a variant's plain form, the edition's baseline."""
     entries = registry = read_registry()
+    if args.register is not None and not args.model_file:
+        raise HarnessError("--register: needs --model_file, the model to write into the registry")
     if args.checkpoint and not args.model_file and len(args.model_id or ()) != 1:
         raise HarnessError("--checkpoint: needs exactly one --model_id, the model that it belongs to")
     if args.model_file:
         entries = [submitted_entry(args)]
+        if args.register is not None:
+            entries = [replace(entries[0], id=args.register)]
     elif args.model_id:
         entries = [find_entry(model_id, registry) for model_id in args.model_id]
     if args.backend or args.precision:
@@ -96,6 +103,7 @@ def parse():
     parser.add_argument("--state_key", default="", help="where in --checkpoint the weights of --model_file lie")
     parser.add_argument("--data_range", type=float, default=1.0, help="of --model_file's input and output")
     parser.add_argument("--lenient", action="store_true", help="load --model_file's weights with strict=False")
+    parser.add_argument("--register", type=int, metavar="ID", help="write --model_file into the registry under this id")
     parser.add_argument("--checkpoint", type=Path, help="weights to use instead of the registry's")
     parser.add_argument("--data_dir", type=Path, help="default: ../ if the challenge lies there, else the sample")
     parser.add_argument("--dataset", default="valid", choices=SPLITS, help="which of the challenge's folders")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from utils.errors import HarnessError
-from utils.registry import ROOT, find_entry, find_variant, load_model, read_registry
+from utils.registry import ROOT, entry_from_file, find_entry, find_variant, load_model, read_registry, register
 
 ENTRY = """
 [[model]]
@@ -106,3 +106,16 @@ def test_variant_that_is_not_there_lists_what_is():
     registry = read_registry()
     with pytest.raises(HarnessError, match="--precision float16: EFDN has no such variant; it runs as plain float32"):
         find_variant(find_entry(0, registry), registry, None, "float16")
+
+
+def test_registered_model_is_read_back_as_it_was(tmp_path):
+    path = registry(tmp_path, ENTRY.format(id=1, checkpoint="x"))
+    for name in ("team42_Net.py", "w.pth"):
+        (tmp_path / name).write_text("")
+    entry = entry_from_file(
+        tmp_path / "team42_Net.py", "Net", {"widths": [1, 2]}, tmp_path / "w.pth", 255.0, "params", True
+    )
+    register(entry, path)
+    assert read_registry(path)[1] == entry
+    with pytest.raises(HarnessError, match=r"--register 42: .* has this id for Net; choose another"):
+        register(entry, path)

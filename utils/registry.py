@@ -4,13 +4,15 @@ import importlib
 import importlib.util
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import tomli_w
 from torch import nn
 
 from utils.checkpoints import file_sha256, load_leniently, load_state_dict, load_strictly
 from utils.errors import HarnessError, in_one_line
+from utils.results import write_text
 
 ROOT = Path(__file__).parent.parent
 REGISTRY = ROOT / "model_zoo" / "models.toml"
@@ -169,6 +171,19 @@ def entry_from_file(file, class_name, arguments, checkpoint, data_range=1.0, sta
         state_key=state_key,
         lenient=lenient,
     )
+
+
+def register(entry, path=REGISTRY):
+    """Append an entry to the registry, its files as they lie. Raises HarnessError if its id is taken."""
+    taken = {other.id: other.name for other in read_registry(path)}
+    if entry.id in taken:
+        raise HarnessError(f"--register {entry.id}: {path.name} has this id for {taken[entry.id]}; choose another")
+    table = {"class" if key == "class_name" else key: value for key, value in asdict(entry).items()}
+    table = {key: value for key, value in table.items() if key in REQUIRED or value}
+    for key in ("file", "checkpoint"):
+        if Path(table[key]).is_relative_to(ROOT):
+            table[key] = str(Path(table[key]).relative_to(ROOT))
+    write_text(path, path.read_text(encoding="utf-8") + "\n" + tomli_w.dumps({"model": [table]}))
 
 
 def _build(entry):

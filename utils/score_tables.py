@@ -4,7 +4,7 @@ import csv
 import math
 from pathlib import Path
 
-from utils.challenge import Figures, rank, score
+from utils.challenge import SUB_TRACKS, Figures, rank, score
 from utils.errors import HarnessError
 from utils.evaluation import mean
 from utils.tables import protocol_runtime_ms
@@ -99,4 +99,7 @@ def score_markdown(scores, edition):
         f"Runtime, FLOPs, Params: ratio to the baseline; S = exp(2 ratio); Score = {weights}; lower is better.",
         "PSNR: above (+) or below (-) the threshold; a model below it, or without quality, has no place.",
     ]
+    for track in SUB_TRACKS:
+        order = [name for name in rank(scores, track) if scores[name].passed]
+        notes.append(f"Sub-track {track}: {', '.join(order) or 'no model passes'}.")
     return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", *(f"- {note}" for note in notes)]) + "\n"
