@@ -130,7 +130,7 @@ def load_model(entry, device, checkpoint=None):
     An absent checkpoint of the registry is no error: the network can still be timed and counted, and
     `missing_weights` says what is missing. Raises HarnessError if the class cannot be built or the weights do not fit.
     """
-    model = _build(entry)
+    model = build_model(entry)
     path = Path(checkpoint) if checkpoint else entry.checkpoint_path
     sha256, missing, ignored = None, None, None
     if checkpoint is None and not path.is_file():
@@ -186,10 +186,11 @@ def register(entry, path=REGISTRY):
     write_text(path, path.read_text(encoding="utf-8") + "\n" + tomli_w.dumps({"model": [table]}))
 
 
-def _build(entry):
+def build_model(entry):
+    """Return an entry's network with its initial weights. Raises HarnessError, in one line, for whatever it raises."""
     positional, named = ([], entry.arguments) if isinstance(entry.arguments, dict) else (entry.arguments, {})
     try:
-        return getattr(_import(entry), entry.class_name)(*positional, **named)
+        return getattr(import_model(entry), entry.class_name)(*positional, **named)
     except ModuleNotFoundError as error:
         raise HarnessError(
             f"{entry.file}: imports {error.name}, which is not installed; install it or remove the import"
@@ -198,7 +199,8 @@ def _build(entry):
         raise HarnessError(f"{entry.file}: cannot build {entry.class_name} ({in_one_line(error)})") from error
 
 
-def _import(entry):
+def import_model(entry):
+    """Run an entry's Python file and return its module."""
     path = ROOT / entry.file
     if path.is_relative_to(ROOT):
         return importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
