@@ -14,6 +14,7 @@ from utils.environment import choose_device
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.measurement import Plan, measure
 from utils.registry import entry_from_file, find_entry, find_variant, load_model, read_registry, register
+from utils.report import write_report
 from utils.results import read_results, store_record, write_text
 from utils.sample import default_data_dir
 from utils.score_tables import score_markdown, score_records
@@ -43,7 +44,7 @@ def run(args, shard):
     plan = Plan(args.runs, args.warmup, args.repeats, args.workers)
     for entry in entries:
         loaded = load_model(entry, device, args.checkpoint if entry is entries[0] else None)
-        keep = args.save_images or not dataset.has_hr
+        keep = args.save_images or args.report or not dataset.has_hr
         save_dir = args.results / "images" / entry.full_name if keep else None
         store = partial(store_record, results, entry.name) if shard.is_first else lambda record: None
         passes = plan.passes(len(shard.part_of(dataset).pairs))
@@ -53,7 +54,10 @@ def run(args, shard):
     if shard.is_first:
         if args.register is not None:
             register(entries[0])  # now that it has been seen to run
-        write_views(args.results, results, entries, edition)
+        records = write_views(args.results, results, entries, edition)
+        if args.report:
+            write_report(args.report / "report.html", records, dataset, args.results / "images")
+            print(f"Report: {args.report / 'report.html'}")
 
 
 def chosen_entries(args, edition):
@@ -113,6 +117,7 @@ def parse():
     parser.add_argument("--workers", type=int, help="threads that read and judge meanwhile (default: 8, on a CPU 0)")
     parser.add_argument("--score", action="store_true", help="score against the edition's baseline, measured with them")
     parser.add_argument("--edition", type=int, default=2025, help="whose rules and baseline (default 2025)")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write a page of tables, plots and crops there")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
     parser.add_argument("--save_images", action="store_true", help="write restored images; always on without HR")
@@ -127,7 +132,10 @@ def positive(text):
 
 
 def write_views(folder, results, entries, edition):
-    """Write and print the table of the given models, as the results file now has them, and their scores if asked."""
+    """Write and print the table of the given models, as the results file now has them, and their scores if asked.
+
+    Return their records.
+    """
     stored = read_results(results)
     records = [stored[entry.name] for entry in entries]
     for name, view in (("factsheet.txt", text_table), ("factsheet.md", markdown_table), ("factsheet.tex", latex_table)):
@@ -138,6 +146,7 @@ def write_views(folder, results, entries, edition):
         write_text(folder / "scores.md", scores)
         print(scores)
     print(f"Results: {results}; tables: {folder}/factsheet.txt, .md, .tex")
+    return records
 
 
 if __name__ == "__main__":

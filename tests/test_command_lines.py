@@ -124,6 +124,15 @@ def test_model_without_weights_is_timed_and_counted(run, tmp_path, pairs):
     assert "no checkpoint" in result.stdout
 
 
+def test_variant_is_measured_beside_its_plain_form_and_reported(run, tmp_path, pairs, weights):
+    arguments = ("--data_dir", pairs, "--model_id", 7, "--precision", "bfloat16", "--runs", 1, "--repeats", 1)
+    result = run("eval.py", *arguments, "--report", "page", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "NanoSR_bf16: the function of NanoSR_inference, against it: PSNR " in result.stdout
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "NanoSR_bf16 above NanoSR_inference" in page
+
+
 def hr_without_lr(folder):
     (folder / "LR" / "bx4.png").unlink()
     return "b.png"

@@ -73,6 +73,15 @@ def test_arguments_and_state_key_and_range(submit, tmp_path):
     assert (stored(tmp_path)["model"]["id"], stored(tmp_path)["model"]["name"]) == (42, "Net")
 
 
+def test_register_writes_the_registry_once_the_model_has_run(submit, tmp_path, monkeypatch):
+    registered = []
+    monkeypatch.setattr("utils.registry.register", registered.append)
+    assert submit("--register", 42, forward="return x").returncode == 2
+    assert not registered
+    assert submit("--register", 42).returncode == 0
+    assert [(entry.id, entry.name, entry.checkpoint) for entry in registered] == [(42, "Net", str(tmp_path / "w.pth"))]
+
+
 def extra_key(state):
     return {**state, "total_ops": torch.zeros(1)}
 

@@ -47,14 +47,16 @@ def read_rgb(path):
 def write_png(path, image):
     """Write H x W x 3 uint8 RGB as PNG, creating the folder. Raises HarnessError if that fails."""
     path = Path(path)
-    ok, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    if not ok:
-        raise HarnessError(f"{path}: an image of shape {image.shape} cannot be encoded as PNG")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data.tobytes())
+        path.write_bytes(encode_png(image))
     except OSError as error:
         raise HarnessError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def encode_png(image):
+    """Return H x W x 3 uint8 RGB as the bytes of a PNG file."""
+    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def to_tensor(image, data_range=1.0):

@@ -145,7 +145,8 @@ def complexity_paragraph(record):
     text = (
         f"\\paragraph{{Method complexity.}} {record['model']['name']} has {counts['params'] / 1e6:.3f} M parameters. "
         f"On an input of {width} $\\times$ {height} it takes {counts['flops'] / 1e9:.2f} G FLOPs "
-        f"(multiply-accumulates) in {counts['convs']} convolutions with {counts['activations'] / 1e6:.2f} M activations. "
+        f"(multiply-accumulates) in {counts['convs']} convolutions "
+        f"with {counts['activations'] / 1e6:.2f} M activations. "
         f"On {machine} the forward pass takes {protocol_runtime_ms(record):.2f} ms on average over the "
         f"{record['dataset']['images']} images of {record['dataset']['label']}, "
         f"{len(record['runtime']['runs'])} runs, and {steady['median_ms']:.2f} ms after a warm-up on "
