@@ -6,7 +6,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.challenge_files import complexity_results, image_line, merge_results, split_results, write_results_txt
+from utils.challenge_files import (
+    complexity_results,
+    image_line,
+    merge_results,
+    read_challenge_results,
+    split_results,
+    write_results_txt,
+)
 from utils.complexity import measure_complexity
 from utils.datasets import SPLITS, open_dataset
 from utils.environment import choose_device
@@ -14,7 +21,6 @@ from utils.errors import HarnessError, exit_on_harness_error
 from utils.evaluation import default_workers, evaluate, largest_lr, mean
 from utils.memory import measure_peak_mib, reset_peak
 from utils.registry import find_entry, load_model, read_registry
-from utils.results import read_json
 from utils.sample import default_data_dir
 
 LOG_NAME = "NTIRE-EfficientSR.log"
@@ -31,7 +37,9 @@ def main():
         raise HarnessError(f"{loaded.missing_weights}; eval.py times and counts it without")
     # Like the organizers' program, a run with --save_dir leaves its results in the working directory.
     out_dir = Path(".") if args.save_dir else Path("results")
-    read_json(out_dir / "results.json")  # a file that cannot be used is better known before the work than after it
+    read_challenge_results(
+        out_dir / "results.json"
+    )  # a file that cannot be used is better known before the work than after it
     log = open_log(out_dir / LOG_NAME)
     log.info("%s on %s", loaded.entry.full_name, device)
     values = {}

@@ -42,7 +42,7 @@ def panels(pair, model_ids):
     shown = [(f"bicubic\n{psnr(bicubic, hr):.2f} dB", bicubic)]
     for model_id in model_ids:
         loaded = load_model(find_entry(model_id, read_registry()), choose_device())
-        sr, _ = restore(loaded, lr, choose_device())
+        sr, *_ = restore(loaded, lr, choose_device())
         shown.append((f"{loaded.entry.name}\n{psnr(sr, hr):.2f} dB", sr))
     return [*shown, ("original\n", hr)]
 

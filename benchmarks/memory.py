@@ -22,7 +22,7 @@ from utils.images import bicubic_downscale, read_rgb, write_png
 from utils.measurement import Plan, measure
 from utils.memory import peak_rss_bytes
 from utils.registry import find_entry, load_model, read_registry
-from utils.results import store_record
+from utils.results import RECORDS_FILE, store_record
 from utils.sample import ensure_sample
 
 SIDE = 256  # HR
@@ -56,7 +56,7 @@ def _evaluate(count, model_id, workers, device_name):
         before, start = psutil.Process().memory_info().rss, time.perf_counter()
 
         def store(record):
-            store_record(folder / "results.json", loaded.entry.name, record)
+            store_record(folder / RECORDS_FILE, loaded.entry.name, record)
 
         measure(loaded, dataset, device, Plan(1, 1, 1, workers), folder / "images", on_progress=store)
         return (peak_rss_bytes() - before) / 2**20, time.perf_counter() - start

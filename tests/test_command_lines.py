@@ -102,7 +102,7 @@ def test_eval_measures_everything_and_writes_three_tables(run, tmp_path, pairs, 
     arguments = ("--data_dir", pairs, "--model_id", 7, "--checkpoint", weights, "--runs", 2, "--repeats", 3)
     result = run("eval.py", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    record = json.loads((tmp_path / "results" / "results.json").read_text())["models"]["NanoSR_inference"]
+    record = json.loads((tmp_path / "results" / "records.json").read_text())["models"]["NanoSR_inference"]
     assert record["status"] == "complete"
     assert [len(run_ms) for run_ms in record["runtime"]["runs"]] == [2, 2]
     assert record["runtime"]["steady"]["repeats"] == 3
@@ -158,10 +158,10 @@ def sixteen_bit(folder):
 @pytest.mark.parametrize("damage", [hr_without_lr, sizes_that_do_not_fit, truncated, sixteen_bit])
 def test_bad_data_costs_one_line_and_no_result(run, tmp_path, pairs, weights, damage):
     name = damage(pairs)
-    results = tmp_path / "results" / "results.json"
+    results = tmp_path / "results" / "records.json"
     results.parent.mkdir()
     earlier = {"status": "complete"}
-    results.write_text(json.dumps({"schema": 1, "models": {"Earlier": earlier}, "incomplete": {}}))
+    results.write_text(json.dumps({"schema": 2, "models": {"Earlier": earlier}, "incomplete": {}}))
     assert_one_line(run("eval.py", "--data_dir", pairs, "--model_id", 7, "--checkpoint", weights, cwd=tmp_path), name)
     stored = json.loads(results.read_text())
     assert stored["models"] == {"Earlier": earlier}
@@ -187,9 +187,9 @@ def test_bad_arguments_cost_one_line(run, tmp_path, pairs, script, arguments, pa
 
 def test_results_that_cannot_be_used_stop_before_the_work(run, tmp_path, pairs, weights):
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "results.json").write_text('{"schema": 0}')
+    (tmp_path / "results" / "records.json").write_text('{"schema": 0}')
     result = run("eval.py", "--data_dir", pairs, "--model_id", 7, "--checkpoint", weights, cwd=tmp_path)
-    assert_one_line(result, "results.json", "another version")
+    assert_one_line(result, "records.json", "another version")
 
 
 def test_broken_results_json_stops_test_demo_before_the_work(run, tmp_path, pairs, weights):

@@ -110,7 +110,8 @@ def browse(tmp_path):
     def open_page(path):
         command = [
             CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-            "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}",
+            "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND",
+            f"--user-data-dir={tmp_path / 'profile'}",
             "--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom", path.as_uri(),
         ]  # fmt: skip
         result = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -55,7 +55,7 @@ def test_writers_at_once_lose_nothing(tmp_path):
         ('{"schema": 99, "models": {}, "incomplete": {}}', "another version"),
         ("{}", "another version"),
         ("[]", "not a results file"),
-        ('{"schema": 1, "mod', "not valid JSON"),
+        ('{"schema": 2, "mod', "not valid JSON"),
     ],
 )
 def test_foreign_results_file_is_refused_and_left_as_it_is(tmp_path, content, reason):

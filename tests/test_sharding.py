@@ -37,7 +37,7 @@ def test_two_processes_give_the_results_of_one(tmp_path):
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
         assert result.returncode == 0, result.stderr
-    one, two = (json.loads((tmp_path / name / "results.json").read_text())["models"] for name in ("one", "two"))
+    one, two = (json.loads((tmp_path / name / "records.json").read_text())["models"] for name in ("one", "two"))
     one, two = one["NanoSR_inference"], two["NanoSR_inference"]
     assert two["images"] == one["images"]
     assert two["complexity"] == one["complexity"]

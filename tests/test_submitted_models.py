@@ -43,7 +43,7 @@ def submit(tmp_path, pairs, command):
 
 
 def stored(tmp_path, name="Net"):
-    return json.loads((tmp_path / "results" / "results.json").read_text())["models"][name]
+    return json.loads((tmp_path / "results" / "records.json").read_text())["models"][name]
 
 
 ACCEPTED = {

@@ -1,5 +1,6 @@
 """The files that the organizers' own `test_demo.py` leaves: results.json, results.txt and the lines of its log."""
 
+from utils.errors import HarnessError
 from utils.evaluation import mean
 from utils.results import locked, read_json, write_json, write_text
 
@@ -43,10 +44,18 @@ def complexity_results(complexity):
     }
 
 
+def read_challenge_results(path):
+    """Return {full name: object} of a results.json, none if there is no file. Raises HarnessError for another file."""
+    models = read_json(path) or {}
+    if not all(isinstance(values, dict) and "flops" in values for values in models.values()):
+        raise HarnessError(f"{path}: not a results file of test_demo.py; move it away")
+    return models
+
+
 def merge_results(path, full_name, values):
     """Add a model's object to results.json, keeping the others, and return all of them."""
     with locked(path):
-        models = read_json(path) or {}
+        models = read_challenge_results(path)
         models[full_name] = values
         write_json(path, models)
     return models

@@ -18,23 +18,27 @@ def file_sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_state_dict(path, key=""):
+def load_state_dict(path, key="", trust=False):
     """Read a state dict of CPU tensors, taken from under `key`, or from `params_ema`, `params`, `state_dict`, `model`.
 
-    Nothing but tensors is unpickled (`weights_only`). Raises HarnessError if the file is missing, is not a
-    checkpoint, or holds anything but plain tensors.
+    Nothing but tensors is unpickled (`weights_only`), unless `trust` is set: then whatever the file holds is unpickled,
+    which may run code, and a whole pickled network counts as its state dict. Raises HarnessError if the file is
+    missing, is not a checkpoint, or holds anything but plain tensors.
     """
     path = Path(path)
     if not path.is_file():
         raise HarnessError(f"{path}: no such checkpoint; put the file there or name another")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         raise HarnessError(
-            f"{path}: not plain tensors, so loading it could run code; save it again as model.state_dict()"
+            f"{path}: not plain tensors, so loading it could run code; save it again as model.state_dict(), "
+            "or add --trust-checkpoint if you would run its author's code"
         ) from error
     except Exception as error:  # torch raises many kinds for a broken file
         raise HarnessError(f"{path}: not a readable PyTorch checkpoint; copy or download it again") from error
+    if isinstance(state, torch.nn.Module):
+        state = state.state_dict()
     if key and not (isinstance(state, dict) and isinstance(state.get(key), dict)):
         found = ", ".join(map(str, list(state)[:NAMED_KEYS])) if isinstance(state, dict) else type(state).__name__
         raise HarnessError(f"{path}: holds nothing under {key}, but {found}; name another --state_key")

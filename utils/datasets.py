@@ -32,7 +32,7 @@ class Dataset:
 
     @property
     def has_hr(self):
-        return self.pairs[0].hr is not None
+        return all(pair.hr is not None for pair in self.pairs)
 
 
 def challenge_folders(folder, split):

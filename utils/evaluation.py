@@ -11,18 +11,22 @@ import torch
 from utils.errors import HarnessError, in_one_line
 from utils.images import SCALE, crop_to_multiple, read_rgb, to_image, to_tensor, write_png
 from utils.metrics import psnr, ssim
-from utils.runtime import timed_forward
+from utils.tiles import forward_within_memory
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image: `psnr` [dB] and `ssim` are None where there is no HR, no weights, or (SSIM) nobody asked."""
+    """One image: `psnr` [dB] and `ssim` are None where there is no HR, no weights, or (SSIM) nobody asked.
+
+    `tile` is the LR side of the tiles [pixels] if memory ran out on the whole image, else None.
+    """
 
     name: str
     lr_pixels: int
     runtime_ms: float
     psnr: float | None
     ssim: float | None
+    tile: int | None = None
 
 
 def evaluate(loaded, dataset, device, with_ssim=False, save_dir=None, workers=0):
@@ -41,12 +45,12 @@ def evaluate(loaded, dataset, device, with_ssim=False, save_dir=None, workers=0)
         lr = read_rgb(pair.lr)
         return pair, lr, read_fitting_hr(pair, lr) if judged else None
 
-    def judge(pair, lr, hr, sr, runtime_ms):
+    def judge(pair, lr, hr, sr, runtime_ms, tile):
         if save_dir is not None:
             write_png(save_dir / pair.name, sr)
         quality = psnr(sr, hr) if judged else None
         similarity = ssim(sr, hr) if judged and with_ssim else None
-        return ImageResult(pair.name, lr.shape[0] * lr.shape[1], runtime_ms, quality, similarity)
+        return ImageResult(pair.name, lr.shape[0] * lr.shape[1], runtime_ms, quality, similarity, tile)
 
     with _pool(workers) as pool:
         images = ahead(pool, read, dataset.pairs, 2 * workers)
@@ -93,10 +97,14 @@ def ahead(pool, function, items, limit):
 
 
 def restore(loaded, lr, device):
-    """Return (SR, runtime [ms]): H x W x 3 uint8 upscaled to 4H x 4W x 3 uint8 by the protocol's conversions."""
+    """Return (SR, runtime [ms], tile): H x W x 3 uint8 upscaled to 4H x 4W x 3 uint8 by the protocol's conversions.
+
+    When GPU memory runs out the image is restored in tiles of `tile` x `tile` LR pixels, and the runtime is the sum of
+    theirs; otherwise `tile` is None.
+    """
     data_range = loaded.entry.data_range
     try:
-        sr, runtime_ms = timed_forward(loaded.model, to_tensor(lr, data_range).to(device))
+        sr, runtime_ms, tile = forward_within_memory(loaded.model, to_tensor(lr, data_range).to(device))
     except Exception as error:  # a stranger's code may raise anything
         size = f"{lr.shape[1]} x {lr.shape[0]}"
         raise HarnessError(f"{loaded.entry.file}: fails on an LR image of {size} ({in_one_line(error)})") from error
@@ -106,7 +114,7 @@ def restore(loaded, lr, device):
         raise HarnessError(
             f"{loaded.entry.file}: output is {given} for an LR image of {lr.shape[:2]}, expected {expected}"
         )
-    return to_image(sr, data_range), runtime_ms
+    return to_image(sr, data_range), runtime_ms, tile
 
 
 def read_fitting_hr(pair, lr):

@@ -71,7 +71,7 @@ def pack(entry, record, path):
         f"models/{Path(entry.file).name}": (ROOT / entry.file).read_bytes(),
         f"model_zoo/{entry.checkpoint_path.name}": entry.checkpoint_path.read_bytes(),
         "select_model.py": select_model_source(entry).encode(),
-        "results.json": (json.dumps(record, indent=1) + "\n").encode(),
+        "record.json": (json.dumps(record, indent=1) + "\n").encode(),
         "factsheet.tex": (latex_table([record]) + "\n" + complexity_paragraph(record)).encode(),
         "factsheet.md": markdown_table([record]).encode(),
     }

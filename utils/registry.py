@@ -27,8 +27,9 @@ class ModelEntry:
     """One table of the registry. `data_range` is that of the network's input and output, 1.0 or 255.0.
 
     `state_key` names the checkpoint's key under which the weights lie, if it is not one that is tried anyway; `lenient`
-    loads with strict=False. `variant`, of an entry that computes another one's function in another way, holds the other
-    one's id as `of`, and the `backend` and `precision` that choose it.
+    loads with strict=False; `trust_checkpoint` unpickles more than tensors, and no registry can ask for it. `variant`,
+    of an entry that computes another one's function in another way, holds the other one's id as `of`, and the `backend`
+    and `precision` that choose it.
     """
 
     id: int
@@ -44,6 +45,7 @@ class ModelEntry:
     published: dict = field(default_factory=dict)
     state_key: str = ""
     lenient: bool = False
+    trust_checkpoint: bool = False
     variant: dict = field(default_factory=dict)
 
     @property
@@ -136,7 +138,7 @@ def load_model(entry, device, checkpoint=None):
     if checkpoint is None and not path.is_file():
         missing = f"{entry.checkpoint}: no checkpoint ({entry.provenance})"
     else:
-        state = load_state_dict(path, entry.state_key)
+        state = load_state_dict(path, entry.state_key, entry.trust_checkpoint)
         if entry.lenient:
             ignored = load_leniently(model, state, path)
         else:
@@ -179,7 +181,7 @@ def register(entry, path=REGISTRY):
     if entry.id in taken:
         raise HarnessError(f"--register {entry.id}: {path.name} has this id for {taken[entry.id]}; choose another")
     table = {"class" if key == "class_name" else key: value for key, value in asdict(entry).items()}
-    table = {key: value for key, value in table.items() if key in REQUIRED or value}
+    table = {key: value for key, value in table.items() if key in REQUIRED or (key in OPTIONAL and value)}
     for key in ("file", "checkpoint"):
         if Path(table[key]).is_relative_to(ROOT):
             table[key] = str(Path(table[key]).relative_to(ROOT))

@@ -16,7 +16,7 @@ from utils.datasets import SPLITS, open_dataset
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.packing import complexity_paragraph, pack
 from utils.registry import find_entry, read_registry
-from utils.results import read_results
+from utils.results import RECORDS_FILE, read_results
 from utils.tables import latex_table
 
 
@@ -60,7 +60,7 @@ def parse():
 
 def measured(entry, folder):
     """Return the entry's complete record. Raises HarnessError if there is none."""
-    path = folder / "results.json"
+    path = folder / RECORDS_FILE
     records = read_results(path)
     if entry.name not in records:
         raise HarnessError(f"{path}: holds no results of {entry.name}; run python eval.py --model_id {entry.id} first")

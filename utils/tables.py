@@ -20,12 +20,13 @@ def factsheet_row(record):
     """Return a record's cells as text, in the factsheet's columns; a CPU's time and memory are marked "(CPU)"."""
     images, complexity = record["images"], record["complexity"] or {}
     mark = " (CPU)" if record["environment"]["device"] == "cpu" else ""
+    tiled = " (tiles)" if any(images.get("tile", [])) else ""
     peak = (record["memory"] or {}).get("peak_mib")
     return [
         record["model"]["name"],
         _number(mean(images["psnr"]), 2),
         _number(mean(images["ssim"]), 2),
-        _number(protocol_runtime_ms(record), 2, mark),
+        _number(protocol_runtime_ms(record), 2, mark + tiled),
         _number(complexity.get("params"), 3, per=1e6),
         _number(complexity.get("flops"), 2, per=1e9),
         _number(complexity.get("activations"), 2, per=1e6),
@@ -82,6 +83,15 @@ def _model_notes(record):
         yield "no quality, the data has no HR images"
     if record["model"].get("ignored"):
         yield f"loaded leniently, {record['model']['ignored']}"
+    tiles = [tile for tile in record["images"].get("tile", []) if tile]
+    if tiles:
+        yield (
+            f"memory ran out, {len(tiles)} of {len(record['images']['name'])} images restored in tiles of "
+            f"{'/'.join(map(str, sorted(set(tiles))))} LR pixels; runtime is the sum over tiles"
+        )
+    sittings = record["runtime"].get("sittings", 1)
+    if sittings > 1:
+        yield f"measured in {sittings} sittings"
     if record["status"] != "complete":
         yield record["status"]
 
