@@ -2,6 +2,7 @@
 
 import ast
 import math
+import multiprocessing
 import re
 import sys
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ CHECKPOINT_NAME = re.compile(r"team(\d{2})_(\w+)\.(pth|pt|ckpt)")
 SIZES = ((17, 23), (24, 25), (33, 32), (64, 48))  # H, W of LR images: odd ones, and sides that differ by one
 CLAIMS = {"params_m": ("params", 1e6), "flops_g": ("flops", 1e9), "activations_m": ("activations", 1e6)}
 PASS, FAIL, SKIP = "pass", "FAIL", "skip"
+START_S, IMAGE_S = 300, 60  # that the checks of a network may take, and each image on which its PSNR is judged
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,38 @@ def check_submission(entry, requirements=None, dataset=None, edition=None):
     `requirements`: names of the packages that the organizers' repository installs, None if unknown. `dataset` and
     `edition`: where, and by which threshold, PSNR is judged.
     """
-    checks = [
+    return [
         _check("names and numbers", _names, entry),
         _check("imports torch and the standard library only", _imports, entry, requirements),
         _check("checkpoint holds plain tensors", _plain_tensors, entry),
-        _check("checkpoint loads strictly", _strict_load, entry),
+        *_checks_by_running(entry, dataset, edition),
+    ]
+
+
+def _checks_by_running(entry, dataset, edition):
+    """The checks that run the submission's code, made in a process of its own: it may change or end that process."""
+    limit_s = START_S + IMAGE_S * (len(dataset.pairs) if dataset else 0)
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_run_in_child, args=(entry, dataset, edition, sender), daemon=True)
+    process.start()
+    sender.close()
+    rule = "runs in a process of its own"
+    try:
+        if receiver.poll(limit_s):
+            return [Check(rule, PASS, "imported, built and run"), *receiver.recv()]
+        return [Check(rule, FAIL, f"did not end within {limit_s:g} s")]
+    except EOFError:
+        process.join()
+        return [Check(rule, FAIL, f"ends its process with status {process.exitcode}")]
+    finally:
+        process.kill()
+
+
+def _run_in_child(entry, dataset, edition, sender):
+    checks = [
         _check("leaves global state alone", _global_state, entry),
+        _check("checkpoint loads strictly", _strict_load, entry),
     ]
     network = _network(entry)
     checks += [
@@ -66,7 +94,7 @@ def check_submission(entry, requirements=None, dataset=None, edition=None):
         _check("parameters and FLOPs as claimed", _claims, network, entry),
         _check("PSNR reaches the threshold", _threshold, network, entry, dataset, edition),
     ]
-    return checks
+    sender.send(checks)
 
 
 def _check(rule, function, *arguments):
@@ -142,7 +170,7 @@ def _global_state(entry):
     changed = changes_by(entry)
     if changed:
         raise BrokenRuleError(f"changes {', '.join(changed)}")
-    return "imported, built and run once in a fresh process"
+    return "imported, built and run once"
 
 
 def _network(entry):

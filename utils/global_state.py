@@ -1,7 +1,6 @@
 """What a model file must leave alone: settings of PyTorch and the process, and the functions that measure it."""
 
 import hashlib
-import multiprocessing
 import os
 import random
 import signal
@@ -12,7 +11,6 @@ import time
 import numpy as np
 import torch
 
-from utils.errors import HarnessError, in_one_line
 from utils.registry import build_model, import_model
 
 
@@ -46,41 +44,16 @@ def random_states():
     }
 
 
-def changes_by(entry, timeout_s=120):
-    """Import, build and run an entry's network once in a fresh process; return the names of what it changed there.
+def changes_by(entry):
+    """Import, build and run an entry's network once in this process; return the names of what that changed.
 
-    Raises HarnessError if that process raises, dies or does not end in time.
+    Raises HarnessError, or whatever the network raises when it runs.
     """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_watch, args=(entry, sender), daemon=True)
-    process.start()
-    sender.close()
-    try:
-        if not receiver.poll(timeout_s):
-            raise HarnessError(f"{entry.file}: not imported, built and run within {timeout_s} s")
-        answer = receiver.recv()
-    except EOFError as error:
-        process.join()
-        raise HarnessError(f"{entry.file}: ends its process with status {process.exitcode}") from error
-    finally:
-        process.kill()
-    if isinstance(answer, str):
-        raise HarnessError(answer)
-    return answer
-
-
-def _watch(entry, sender):
-    try:
-        before, random_before = snapshot(), random_states()
-        import_model(entry)
-        random_after = random_states()
-        with torch.no_grad():
-            build_model(entry).eval()(torch.rand(1, 3, 32, 32) * entry.data_range)
-        after = snapshot()
-    except Exception as error:
-        message = str(error) if isinstance(error, HarnessError) else f"{entry.file}: {in_one_line(error)}"
-        sender.send(message)
-        return
+    before, random_before = snapshot(), random_states()
+    import_model(entry)
+    random_after = random_states()
+    with torch.no_grad():
+        build_model(entry).eval()(torch.rand(1, 3, 32, 32) * entry.data_range)
+    after = snapshot()
     changed = [name for name in random_before if random_before[name] != random_after[name]]
-    sender.send(changed + [name for name in before if before[name] != after[name]])
+    return changed + [name for name in before if before[name] != after[name]]
