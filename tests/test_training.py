@@ -357,6 +357,14 @@ def test_killed_at_any_moment_and_resumed_ends_with_the_same_bits(recipe_path, p
         assert (log.parent / "curves.png").stat().st_size > 1000
 
 
+def test_checkpoint_fuses_to_the_exported_average(command, recipe_path, prepared, pairs, tmp_path):
+    run_dir = tmp_path / "run"
+    assert command(*train_command(recipe_path, prepared, run_dir, pairs)).returncode == 0
+    assert command("-m", "training.fuse", run_dir / "state.pt", "--out", tmp_path / "fused.pth").returncode == 0
+    expected, actual = (load_state_dict(path) for path in (run_dir / "team07_NanoSR.pth", tmp_path / "fused.pth"))
+    assert all(torch.equal(actual[key], value) for key, value in expected.items())
+
+
 def test_minutes_stop_at_a_checkpoint(command, recipe_path, prepared, pairs, tmp_path):
     result = command(*train_command(recipe_path, prepared, tmp_path / "run", pairs, "--minutes", 0))
     assert result.returncode == 0, result.stderr

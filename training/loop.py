@@ -126,9 +126,9 @@ class Trainer:
             "recipe": asdict(self.recipe),
             "step": self.step,
             "seconds": self.seconds,
-            "model": self.model.state_dict(),
+            "params": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "average": self.average.state_dict() if self.average else None,
+            "params_ema": self.average.state_dict() if self.average else None,
             "rng": torch.get_rng_state(),
         }
         save_atomically(state, Path(folder) / STATE_FILE)
@@ -145,11 +145,11 @@ class Trainer:
         if changed:
             was = ", ".join(f"{key} was {getattr(saved, key)}" for key in changed)
             raise HarnessError(f"{path}: the recipe has changed ({was}); restore it or start anew in another --run_dir")
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(state["params"])
         for optimizer, saved_state in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved_state)
         if self.average:
-            self.average.load_state_dict(state["average"])
+            self.average.load_state_dict(state["params_ema"])
         torch.set_rng_state(state["rng"].cpu())
         self.step, self.seconds = state["step"], state["seconds"]
 

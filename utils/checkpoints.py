@@ -9,6 +9,7 @@ import torch
 from utils.errors import HarnessError
 
 WRAPPERS = ("params_ema", "params", "state_dict", "model")  # under which training frameworks nest the weights
+MAGICS = (b"PK\x03\x04", b"\x80")  # of torch.save's archives, and of the pickles that it wrote before
 NAMED_KEYS = 4  # of the missing or unexpected ones, in an error
 
 
@@ -28,7 +29,11 @@ def load_state_dict(path, key="", trust=False):
     path = Path(path)
     if not path.is_file():
         raise HarnessError(f"{path}: no such checkpoint; put the file there or name another")
+    with open(path, "rb") as file:
+        known = file.read(4).startswith(MAGICS)
     try:
+        if not known:
+            raise EOFError("neither a zip archive nor a pickle")
         state = torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         raise HarnessError(

@@ -1,0 +1,259 @@
+"""What strangers' files, crashes and kills cost: python -m benchmarks.robustness [--kills 20]
+
+Method. Every trial runs eval.py as a user would, on small images, with a results file that already holds a record.
+
+1. Broken input: one trial per kind. It is contained if eval.py ends with a non-zero status and without a traceback, the
+   earlier record is untouched, and the reason stands in the trial's row (models, isolated) or in the last line.
+2. Kills: a measurement over 30 images is killed by SIGKILL at random moments and started again. In the end its record
+   must equal that of an unbroken one, timings aside.
+3. Four evaluations at once on one results file, which a reader opens all the while: it must always be whole, and hold
+   all four rows in the end.
+"""
+
+import argparse
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.memory import make_data
+from utils.errors import exit_on_harness_error
+from utils.registry import ROOT
+from utils.results import RECORDS_FILE, read_incomplete, read_results
+
+NETWORK = """
+import os, signal, sys, threading, time
+import torch
+from torch import nn
+{top}
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 48, 3, padding=1)
+        self.up = nn.PixelShuffle(4)
+        {constructor}
+
+    def forward(self, x):
+        {forward}
+        return self.up(self.conv(x))
+"""
+EARLIER = {"status": "complete"}
+QUICK = ("--device", "cpu", "--runs", 1, "--warmup", 1, "--repeats", 1)
+TIME_LIMIT_MINUTES, MEMORY_LIMIT_GIB = 0.3, 2
+
+
+class Trap:
+    """Unpickled, it would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+MODELS = {  # kind: what the model file does
+    "raises when imported": {"top": "raise RuntimeError('boom')"},
+    "syntax error": {"top": "def"},
+    "imports what is not installed": {"top": "import nowhere_to_be_found"},
+    "exits when imported": {"top": "sys.exit(0)"},
+    "raises in the constructor": {"constructor": "raise KeyError('cfg')"},
+    "cuda() in the constructor": {"constructor": "raise RuntimeError('Found no NVIDIA driver')"},
+    "raises in forward": {"forward": "raise ValueError('boom')"},
+    "raises at the second image": {"forward": "self.n = getattr(self, 'n', 0) + 1; assert self.n < 2"},
+    "hangs in forward": {"forward": "time.sleep(3600)"},
+    "hangs, deaf to SIGTERM": {"forward": "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(3600)"},
+    "ends the process with status 0": {"forward": "os._exit(0)"},
+    "crashes the interpreter": {"forward": "os.kill(os.getpid(), signal.SIGSEGV)"},
+    "eats memory": {"forward": "self.all = [torch.ones(2**26) for _ in range(1000)]"},
+    "prints without end": {"forward": "\n        while True: print('x' * 1000)"},
+    "gives another size": {"forward": "return x"},
+    "gives a list": {"forward": "return [x]"},
+    "hides behind a thread": {"top": "threading.Thread(target=time.sleep, args=(3600,)).start(); raise OSError"},
+}
+CHANGES = {  # kind: what the model file changes although it works; it must not cost the next model anything
+    "leaves threads": {"top": "threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()"},
+    "changes global state": {"top": "torch.set_default_dtype(torch.float32); torch.set_num_threads(1); os.chdir('/')"},
+    "prints rubbish": {"forward": r"os.write(1, b'\xff\x00error: nothing\n')"},
+}
+
+
+def write_image(path, shape=(16, 24, 3), dtype=np.uint8):
+    """Write a black PNG."""
+    cv2.imwrite(str(path), np.zeros(shape, dtype))
+
+
+def cut(path, length):
+    """Keep the first bytes of a file."""
+    path.write_bytes(path.read_bytes()[:length])
+
+
+DATA = {  # kind: damage to a data folder with HR/ and LR/
+    "no such folder": lambda data: data.rename(data.with_name("gone")),
+    "empty LR folder": lambda data: [path.unlink() for path in (data / "LR").iterdir()],
+    "HR without LR": lambda data: (data / "LR" / "00001x4.png").unlink(),
+    "LR without HR": lambda data: (data / "HR" / "00001.png").unlink(),
+    "LR with another name": lambda data: (data / "LR" / "00001x4.png").rename(data / "LR" / "00001.png"),
+    "truncated PNG": lambda data: cut(data / "HR" / "00001.png", 1000),
+    "empty PNG": lambda data: cut(data / "LR" / "00001x4.png", 0),
+    "text as PNG": lambda data: (data / "LR" / "00001x4.png").write_text("no image"),
+    "folder as PNG": lambda data: ((data / "LR" / "00001x4.png").unlink(), (data / "LR" / "00001x4.png").mkdir()),
+    "16-bit PNG": lambda data: write_image(data / "LR" / "00001x4.png", dtype=np.uint16),
+    "PNG with alpha": lambda data: write_image(data / "LR" / "00001x4.png", (64, 64, 4)),
+    "sizes that do not fit": lambda data: write_image(data / "LR" / "00001x4.png", (9, 9, 3)),
+}
+
+
+def state():
+    """Weights that fit NETWORK."""
+    return {f"conv.{key}": value for key, value in nn.Conv2d(3, 48, 3, padding=1).state_dict().items()}
+
+
+CHECKPOINTS = {  # kind: how the checkpoint is written
+    "checkpoint that would run code": lambda path: torch.save({"w": Trap(path.with_name("ran"))}, path),
+    "whole pickled module": lambda path: torch.save(nn.Conv2d(1, 1, 1), path),
+    "truncated checkpoint": lambda path: (torch.save(state(), path), cut(path, 500)),
+    "text as checkpoint": lambda path: path.write_text("no weights"),
+    "weights of another network": lambda path: torch.save({"other": torch.ones(1)}, path),
+    "checkpoint without tensors": lambda path: torch.save({"epoch": 3}, path),
+    "weights of another shape": lambda path: torch.save({**state(), "conv.bias": torch.ones(3)}, path),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        failed = try_broken_input(Path(folder) / "broken")
+        failed += try_kills(Path(folder) / "kills", args.kills, random.Random(args.seed))
+        failed += try_at_once(Path(folder) / "at_once")
+    print(f"\n{failed} trials failed" if failed else "\nall trials passed")
+    return min(failed, 1)
+
+
+def run_eval(*arguments):
+    """Run eval.py with captured output."""
+    command = [sys.executable, ROOT / "eval.py", *arguments]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, errors="replace")
+
+
+def try_broken_input(folder):
+    """Print a row per kind; return how many were not contained."""
+    print("| broken input | contained | what the user is told |\n| --- | --- | --- |", flush=True)
+    trials = [(kind, {"model": changes}) for kind, changes in MODELS.items()]
+    trials += [(kind, {"model": changes, "works": True}) for kind, changes in CHANGES.items()]
+    trials += [(kind, {"damage": damage}) for kind, damage in DATA.items()]
+    trials += [(kind, {"checkpoint": write}) for kind, write in CHECKPOINTS.items()]
+    failed = 0
+    for number, (kind, trial) in enumerate(trials):
+        contained, told = _try(folder / str(number), **trial)
+        failed += not contained
+        print(f"| {kind} | {'yes' if contained else 'NO'} | {told} |", flush=True)
+    return failed
+
+
+def _try(folder, model=None, damage=None, checkpoint=None, works=False):
+    data = make_data(folder / "data", 2)
+    (folder / "team42_Net.py").write_text(
+        NETWORK.format(**{"top": "", "constructor": "pass", "forward": "pass"} | (model or {}))
+    )
+    (checkpoint or (lambda path: torch.save(state(), path)))(folder / "w.pth")
+    if damage:
+        damage(data)
+    results = folder / "results" / RECORDS_FILE
+    results.parent.mkdir()
+    results.write_text(json.dumps({"schema": 2, "models": {"Earlier": EARLIER}, "incomplete": {}}))
+    result = run_eval(
+        "--isolated", "--time_limit", TIME_LIMIT_MINUTES, "--memory_limit", MEMORY_LIMIT_GIB, *QUICK,
+        "--data_dir", data, "--results", results.parent, "--model_file", folder / "team42_Net.py", "--class", "Net",
+        "--checkpoint", folder / "w.pth",
+    )  # fmt: skip
+    kept = read_results(results).get("Earlier") == EARLIER and not (folder / "ran").exists()
+    clean = "Traceback" not in result.stdout + result.stderr
+    if works:
+        done = result.returncode == 0 and read_results(results)["Net"]["status"] == "complete"
+        return kept and clean and done, "nothing; its row is complete"
+    if "Net" in read_incomplete(results):
+        told = read_incomplete(results)["Net"]["status"].removeprefix("incomplete: ")
+    else:
+        told = (result.stderr.strip().splitlines() or [""])[-1].removeprefix("error: ")
+    return kept and clean and result.returncode != 0 and bool(told), told.replace(str(folder), "…").replace("|", "/")
+
+
+def try_kills(folder, kills, rng):
+    """Kill a measurement over 30 images again and again; return 1 unless its record ends as an unbroken one."""
+    data = make_data(folder / "data", 30)
+    arguments = [*QUICK, "--runs", 2, "--data_dir", data, "--model_id", 7, "--results"]
+    start = time.monotonic()
+    run_eval(*arguments, folder / "whole")
+    duration = time.monotonic() - start
+    moments, passes = [], []
+    for _ in range(kills):
+        process = subprocess.Popen(
+            list(map(str, [sys.executable, ROOT / "eval.py", *arguments, folder / "killed"])),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        moments.append(rng.uniform(0, duration))
+        time.sleep(moments[-1])
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        record = read_incomplete(folder / "killed" / RECORDS_FILE).get("NanoSR_inference")
+        passes.append(sum(map(len, record["runtime"]["runs"])) if record else 0)
+    last = run_eval(*arguments, folder / "killed")
+    whole, killed = (read_results(folder / name / RECORDS_FILE)["NanoSR_inference"] for name in ("whole", "killed"))
+    keys = ("status", "model", "dataset", "images", "complexity")
+    equal = last.returncode == 0 and all(whole[key] == killed[key] for key in keys)
+    equal = equal and [len(run) for run in killed["runtime"]["runs"]] == [30, 30]
+    leftovers = [path.name for path in (folder / "killed").iterdir() if path.name.endswith(".partial")]
+    print(
+        f"\n{kills} kills at 0 to {duration:.1f} s of an evaluation of 30 images, 2 runs each; passes on record after "
+        f"each: {', '.join(map(str, passes))}; then one to the end, the last record in "
+        f"{killed['runtime']['sittings']} sittings: {'equal' if equal else 'NOT EQUAL'} to the unbroken record, "
+        f"timings aside; {len(leftovers)} partial files left"
+    )
+    return int(not equal) + len(leftovers)
+
+
+def try_at_once(folder):
+    """Run four evaluations on one results file while reading it; return how many rows are missing or reads failed."""
+    data = make_data(folder / "data", 10)
+    results = folder / "results" / RECORDS_FILE
+    ids = {7: "NanoSR_inference", 0: "EFDN", 126: "SPAN", 124: "PlainUSR"}
+    processes = [
+        subprocess.Popen(
+            list(map(str, [sys.executable, ROOT / "eval.py", *QUICK, "--data_dir", data, "--model_id", model_id,
+                           "--results", results.parent])),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )
+        for model_id in ids
+    ]  # fmt: skip
+    reads = broken = 0
+    while any(process.poll() is None for process in processes):
+        if results.exists():
+            reads += 1
+            try:
+                json.loads(results.read_text(encoding="utf-8"))
+            except ValueError:
+                broken += 1
+        time.sleep(0.005)
+    missing = set(ids.values()) - read_results(results).keys()
+    print(
+        f"\n4 evaluations at once: {4 - len(missing)} rows of 4; {reads} reads meanwhile, {broken} of them unreadable"
+    )
+    return len(missing) + broken
+
+
+if __name__ == "__main__":
+    exit_on_harness_error(main)
