@@ -38,8 +38,11 @@ class PixelAttention(nn.Module):
 
     def forward(self, x):
         o1 = F.silu(self.conv_1(x), inplace=True)
-        o3 = self.conv_3(F.silu(self.conv_2(o1), inplace=True))
-        weight = torch.sigmoid(o3).sub_(0.5)
+        o2 = F.silu(self.conv_2(o1), inplace=True)
+        o3 = self.conv_3(o2)
+        weight = torch.sigmoid(o3, out=o2).sub_(
+            0.5
+        )  # o2 has done its work: fresh memory would cost more than the sigmoid
         return o3.add_(x).mul_(weight), o1
 
 
@@ -129,8 +132,8 @@ class NanoSR_fast(nn.Module):
     def _weighted_sum(self, *features):
         """`conv_cat` of the concatenated features, without concatenating them."""
         parts = self.conv_cat.weight.flatten(1).split(CHANNELS, dim=1)
-        total = self.conv_cat.bias.expand(features[0].shape[2] * features[0].shape[3], -1)
-        for feature, part in zip(features, parts, strict=True):
-            pixels = feature.permute(0, 2, 3, 1).reshape(-1, CHANNELS)  # HW x 48, a view
-            total = torch.addmm(total, pixels, part.t())
+        first, *others = (feature.permute(0, 2, 3, 1).reshape(-1, CHANNELS) for feature in features)  # HW x 48, views
+        total = F.linear(first, parts[0], self.conv_cat.bias)
+        for pixels, part in zip(others, parts[1:], strict=True):
+            total.addmm_(pixels, part.t())
         return total.view(1, *features[0].shape[2:], CHANNELS).permute(0, 3, 1, 2)
