@@ -6,10 +6,12 @@ Method. Everything is measured in one run on one machine, as a ratio to a refere
    per variant after one image that does not count. The reference is `benchmarks/reference.py`, the protocol as the
    organizers run it. PSNR differences are to the reference's.
 2. Network: the forward pass alone on an LR image of each of the data set's most common sizes, output left on the
-   device. The variants take turns, one pass each per round, so that a busy machine slows all; the first rounds do not
-   count. Median and 10th to 90th percentile; the reference is eager float32 in contiguous memory. PSNR differences are
-   means over the data set's first images. The share of the ceiling is the network's multiply-accumulates per second
-   over those of a large matrix product of the same number type, measured in the same run.
+   device. The variants take turns, a block of passes each per round, so that a busy machine slows all. The first pass
+   of a block does not count: it finds memory as another variant left it, which an evaluation never does (on a CPU that
+   alone makes the reference up to a fifth faster). Nor does the first round. Median and 10th to 90th percentile; the
+   reference is eager float32 in contiguous memory. PSNR differences are means over the data set's first images. The
+   share of the ceiling is the network's multiply-accumulates per second over those of a large matrix product of the
+   same number type, measured in the same run.
 """
 
 import argparse
@@ -35,6 +37,7 @@ from utils.runtime import timed_forward
 from utils.sample import default_data_dir
 
 REFERENCE = 7
+BLOCK = 3  # counted passes of a variant in a row
 VARIANTS = {  # registry id, number type of the arithmetic
     "cpu": {REFERENCE: torch.float32, 207: torch.float32, 208: torch.bfloat16},
     "cuda": {REFERENCE: torch.float32, 207: torch.float32, 208: torch.bfloat16, 209: torch.float16},
@@ -46,8 +49,7 @@ def main():
     parser.add_argument("--data_dir", type=Path, help="default: as for eval.py; DIV2K-size photographs say most")
     parser.add_argument("--images", type=int, default=5)
     parser.add_argument("--sizes", type=int, default=2, help="how many of the most common LR sizes to time")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--checkpoint", type=Path, help="NanoSR weights instead of the registry's")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     args = parser.parse_args()
@@ -64,7 +66,7 @@ def main():
     quality = evaluation_table(models, dataset, device)
     ceilings = {dtype: matrix_macs_per_ms(dtype, device) for dtype in dict.fromkeys(types.values())}
     for lr in common_sizes(dataset, args.sizes):
-        network_table(models, types, quality, ceilings, to_tensor(lr).to(device), args.warmup, args.rounds)
+        network_table(models, types, quality, ceilings, to_tensor(lr).to(device), args.rounds)
     for dtype, rate in ceilings.items():
         print(f"\nCeiling, {dtype}: {2 * rate / 1e6:.0f} GFLOP/s, two for each multiply-accumulate")
 
@@ -106,14 +108,14 @@ def common_sizes(dataset, count):
     return [read_rgb(pairs[0].lr) for pairs in common]
 
 
-def network_table(models, types, quality, ceilings, lr, warmup, rounds):
+def network_table(models, types, quality, ceilings, lr, rounds):
     """Print the second table for one size of LR image."""
     times = {id_: [] for id_ in models}
-    for number in tqdm(range(warmup + rounds), desc="network", unit="round"):
+    for number in tqdm(range(1 + rounds), desc="network", unit="round"):
         for id_, loaded in models.items():
-            runtime_ms = timed_forward(loaded.model, lr)[1]
-            if number >= warmup:
-                times[id_].append(runtime_ms)
+            block = [timed_forward(loaded.model, lr)[1] for _ in range(1 + BLOCK)]
+            if number:
+                times[id_] += block[1:]
     counts = measure_complexity(models[REFERENCE].model)
     macs = counts.flops / 256**2 * lr.shape[2] * lr.shape[3]
     print(
