@@ -59,6 +59,12 @@ def test_going_on_gives_the_record_of_an_unbroken_measurement(loaded, dataset, p
         assert resumed[key] == whole[key], key
 
 
+def test_fewer_runs_than_were_begun_are_enough(loaded, dataset):
+    earlier = stopped_after(loaded, dataset, 6)
+    record = measure(loaded, dataset, CPU, Plan(1, 1, 1), earlier=earlier)
+    assert [len(run) for run in record["runtime"]["runs"]] == [4]
+
+
 def other_model(record):
     record["model"]["sha256"] = "another"
 

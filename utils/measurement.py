@@ -14,6 +14,7 @@ from utils.runtime import CLOCKS, PROTOCOL_METHOD, THROUGHPUT_MODE, measure_stea
 from utils.sharding import Shard, interleave
 
 ALONE = Shard()
+MACHINE = ("device", "gpu", "cpu", "threads", "libraries")  # what of the environment must not change in a measurement
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def measure(
     if shard.world > 1:
         record["runtime"]["method"] += f"; images shared by {shard.world} processes"
     elif earlier and _can_go_on(earlier, record, save_dir):
-        _go_on(record, earlier, on_pass)
+        _go_on(record, earlier, plan, on_pass)
     reset_peak(device)
     try:
         _run_over_images(loaded, shard.part_of(dataset), device, plan, workers, save_dir, record, on_pass, on_progress)
@@ -88,19 +89,16 @@ def measure(
 def _can_go_on(earlier, record, save_dir):
     """Whether an earlier record holds the same model, data and machine, and restored images that are still there."""
     same = all(earlier.get(key) == record[key] for key in ("model", "dataset"))
-    places = [[one["environment"][key] for key in _MACHINE] for one in (earlier, record)]
+    places = [[one["environment"][key] for key in MACHINE] for one in (earlier, record)]
     method = earlier["runtime"]["method"] == record["runtime"]["method"]
     images = save_dir is None or all((save_dir / name).is_file() for name in earlier["images"]["name"])
     return same and places[0] == places[1] and method and images
 
 
-_MACHINE = ("device", "gpu", "cpu", "threads", "libraries")
-
-
-def _go_on(record, earlier, on_pass):
+def _go_on(record, earlier, plan, on_pass):
     for key in ("images", "memory"):
         record[key] = earlier[key]
-    record["runtime"]["runs"] = earlier["runtime"]["runs"]
+    record["runtime"]["runs"] = earlier["runtime"]["runs"][: plan.runs]
     record["runtime"]["sittings"] = earlier["runtime"]["sittings"] + 1
     for _ in range(sum(map(len, record["runtime"]["runs"]))):
         on_pass()
@@ -109,8 +107,8 @@ def _go_on(record, earlier, on_pass):
 def _run_over_images(loaded, dataset, device, plan, workers, save_dir, record, on_pass, on_progress):
     images, runs, memory = record["images"], record["runtime"]["runs"], record["memory"]
 
-    def finish_pass(runtime_ms):
-        runs[-1].append(runtime_ms)
+    def finish_pass(run, runtime_ms):
+        run.append(runtime_ms)
         if device.type == "cuda":
             memory["peak_mib"] = max(memory["peak_mib"] or 0, gpu_peak_mib(device))
         on_pass()
@@ -119,15 +117,16 @@ def _run_over_images(loaded, dataset, device, plan, workers, save_dir, record, o
     for number in range(plan.runs):
         if number == len(runs):
             runs.append([])
-        rest = replace(dataset, pairs=dataset.pairs[len(runs[number]) :])
+        run = runs[number]
+        rest = replace(dataset, pairs=dataset.pairs[len(run) :])
         if number == 0:
             for result in evaluate(loaded, rest, device, with_ssim=True, save_dir=save_dir, workers=workers):
                 for key in images:
                     images[key].append(getattr(result, key))
-                finish_pass(result.runtime_ms)
+                finish_pass(run, result.runtime_ms)
         else:
             for runtime_ms in time_dataset(loaded, rest, device, workers):
-                finish_pass(runtime_ms)
+                finish_pass(run, runtime_ms)
 
 
 def _measure_steady(loaded, dataset, device, plan, record):
