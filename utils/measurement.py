@@ -1,5 +1,6 @@
 """Measuring one model completely: quality, runtime in both forms, memory and complexity, as one results record."""
 
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 
 from utils.checkpoints import file_sha256
@@ -97,8 +98,8 @@ def _can_go_on(earlier, record, save_dir):
 
 def _go_on(record, earlier, plan, on_pass):
     for key in ("images", "memory"):
-        record[key] = earlier[key]
-    record["runtime"]["runs"] = earlier["runtime"]["runs"][: plan.runs]
+        record[key] = deepcopy(earlier[key])
+    record["runtime"]["runs"] = deepcopy(earlier["runtime"]["runs"][: plan.runs])
     record["runtime"]["sittings"] = earlier["runtime"]["sittings"] + 1
     for _ in range(sum(map(len, record["runtime"]["runs"]))):
         on_pass()
