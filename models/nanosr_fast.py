@@ -135,5 +135,5 @@ class NanoSR_fast(nn.Module):
         first, *others = (feature.permute(0, 2, 3, 1).reshape(-1, CHANNELS) for feature in features)  # HW x 48, views
         total = F.linear(first, parts[0], self.conv_cat.bias)
         for pixels, part in zip(others, parts[1:], strict=True):
-            total.addmm_(pixels, part.t())
+            torch.addmm(total, pixels, part.t(), out=total)  # in place, by a name under which FLOPs are counted
         return total.view(1, *features[0].shape[2:], CHANNELS).permute(0, 3, 1, 2)

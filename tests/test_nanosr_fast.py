@@ -8,6 +8,7 @@ from models.nanosr_train import NanoSR_train
 from models.team07_NanoSR import NanoSR_inference
 from tests.golden import benchmark_psnr
 from utils.checkpoints import load_state_dict, load_strictly
+from utils.complexity import measure_complexity
 
 
 def both(precision="float32"):
@@ -18,6 +19,11 @@ def both(precision="float32"):
 
 def test_keys_are_the_plain_networks():
     assert NanoSR_fast().state_dict().keys() == NanoSR_inference().state_dict().keys()
+
+
+def test_arithmetic_is_counted_as_the_plain_networks():
+    plain, fast = (measure_complexity(model) for model in both())
+    assert (fast.flops, fast.params) == (plain.flops, plain.params)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (13, 17), (32, 20)])
