@@ -89,8 +89,10 @@ def measure_isolated(entries, dataset, device, results, args):
     memory_limit = args.memory_limit * 2**30 if args.memory_limit else MEMORY_SHARE * psutil.virtual_memory().total
     for entry in tqdm(entries, unit="model"):
         log = args.results / "logs" / f"{entry.full_name}.log"
+        before = read_results(results).get(entry.name)
         reason = run_isolated(command_for(entry, entries, args), log, 60 * args.time_limit, memory_limit)
-        if reason is None and (entry.name in read_incomplete(results) or entry.name not in read_results(results)):
+        # A record of an earlier run is no result of this one, whose timings at least would differ.
+        if reason is None and read_results(results).get(entry.name) == before:
             reason = "ended its process without a result"
         if reason:
             record = read_incomplete(results).get(entry.name) or empty_record(entry, dataset, device)

@@ -40,9 +40,8 @@ class PixelAttention(nn.Module):
         o1 = F.silu(self.conv_1(x), inplace=True)
         o2 = F.silu(self.conv_2(o1), inplace=True)
         o3 = self.conv_3(o2)
-        weight = torch.sigmoid(o3, out=o2).sub_(
-            0.5
-        )  # o2 has done its work: fresh memory would cost more than the sigmoid
+        # Into o2, which has done its work: fresh memory would cost more than the sigmoid.
+        weight = torch.sigmoid(o3, out=o2).sub_(0.5)
         return o3.add_(x).mul_(weight), o1
 
 

@@ -11,7 +11,7 @@ import torch
 
 from tests.test_submitted_models import NETWORK
 from utils.isolation import LOG_BYTES, run_isolated
-from utils.results import read_incomplete, read_results
+from utils.results import read_incomplete, read_results, store_record
 
 GIB = 2**30
 
@@ -80,13 +80,14 @@ def test_bad_model_costs_its_row_and_the_baseline_keeps_its(command, pairs, tmp_
     (tmp_path / "team42_Net.py").write_text(NETWORK.format(constructor="pass", forward="import os; os._exit(0)"))
     convolution = torch.nn.Conv2d(3, 48, 3, padding=1)
     torch.save({f"conv.{key}": value for key, value in convolution.state_dict().items()}, tmp_path / "w.pth")
+    records = tmp_path / "results" / "records.json"
+    store_record(records, "Net", {"status": "complete"})  # of an earlier run; it is no result of this one
     result = command(
         "eval.py", "--isolated", "--device", "cpu", "--data_dir", pairs, "--runs", 1, "--repeats", 1, "--model_file",
         tmp_path / "team42_Net.py", "--class", "Net", "--checkpoint", tmp_path / "w.pth", "--score", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 1, result.stderr
     assert "Net: incomplete: ended its process without a result" in result.stdout
-    records = tmp_path / "results" / "records.json"
     assert read_results(records)["EFDN"]["status"] == "complete"
     assert read_incomplete(records).keys() == {"Net"}
     assert (tmp_path / "results" / "logs" / "42_Net.log").exists()
