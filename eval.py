@@ -118,7 +118,7 @@ def command_for(entry, entries, args):
 
 def chosen_entries(args, edition):
     """Return the models to measure, in order: those asked for, a variant's plain form, the edition's baseline."""
-    entries = registry = read_registry()
+    registry = read_registry()
     if args.register is not None and not args.model_file:
         raise HarnessError("--register: needs --model_file, the model to write into the registry")
     if args.checkpoint and not args.model_file and len(args.model_id or ()) != 1:
@@ -129,6 +129,8 @@ def chosen_entries(args, edition):
             entries = [replace(entries[0], id=args.register)]
     elif args.model_id:
         entries = [find_entry(model_id, registry) for model_id in args.model_id]
+    else:
+        entries = [entry for entry in registry if not entry.variant]
     if args.trust_checkpoint:
         entries = [replace(entry, trust_checkpoint=True) for entry in entries]
     if args.backend or args.precision:
@@ -156,8 +158,10 @@ def submitted_entry(args):
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model_id", type=int, nargs="+", metavar="N", help="default: every model of the registry")
-    parser.add_argument("--backend", choices=("plain", "fast"), help="how to run the models; the plain form beside it")
+    parser.add_argument("--model_id", type=int, nargs="+", metavar="N", help="default: all but the variants of others")
+    parser.add_argument(
+        "--backend", choices=("plain", "fast", "winograd"), help="how to run the models; the plain form beside it"
+    )
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="number type of the arithmetic")
     parser.add_argument("--model_file", type=Path, metavar="FILE.py", help="a model of no registry; its code is run")
     parser.add_argument("--class", dest="class_name", metavar="NAME", help="the class in --model_file")

@@ -95,6 +95,8 @@ def test_class_that_is_not_there_is_named(tmp_path):
         ("fast", None, "NanoSR_fast"),
         (None, "bfloat16", "NanoSR_bf16"),
         ("fast", "float16", "NanoSR_fp16"),
+        ("winograd", None, "NanoSR_winograd"),
+        ("winograd", "bfloat16", "NanoSR_winograd_bf16"),
     ],
 )
 def test_backend_and_precision_choose_the_variant(backend, precision, name):
