@@ -160,7 +160,9 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model_id", type=int, nargs="+", metavar="N", help="default: all but the variants of others")
     parser.add_argument(
-        "--backend", choices=("plain", "fast", "winograd"), help="how to run the models; the plain form beside it"
+        "--backend",
+        choices=("plain", "fast", "winograd", "triton"),
+        help="how to run the models; the plain form is measured beside it",
     )
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="number type of the arithmetic")
     parser.add_argument("--model_file", type=Path, metavar="FILE.py", help="a model of no registry; its code is run")

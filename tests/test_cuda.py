@@ -94,3 +94,13 @@ def test_fast_network_gives_the_same_when_a_size_comes_again():
             expected, actual = plain(lr), fast(lr)
         assert torch.allclose(actual, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
     assert measure_complexity(fast).convs == measure_complexity(fast).convs == 27  # the 1x1 is no module call
+
+
+def test_attention_in_one_kernel_gives_the_same():
+    plain, triton = (NanoSR_fast(precision="float16", with_triton=value).eval().cuda() for value in (False, True))
+    triton.load_state_dict(plain.state_dict())
+    for _ in range(3):  # plainly, captured, replayed
+        lr = torch.rand(1, 3, 40, 52, device="cuda")
+        expected, actual = plain(lr), triton(lr)
+        assert torch.allclose(actual, expected, rtol=0, atol=1e-2 * expected.abs().max().item())
+    assert measure_complexity(triton).flops == measure_complexity(plain).flops

@@ -19,6 +19,7 @@ REGISTRY = ROOT / "model_zoo" / "models.toml"
 TEAM_FILE = re.compile(r"team(?P<id>\d+)_(?P<name>\w+)\.py")
 REQUIRED = {"id", "name", "file", "class", "arguments", "checkpoint", "sha256", "data_range", "provenance", "licence"}
 OPTIONAL = {"published", "state_key", "lenient", "variant"}
+INHERITED = ("checkpoint", "sha256", "data_range", "provenance", "licence")  # by a variant, from what it is one of
 PLAIN = {"backend": "plain", "precision": "float32"}  # how a model runs that is no variant of another
 
 
@@ -90,6 +91,9 @@ def read_registry(path=REGISTRY):
     entries = []
     for number, table in enumerate(tables, start=1):
         where = f"{path}: model {table.get('name', number)}"
+        of = table.get("variant", {}).get("of")
+        plain = next((other for other in tables if of is not None and other.get("id") == of), {})
+        table = {key: plain[key] for key in INHERITED if key in plain} | table
         for problem, keys in (("missing", REQUIRED - table.keys()), ("unknown", table.keys() - REQUIRED - OPTIONAL)):
             if keys:
                 raise HarnessError(f"{where}: {problem} key {', '.join(sorted(keys))}")
