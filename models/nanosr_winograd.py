@@ -6,8 +6,8 @@ pays where a strip of tiles goes all the way, activation or attention included, 
 operations the transforms go through memory and cost more than is saved. So this is C, compiled when the network is
 built: it needs gcc or clang, for a second, and otherwise only torch.
 
-`precision` "float32" is the same function up to rounding. "bfloat16" rounds the transformed tiles and kernels to it and
-keeps everything else in float32; it takes a processor with AVX512_BF16.
+`precision` "float32" is the same function up to rounding. "bfloat16" rounds maps, transformed tiles and kernels to it,
+and computes sums, transforms and activations in float32; it takes a processor with AVX512_BF16.
 
 Sources: A. Lavin, S. Gray, *Fast Algorithms for Convolutional Neural Networks*, CVPR 2016; for the choice of points B.
 Barabasz et al., *Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks*, 2020.
@@ -53,14 +53,20 @@ typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(4), may_alia
 static inline vec load(const float *p) { return *(const vec *)p; }
 static inline void store(float *p, vec v) { *(vec *)p = v; }
 
-/* product: ROWS x C tile values times C x C kernel values, for one of the points */
+/* number: what maps, transformed tiles and kernels are made of; everything between is computed in float.
+   product: ROWS x C tile values times C x C kernel values, for one of the points */
 #ifdef BFLOAT16
 #ifndef __AVX512BF16__
 #error "bfloat16 takes a processor with AVX512_BF16"
 #endif
 #include <immintrin.h>
 typedef uint16_t number;  /* kernels lie in pairs of input channels: C / 2 x C x 2 */
-static inline void store_number(number *p, vec v) { *(__m256bh *)p = _mm512_cvtneps_pbh((__m512)v); }
+static inline vec load_number(const number *p) {
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
+}
+static inline void store_number(number *p, vec v) {
+    _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+}
 static inline void product(const number *v, const number *u, float *m) {
     __m512 sum[ROWS][PARTS] = {};
     for (int c = 0; c < C; c += 2, u += 2 * C) {
@@ -79,6 +85,7 @@ static inline void product(const number *v, const number *u, float *m) {
 }
 #else
 typedef float number;  /* kernels lie as C inputs x C outputs */
+static inline vec load_number(const number *p) { return load(p); }
 static inline void store_number(number *p, vec v) { store(p, v); }
 static inline void product(const number *v, const number *u, float *m) {
     vec sum[ROWS][PARTS] = {};
@@ -134,11 +141,11 @@ static inline void output_1d(const vec m[N], vec o[OUT]) {
     o[3] = a * near_difference + b * far_difference + m[5];
 }
 
-static void input_tile(const float *in, long stride, number *v) {
+static void input_tile(const number *in, long stride, number *v) {
     for (int c = 0; c < C; c += LANES) {
         vec columns[N][N], d[N], r[N];
         for (int j = 0; j < N; j++) {
-            for (int i = 0; i < N; i++) d[i] = load(in + (i * stride + j) * C + c);
+            for (int i = 0; i < N; i++) d[i] = load_number(in + (i * stride + j) * C + c);
             input_1d(d, r);
             for (int i = 0; i < N; i++) columns[i][j] = r[i];
         }
@@ -150,12 +157,12 @@ static void input_tile(const float *in, long stride, number *v) {
 }
 
 /* The tile whose first input is (y, x), which may lie outside of the map: zeros there. */
-static void input_tile_at(const float *in, long h, long w, long y, long x, number *v) {
+static void input_tile_at(const number *in, long h, long w, long y, long x, number *v) {
     if (y >= 0 && x >= 0 && y + N <= h && x + N <= w) {
         input_tile(in + (y * w + x) * C, w, v);
         return;
     }
-    float padded[N][N][C] = {};
+    number padded[N][N][C] = {};
     for (long i = 0; i < N; i++)
         for (long j = 0; j < N; j++)
             if (y + i >= 0 && y + i < h && x + j >= 0 && x + j < w)
@@ -171,7 +178,7 @@ static inline void store_shuffled(float *out, vec z, int c, long h, long w, long
     }
 }
 
-static void output_tile_at(const float *m, const float *bias, const float *other, float *out, long h, long w, long y,
+static void output_tile_at(const float *m, const float *bias, const number *other, void *out, long h, long w, long y,
                            long x, int then) {
     int rows = h - y < OUT ? h - y : OUT, columns = w - x < OUT ? w - x : OUT;
     for (int c = 0; c < C; c += LANES) {
@@ -187,17 +194,17 @@ static void output_tile_at(const float *m, const float *bias, const float *other
             for (int j = 0; j < columns; j++, at += C) {
                 vec z = o[j] + load(bias + c);
                 if (then == 1) z = z * sigmoid(z);
-                if (then == 2) z = (z + load(other + at)) * (sigmoid(z) - .5f);
-                if (then == 3) z = z + load(other + at);
+                if (then == 2) z = (z + load_number(other + at)) * (sigmoid(z) - .5f);
+                if (then == 3) z = z + load_number(other + at);
                 if (then == 4) store_shuffled(out, z, c, h, w, y + i, x + j);
-                else store(out + at, z);
+                else store_number((number *)out + at, z);
             }
         }
     }
 }
 
 /* in, other, out: H x W x C; out may be other, not in. u: POINTS x C x C. bias: C. */
-void convolve(const float *in, const number *u, const float *bias, const float *other, float *out, long h, long w,
+void convolve(const number *in, const number *u, const float *bias, const number *other, void *out, long h, long w,
               int then, int threads) {
     long tile_rows = (h + OUT - 1) / OUT, tile_columns = (w + OUT - 1) / OUT;
     long strips = (tile_columns + TILES - 1) / TILES;
@@ -240,7 +247,7 @@ def compiled(precision):
     return convolve
 
 
-def transformed(weight, precision):
+def transformed(weight, dtype):
     """Return 48 x 48 x 3 x 3 kernels as 36 matrices in the order that `convolve` reads."""
     points = (0.0, NEAR, -NEAR, FAR, -FAR)
     rows = [[0.0, 0.0, 1.0]]  # of infinity
@@ -251,9 +258,9 @@ def transformed(weight, precision):
         rows.insert(0, [1 / scale, point / scale, point**2 / scale])
     g = torch.tensor(rows, dtype=torch.float64)  # 6 x 3
     u = torch.einsum("ia,ocab,jb->ijco", g, weight.double(), g).float().reshape(36, CHANNELS, CHANNELS)
-    if precision == "bfloat16":
-        u = u.view(36, CHANNELS // 2, 2, CHANNELS).transpose(2, 3).bfloat16()
-    return u.contiguous()
+    if dtype == torch.bfloat16:  # in pairs of input channels
+        u = u.view(36, CHANNELS // 2, 2, CHANNELS).transpose(2, 3)
+    return u.to(dtype).contiguous()
 
 
 class Conv3x3(nn.Module):
@@ -291,7 +298,7 @@ class NanoSR_winograd(nn.Module):
 
     def __init__(self, precision="float32"):
         super().__init__()
-        self.precision = precision
+        self.dtype = getattr(torch, precision)
         self.convolve = compiled(precision)
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.conv_1 = Conv3x3(3, CHANNELS)
@@ -300,7 +307,7 @@ class NanoSR_winograd(nn.Module):
         self.conv_2 = Conv3x3(CHANNELS, CHANNELS)
         self.conv_cat = nn.Conv2d(4 * CHANNELS, CHANNELS, 1)
         self.upsampler = nn.Sequential(nn.Conv2d(CHANNELS, 3 * SCALE**2, 3, padding=1), nn.PixelShuffle(SCALE))
-        self.arena = torch.empty(0)  # memory of the maps, kept: fresh pages would cost time in every pass
+        self.arena = torch.empty(0, dtype=self.dtype)  # memory of the maps, kept: fresh pages cost time in every pass
         self.register_load_state_dict_post_hook(lambda module, _keys: module._arrange())
         self._arrange()
 
@@ -315,7 +322,7 @@ class NanoSR_winograd(nn.Module):
                 if module is self.conv_2.conv:
                     weight = torch.einsum("om,mcij->ocij", share.double(), weight.double())
                     bias = self.conv_cat.bias + share @ bias
-                self.kernels[module] = transformed(weight, self.precision), bias
+                self.kernels[module] = transformed(weight, self.dtype), bias
         self.conv_1.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
@@ -330,8 +337,9 @@ class NanoSR_winograd(nn.Module):
             return self.upsampler(self.conv_cat(torch.cat([f0, self.conv_2.conv(out_6), out_1, o1], dim=1)))
         size = 4 * height * width * CHANNELS
         if self.arena.numel() < size:
-            self.arena = torch.empty(size)
+            self.arena = torch.empty(size, dtype=self.dtype)
         maps = self.arena[:size].view(4, 1, height, width, CHANNELS).permute(0, 1, 4, 2, 3)
+        f0 = f0.to(self.dtype)
         out_6, out_1, o1 = self._blocks(f0, self._winograd, maps)
         f = self._weighted_sum(f0, out_1, o1, out=maps[3])
         f = self._winograd(self.conv_2.conv, out_6, f, "add", f)
@@ -372,7 +380,7 @@ class NanoSR_winograd(nn.Module):
 
     def _weighted_sum(self, f0, out_1, o1, out):
         """`conv_cat` of its three inputs beside conv_2's output, without concatenating them."""
-        parts = self.conv_cat.weight.flatten(1).split(CHANNELS, dim=1)
+        parts = self.conv_cat.weight.flatten(1).to(self.dtype).split(CHANNELS, dim=1)
         total, *features = (x.permute(0, 2, 3, 1).view(-1, CHANNELS) for x in (out, f0, out_1, o1))  # HW x 48
         torch.mm(features[0], parts[0].t(), out=total)
         total.addmm_(features[1], parts[2].t()).addmm_(features[2], parts[3].t())

@@ -1,5 +1,6 @@
 """utils/evaluation.py: the same results whether images are judged one by one or meanwhile."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from tests.conftest import write_pairs
+from utils import evaluation
 from utils.datasets import open_dataset
 from utils.errors import HarnessError
 from utils.evaluation import ahead, evaluate
@@ -49,6 +51,30 @@ def test_workers_change_no_bit(many, tmp_path, workers):
     assert [name for name, *_ in alone] == sorted(name for name, *_ in alone)
     for pair in dataset.pairs:
         assert np.array_equal(read_rgb(tmp_path / "alone" / pair.name), read_rgb(tmp_path / "beside" / pair.name))
+
+
+def test_nothing_runs_beside_a_forward_pass_without_workers(many, tmp_path, monkeypatch):
+    under_way, beside = [], []
+
+    def watched(function):
+        def call(*arguments):
+            under_way.append(function)
+            try:
+                time.sleep(0.01)  # long enough for a forward pass to meet it
+                return function(*arguments)
+            finally:
+                under_way.remove(function)
+
+        return call
+
+    for name in ("read_rgb", "psnr", "ssim", "write_png"):
+        monkeypatch.setattr(evaluation, name, watched(getattr(evaluation, name)))
+    network = loaded()
+    network.model.register_forward_hook(lambda *_: beside.extend(under_way))
+    assert len(list(evaluate(network, open_dataset(many), CPU, True, tmp_path / "out"))) == 12
+    assert beside == []
+    list(evaluate(network, open_dataset(many), CPU, True, tmp_path / "out", workers=3))
+    assert beside  # in throughput mode it does, so it would have been noticed
 
 
 def test_range_of_the_network_does_not_change_the_result(many):

@@ -63,7 +63,7 @@ def test_a_smaller_image_after_a_larger_one_finds_nothing_of_it():
 
 
 @needs_compiler
-@pytest.mark.parametrize(("precision", "loss_db"), [("float32", 1e-3), ("bfloat16", 0.05)])
+@pytest.mark.parametrize(("precision", "loss_db"), [("float32", 1e-3), ("bfloat16", 0.02)])
 def test_published_weights_keep_their_psnr(shared, precision, loss_db):
     path = shared / "official" / "team07_NanoSR.pth"
     fast = winograd(precision)

@@ -4,6 +4,8 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -33,8 +35,9 @@ def evaluate(loaded, dataset, device, with_ssim=False, save_dir=None, workers=0)
     """Yield an ImageResult per pair, in order; restored images go to `save_dir` under the HR's name.
 
     With `workers` threads, images are decoded ahead, judged and written while the network runs, at most
-    2 `workers` of each at a time; the results are the same. On a GPU that leaves the timed forward pass alone on its
-    device; on a CPU it does not, and runtimes are those of a busy machine.
+    2 `workers` of each at a time. On a GPU that leaves the timed forward pass alone on its device; on a CPU it does
+    not, and runtimes are those of a busy machine. Without workers nothing runs beside a forward pass: between two of
+    them an image is judged and written and the next one decoded, all at once. The results are the same.
 
     Raises HarnessError at an image that cannot be read, does not fit its partner, or is restored to another size than
     4x; what was yielded before stays good.
@@ -43,19 +46,30 @@ def evaluate(loaded, dataset, device, with_ssim=False, save_dir=None, workers=0)
 
     def read(pair):
         lr = read_rgb(pair.lr)
-        return pair, lr, read_fitting_hr(pair, lr) if judged else None
+        return lr, read_fitting_hr(pair, lr) if judged else None
 
-    def judge(pair, lr, hr, sr, runtime_ms, tile):
-        if save_dir is not None:
-            write_png(save_dir / pair.name, sr)
-        quality = psnr(sr, hr) if judged else None
-        similarity = ssim(sr, hr) if judged and with_ssim else None
+    def judge(pair, lr, hr, restored, start=partial):
+        """`start(function, *arguments)` returns what, called, gives the result."""
+        sr, runtime_ms, tile = restored
+        similarity = start(ssim, sr, hr) if judged and with_ssim else None
+        quality = start(psnr, sr, hr) if judged else None
+        written = start(write_png, save_dir / pair.name, sr) if save_dir is not None else None
+        quality, similarity, _ = (result and result() for result in (quality, similarity, written))
         return ImageResult(pair.name, lr.shape[0] * lr.shape[1], runtime_ms, quality, similarity, tile)
 
-    with _pool(workers) as pool:
-        images = ahead(pool, read, dataset.pairs, 2 * workers)
-        restored = ((pair, lr, hr, *restore(loaded, lr, device)) for pair, lr, hr in images)
-        yield from ahead(pool, lambda work: judge(*work), restored, 2 * workers)
+    if workers:
+        with ThreadPoolExecutor(workers) as pool:
+            images = ahead(pool, lambda pair: (pair, *read(pair)), dataset.pairs, 2 * workers)
+            restored = ((pair, lr, hr, restore(loaded, lr, device)) for pair, lr, hr in images)
+            yield from ahead(pool, lambda work: judge(*work), restored, 2 * workers)
+        return
+    with ThreadPoolExecutor(4) as pool:  # the next image, SSIM, PSNR, PNG
+        reading = None
+        for pair, following in pairwise([*dataset.pairs, None]):
+            lr, hr = reading.result() if reading else read(pair)
+            restored = restore(loaded, lr, device)
+            reading = pool.submit(read, following) if following else None
+            yield judge(pair, lr, hr, restored, lambda *call: pool.submit(*call).result)
 
 
 def default_workers(device):

@@ -67,8 +67,8 @@ def to_tensor(image, data_range=1.0):
 
 def to_image(tensor, data_range=1.0):
     """Turn 1 x 3 x H x W in [0, data_range] (clamped to it) into H x W x 3 uint8, rounded as the protocol does."""
-    grey_levels = tensor.detach().squeeze(0).float().clamp(0, data_range) * 255 / data_range
-    return grey_levels.round().to(torch.uint8).permute(1, 2, 0).cpu().contiguous().numpy()
+    grey_levels = tensor.detach().squeeze(0).float().clamp(0, data_range).mul_(255).div_(data_range).round_()
+    return grey_levels.to(torch.uint8).permute(1, 2, 0).cpu().contiguous().numpy()
 
 
 def crop_to_multiple(image, multiple=SCALE):
