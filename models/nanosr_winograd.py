@@ -29,10 +29,8 @@ CHANNELS = 48
 SCALE = 4
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in [0, 1]
 IMG_RANGE = 255.0
-NEAR, FAR = (
-    0.75,
-    1.5,
-)  # evaluated at 0, +-NEAR, +-FAR, infinity; in bfloat16 the usual 1 and 2 give three times the noise
+# Tiles are evaluated at 0, +-NEAR, +-FAR and infinity; in bfloat16 the usual 1 and 2 give three times the noise.
+NEAR, FAR = 0.75, 1.5
 THEN = {"nothing": 0, "silu": 1, "attention": 2, "add": 3, "shuffle": 4}  # what follows a convolution
 
 SOURCE = r"""
