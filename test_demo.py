@@ -37,9 +37,7 @@ def main():
         raise HarnessError(f"{loaded.missing_weights}; eval.py times and counts it without")
     # Like the organizers' program, a run with --save_dir leaves its results in the working directory.
     out_dir = Path(".") if args.save_dir else Path("results")
-    read_challenge_results(
-        out_dir / "results.json"
-    )  # a file that cannot be used is better known before the work than after it
+    read_challenge_results(out_dir / "results.json")  # one that cannot be used is better known before the work
     log = open_log(out_dir / LOG_NAME)
     log.info("%s on %s", loaded.entry.full_name, device)
     values = {}
