@@ -24,11 +24,14 @@ def trade_offs(records):
     figure, plots = _figure(12, 4, len(axes))
     for plot, (label, cost) in zip(plots, axes, strict=True):
         points = [(cost(record), mean(record["images"]["psnr"])) for record in records]
-        for (x, y), record, marker in zip(points, records, _markers(records), strict=True):
-            plot.plot(x, y, marker, markersize=8, label=record["model"]["name"])
+        for number, ((x, y), record, marker) in enumerate(zip(points, records, _markers(records), strict=True)):
+            # Hollow, and each smaller than the one before: variants of a model share their place on two of the plots.
+            size = max(5, 12 - 2 * number)
+            plot.plot(x, y, marker, markersize=size, fillstyle="none", mew=2, label=record["model"]["name"])
         front = sorted(points[index] for index in pareto_front(points))
         plot.plot(*zip(*front, strict=True), "--", color="0.6", zorder=0, label="Pareto front")
         plot.set(xlabel=label, ylabel="PSNR [dB]")
+        plot.ticklabel_format(axis="y", useOffset=False)
         plot.grid(alpha=0.3)
     plots[0].legend(fontsize=8)
     return _svg(figure)
