@@ -82,6 +82,8 @@ def load_models(ids, device, checkpoint):
             if id_ == REFERENCE:
                 raise
             print(f"not measured: {error}")
+    if lacking := [find_entry(id_, read_registry()).name for id_ in VARIANTS["cuda"] if id_ not in ids]:
+        print(f"not measured: {', '.join(lacking)} (no GPU)")
     return models
 
 
