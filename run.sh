@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # bash run.sh         make the environment and the sample once, measure, print the factsheet table
 # bash run.sh test    lint and test
-# bash run.sh all     measure every model of the registry, each in its own process: a bad one costs its own row
+# bash run.sh all     measure every model but variants of others, each in its own process: a bad one costs its own row
 # bash run.sh speed   measure the speed of evaluation and network, as ratios to the plain protocol
 # bash run.sh COMMAND ARGUMENTS …    run a command in the environment, such as: bash run.sh python eval.py --model_id 7
 set -euo pipefail

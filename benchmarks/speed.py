@@ -74,21 +74,21 @@ def main():
 
 def load_models(ids, device, checkpoint):
     """Return the models by their ids; one that cannot be built here is named and left out."""
-    models = {}
+    models, registry = {}, read_registry()
     for id_ in ids:
         try:
-            models[id_] = load_model(find_entry(id_, read_registry()), device, checkpoint)
+            models[id_] = load_model(find_entry(id_, registry), device, checkpoint)
         except HarnessError as error:
             if id_ == REFERENCE:
                 raise
             print(f"not measured: {error}")
-    if lacking := [find_entry(id_, read_registry()).name for id_ in VARIANTS["cuda"] if id_ not in ids]:
+    if lacking := [find_entry(id_, registry).name for id_ in VARIANTS["cuda"] if id_ not in ids]:
         print(f"not measured: {', '.join(lacking)} (no GPU)")
     return models
 
 
 def evaluation_table(models, dataset, device):
-    """Print the first table; return the mean PSNR [dB] of every model and of the reference under None."""
+    """Print the first table; return the mean PSNR [dB] of every model by its id."""
     print("| evaluation | s per image | ratio | PSNR difference [dB] | SSIM difference |")
     print("| --- | ---: | ---: | ---: | ---: |")
     paths = [(pair.lr, pair.hr) for pair in dataset.pairs]

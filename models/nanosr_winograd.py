@@ -31,13 +31,13 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in [0, 1]
 IMG_RANGE = 255.0
 # Tiles are evaluated at 0, +-NEAR, +-FAR and infinity; in bfloat16 the usual 1 and 2 give three times the noise.
 NEAR, FAR = 0.75, 1.5
-THEN = {"nothing": 0, "silu": 1, "attention": 2, "add": 3, "shuffle": 4}  # what follows a convolution
+THEN = {"nothing": 0, "silu": 1, "attention": 2, "add": 3, "shuffle": 4}  # what follows a convolution; in C, SILU …
 
 SOURCE = r"""
 #include <stdint.h>
 #include <string.h>
 
-enum { C = 48, N = 6, OUT = 4, POINTS = N * N };
+enum { C = CHANNELS, N = 6, OUT = 4, POINTS = N * N };
 enum { TILES = 16 };  /* of a strip; transformed they fill half of a 1 MiB cache */
 #ifdef __AVX512F__
 enum { LANES = 16, ROWS = 8 };  /* ROWS tiles x C sums stay in registers */
@@ -52,52 +52,54 @@ static inline vec load(const float *p) { return *(const vec *)p; }
 static inline void store(float *p, vec v) { *(vec *)p = v; }
 
 /* number: what maps, transformed tiles and kernels are made of; everything between is computed in float.
-   product: ROWS x C tile values times C x C kernel values, for one of the points */
+   operand: LANES x STEP numbers, which multiply_add multiplies and adds to LANES sums. */
 #ifdef BFLOAT16
 #ifndef __AVX512BF16__
 #error "bfloat16 takes a processor with AVX512_BF16"
 #endif
 #include <immintrin.h>
-typedef uint16_t number;  /* kernels lie in pairs of input channels: C / 2 x C x 2 */
+typedef uint16_t number;
+typedef __m512bh operand;
+enum { STEP = 2 };  /* kernels lie in pairs of input channels: C / 2 x C x 2 */
 static inline vec load_number(const number *p) {
     return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
 }
 static inline void store_number(number *p, vec v) {
     _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
 }
-static inline void product(const number *v, const number *u, float *m) {
-    __m512 sum[ROWS][PARTS] = {};
-    for (int c = 0; c < C; c += 2, u += 2 * C) {
-        __m512bh kernel[PARTS];
-        for (int p = 0; p < PARTS; p++) kernel[p] = (__m512bh)_mm512_loadu_si512(u + 2 * p * LANES);
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++) {
-            int32_t pair;
-            memcpy(&pair, v + r * C + c, sizeof pair);
-            for (int p = 0; p < PARTS; p++)
-                sum[r][p] = _mm512_dpbf16_ps(sum[r][p], (__m512bh)_mm512_set1_epi32(pair), kernel[p]);
-        }
-    }
-    for (int r = 0; r < ROWS; r++)
-        for (int p = 0; p < PARTS; p++) store(m + r * C + p * LANES, (vec)sum[r][p]);
+static inline operand load_operand(const number *p) { return (operand)_mm512_loadu_si512(p); }
+static inline operand repeated(const number *p) {
+    int32_t pair;
+    memcpy(&pair, p, sizeof pair);
+    return (operand)_mm512_set1_epi32(pair);
 }
+static inline vec multiply_add(operand a, operand b, vec sum) { return (vec)_mm512_dpbf16_ps((__m512)sum, a, b); }
 #else
-typedef float number;  /* kernels lie as C inputs x C outputs */
+typedef float number;
+typedef vec operand;
+enum { STEP = 1 };  /* kernels lie as C inputs x C outputs */
 static inline vec load_number(const number *p) { return load(p); }
 static inline void store_number(number *p, vec v) { store(p, v); }
+static inline operand load_operand(const number *p) { return load(p); }
+static inline operand repeated(const number *p) { return *p - (vec){}; }
+static inline vec multiply_add(operand a, operand b, vec sum) { return sum + a * b; }
+#endif
+
+/* ROWS x C tile values times C x C kernel values, for one of the points */
 static inline void product(const number *v, const number *u, float *m) {
     vec sum[ROWS][PARTS] = {};
-    for (int c = 0; c < C; c++, u += C) {
-        vec kernel[PARTS];
-        for (int p = 0; p < PARTS; p++) kernel[p] = load(u + p * LANES);
+    for (int c = 0; c < C; c += STEP, u += STEP * C) {
+        operand kernel[PARTS];
+        for (int p = 0; p < PARTS; p++) kernel[p] = load_operand(u + STEP * p * LANES);
 #pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++)
-            for (int p = 0; p < PARTS; p++) sum[r][p] += v[r * C + c] * kernel[p];
+        for (int r = 0; r < ROWS; r++) {
+            operand value = repeated(v + r * C + c);
+            for (int p = 0; p < PARTS; p++) sum[r][p] = multiply_add(value, kernel[p], sum[r][p]);
+        }
     }
     for (int r = 0; r < ROWS; r++)
         for (int p = 0; p < PARTS; p++) store(m + r * C + p * LANES, sum[r][p]);
 }
-#endif
 
 static inline vec choose(ivec mask, vec a, vec b) { return (vec)(((ivec)a & mask) | ((ivec)b & ~mask)); }
 
@@ -191,10 +193,10 @@ static void output_tile_at(const float *m, const float *bias, const number *othe
             output_1d(half[i], o);
             for (int j = 0; j < columns; j++, at += C) {
                 vec z = o[j] + load(bias + c);
-                if (then == 1) z = z * sigmoid(z);
-                if (then == 2) z = (z + load_number(other + at)) * (sigmoid(z) - .5f);
-                if (then == 3) z = z + load_number(other + at);
-                if (then == 4) store_shuffled(out, z, c, h, w, y + i, x + j);
+                if (then == SILU) z = z * sigmoid(z);
+                if (then == ATTENTION) z = (z + load_number(other + at)) * (sigmoid(z) - .5f);
+                if (then == ADD) z = z + load_number(other + at);
+                if (then == SHUFFLE) store_shuffled(out, z, c, h, w, y + i, x + j);
                 else store_number((number *)out + at, z);
             }
         }
@@ -232,7 +234,9 @@ def compiled(precision):
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder, "convolve.c"), Path(folder, "convolve.so")
         source.write_text(SOURCE, encoding="utf-8")
-        defines = [f"-DNEAR={NEAR}f", f"-DFAR={FAR}f", *(["-DBFLOAT16"] if precision == "bfloat16" else [])]
+        values = {name.upper(): number for name, number in THEN.items()}
+        values |= {"CHANNELS": CHANNELS, "NEAR": f"{NEAR}f", "FAR": f"{FAR}f", precision.upper(): 1}
+        defines = [f"-D{name}={value}" for name, value in values.items()]
         options = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", *defines]
         run = subprocess.run([compiler, *options, str(source), "-o", str(library)], capture_output=True, text=True)
         if run.returncode:

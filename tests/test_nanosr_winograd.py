@@ -59,7 +59,7 @@ def test_float32_differs_by_rounding_only(size):  # a width of 131 takes more th
 @needs_compiler
 def test_a_smaller_image_after_a_larger_one_finds_nothing_of_it():
     plain, fast = both()
-    assert [largest_difference(plain, fast, size) < 3e-5 for size in ((24, 70), (9, 10), (24, 70))] == [True] * 3
+    assert all(largest_difference(plain, fast, size) < 3e-5 for size in ((24, 70), (9, 10), (24, 70)))
 
 
 @needs_compiler

@@ -79,13 +79,9 @@ def default_workers(device):
 
 def time_dataset(loaded, dataset, device, workers=0):
     """Yield the runtime [ms] of each image's forward pass, in order, judging nothing; `workers` decode ahead."""
-    with _pool(workers) as pool:
+    with ThreadPoolExecutor(workers) if workers else nullcontext() as pool:
         for lr in ahead(pool, read_rgb, (pair.lr for pair in dataset.pairs), 2 * workers):
             yield restore(loaded, lr, device)[1]
-
-
-def _pool(workers):
-    return ThreadPoolExecutor(workers) if workers else nullcontext()
 
 
 def ahead(pool, function, items, limit):
