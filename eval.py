@@ -10,19 +10,20 @@ from pathlib import Path
 import psutil
 from tqdm import tqdm
 
-from utils.challenge import get_edition
-from utils.datasets import SPLITS, open_dataset
-from utils.environment import choose_device
+from utils.challenge.rules import get_edition
+from utils.challenge.score_tables import score_markdown, score_records
+from utils.data.datasets import SPLITS, open_dataset
+from utils.data.sample import default_data_dir
 from utils.errors import HarnessError, exit_on_harness_error
-from utils.isolation import run_isolated
-from utils.measurement import Plan, empty_record, measure
-from utils.registry import ROOT, entry_from_file, find_entry, find_variant, load_model, read_registry, register
-from utils.report import write_report
-from utils.results import RECORDS_FILE, read_incomplete, read_results, store_record, write_text
-from utils.sample import default_data_dir
-from utils.score_tables import score_markdown, score_records
-from utils.sharding import joined_shard
-from utils.tables import latex_table, markdown_table, text_table
+from utils.files import ROOT, write_text
+from utils.measure.environment import choose_device
+from utils.measure.measurement import Plan, empty_record, measure
+from utils.measure.sharding import joined_shard
+from utils.referee.isolation import run_isolated
+from utils.results.record import RECORDS_FILE, read_incomplete, read_results, store_record
+from utils.results.report import write_report
+from utils.results.tables import latex_table, markdown_table, text_table
+from utils.zoo.registry import entry_from_file, find_entry, find_variant, load_model, read_registry, register
 
 MEMORY_SHARE = 0.9  # of the machine's, that an isolated model may take
 

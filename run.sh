@@ -33,7 +33,7 @@ export PATH="$PWD/.venv/bin:$PATH"
 
 case "${1:-}" in
 "")
-    python -m utils.sample
+    python -m utils.data.sample
     python eval.py --model_id 107 7 0 --data_dir data/sample
     ;;
 all)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.challenge_files import (
+from utils.challenge.organizers_files import (
     complexity_results,
     image_line,
     merge_results,
@@ -14,14 +14,15 @@ from utils.challenge_files import (
     split_results,
     write_results_txt,
 )
-from utils.complexity import measure_complexity
-from utils.datasets import SPLITS, open_dataset
-from utils.environment import choose_device
+from utils.data.datasets import SPLITS, open_dataset
+from utils.data.sample import default_data_dir
 from utils.errors import HarnessError, exit_on_harness_error
-from utils.evaluation import default_workers, evaluate, largest_lr, mean
-from utils.memory import measure_peak_mib, reset_peak
-from utils.registry import find_entry, load_model, read_registry
-from utils.sample import default_data_dir
+from utils.measure.complexity import measure_complexity
+from utils.measure.environment import choose_device
+from utils.measure.evaluation import default_workers, evaluate, largest_lr
+from utils.measure.memory import measure_peak_mib, reset_peak
+from utils.results.record import mean
+from utils.zoo.registry import find_entry, load_model, read_registry
 
 LOG_NAME = "NTIRE-EfficientSR.log"
 

@@ -14,11 +14,11 @@ from training.loop import STATE_FILE, Trainer, train
 from training.recipe import load_recipe
 from training.subimages import SubImages
 from training.validation import validation_psnr
-from utils.checkpoints import load_state_dict, load_strictly
-from utils.datasets import open_dataset
-from utils.environment import choose_device
+from utils.data.datasets import open_dataset
+from utils.data.sample import ensure_sample
 from utils.errors import HarnessError, exit_on_harness_error
-from utils.sample import ensure_sample
+from utils.measure.environment import choose_device
+from utils.zoo.checkpoints import load_state_dict, load_strictly
 
 
 def main():

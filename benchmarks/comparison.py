@@ -10,14 +10,14 @@ import cv2
 import matplotlib
 from matplotlib import pyplot as plt
 
-from utils.datasets import open_dataset
-from utils.environment import choose_device
+from utils.data.datasets import open_dataset, read_fitting_hr
+from utils.data.images import SCALE, read_rgb
+from utils.data.sample import ensure_sample
 from utils.errors import HarnessError, exit_on_harness_error
-from utils.evaluation import read_fitting_hr, restore
-from utils.images import SCALE, read_rgb
-from utils.metrics import psnr
-from utils.registry import find_entry, load_model, read_registry
-from utils.sample import ensure_sample
+from utils.measure.environment import choose_device
+from utils.measure.evaluation import restore
+from utils.measure.metrics import psnr
+from utils.zoo.registry import find_entry, load_model, read_registry
 
 
 def main():

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import psutil
 
-from utils.datasets import open_dataset
-from utils.environment import choose_device, describe_environment
+from utils.data.datasets import open_dataset
+from utils.data.images import bicubic_downscale, read_rgb, write_png
+from utils.data.sample import ensure_sample
 from utils.errors import exit_on_harness_error
-from utils.images import bicubic_downscale, read_rgb, write_png
-from utils.measurement import Plan, measure
-from utils.memory import peak_rss_bytes
-from utils.registry import find_entry, load_model, read_registry
-from utils.results import RECORDS_FILE, store_record
-from utils.sample import ensure_sample
+from utils.measure.environment import choose_device, describe_environment
+from utils.measure.measurement import Plan, measure
+from utils.measure.memory import peak_rss_bytes
+from utils.results.record import RECORDS_FILE, store_record
+from utils.zoo.registry import find_entry, load_model, read_registry
 
 SIDE = 256  # HR
 

@@ -27,8 +27,8 @@ from torch import nn
 
 from benchmarks.memory import make_data
 from utils.errors import exit_on_harness_error
-from utils.registry import ROOT
-from utils.results import RECORDS_FILE, read_incomplete, read_results
+from utils.files import ROOT
+from utils.results.record import RECORDS_FILE, read_incomplete, read_results
 
 NETWORK = """
 import os, signal, sys, threading, time

@@ -27,15 +27,16 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.reference import reference_evaluation
-from utils.complexity import measure_complexity
-from utils.datasets import open_dataset
-from utils.environment import choose_device, describe_environment
+from utils.data.datasets import open_dataset
+from utils.data.images import read_rgb, to_tensor
+from utils.data.sample import default_data_dir
 from utils.errors import HarnessError, exit_on_harness_error
-from utils.evaluation import default_workers, evaluate, mean
-from utils.images import read_rgb, to_tensor
-from utils.registry import find_entry, load_model, read_registry
-from utils.runtime import timed_forward
-from utils.sample import default_data_dir
+from utils.measure.complexity import measure_complexity
+from utils.measure.environment import choose_device, describe_environment
+from utils.measure.evaluation import default_workers, evaluate
+from utils.measure.runtime import timed_forward
+from utils.results.record import mean
+from utils.zoo.registry import find_entry, load_model, read_registry
 
 REFERENCE = 7
 BLOCK = 3  # counted passes of a variant in a row

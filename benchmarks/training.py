@@ -26,12 +26,12 @@ from training.loop import GraphedUpdate, Trainer
 from training.prepare import Cut, list_images, prepare
 from training.recipe import load_recipe
 from training.subimages import SubImages
-from utils.datasets import challenge_folders
-from utils.environment import choose_device, describe_environment
+from utils.data.datasets import challenge_folders
+from utils.data.sample import ensure_sample
 from utils.errors import exit_on_harness_error
-from utils.memory import peak_rss_bytes
-from utils.registry import ROOT
-from utils.sample import ensure_sample
+from utils.files import ROOT
+from utils.measure.environment import choose_device, describe_environment
+from utils.measure.memory import peak_rss_bytes
 
 REFERENCE = ("branches", "float32", False, False)
 VARIANTS = (  # form, precision, channels_last, cuda_graph

@@ -1,6 +1,6 @@
 """What several tests share: running commands, small data folders, and the published material beside the project."""
 
-import importlib
+import importlib.util
 import runpy
 import subprocess
 import sys
@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from utils.data.images import bicubic_downscale, write_png
 from utils.errors import exit_on_harness_error
-from utils.images import bicubic_downscale, write_png
-from utils.registry import ROOT
+from utils.files import ROOT
 
 SHARED = ROOT.parent / "shared"
 
@@ -48,6 +48,12 @@ def pairs(tmp_path):
     return write_pairs(tmp_path / "data", ["a", "b"])
 
 
+def command_module(name):
+    """The module that `python -m NAME` runs: of a package its `__main__`."""
+    spec = importlib.util.find_spec(name)
+    return importlib.import_module(f"{name}.__main__" if spec.submodule_search_locations else name)
+
+
 @pytest.fixture
 def command(monkeypatch, capfd):
     """Runs a script of the project, or `-m` and a module, as its command line does but in this process: importing
@@ -58,7 +64,7 @@ def command(monkeypatch, capfd):
         words = list(map(str, arguments))
         monkeypatch.chdir(cwd)
         monkeypatch.syspath_prepend(str(ROOT))
-        module = importlib.import_module(words.pop(1)) if words[0] == "-m" else None
+        module = command_module(words.pop(1)) if words[0] == "-m" else None
         monkeypatch.setattr(sys, "argv", words)
         capfd.readouterr()
         try:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from utils.images import read_rgb
+from utils.data.images import read_rgb
 
 
 @torch.no_grad()

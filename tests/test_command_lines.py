@@ -9,8 +9,8 @@ import torch
 
 from models.team07_NanoSR import NanoSR_inference
 from tests.conftest import write_pairs
-from utils.images import read_rgb
-from utils.metrics import psnr, ssim
+from utils.data.images import read_rgb
+from utils.measure.metrics import psnr, ssim
 
 FULL_NAME = "07_NanoSR_inference"
 

@@ -6,13 +6,13 @@ import torch
 
 from models.nanosr_fast import NanoSR_fast
 from models.team07_NanoSR import NanoSR_inference
-from tests.test_training import RECIPE
+from tests.training.conftest import RECIPE
 from training.feed import MappedFeed, Plan, ResidentFeed
 from training.loop import GraphedUpdate, Trainer
 from training.recipe import load_recipe
-from utils.complexity import measure_complexity
-from utils.memory import measure_peak_mib, reset_peak
-from utils.runtime import timed_forward
+from utils.measure.complexity import measure_complexity
+from utils.measure.memory import measure_peak_mib, reset_peak
+from utils.measure.runtime import timed_forward
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 

@@ -10,14 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import photograph
-from utils.checkpoints import load_state_dict
+from utils.data.images import SCALE, bicubic_downscale, crop_to_multiple, encode_png, read_rgb, to_image, to_tensor
 from utils.errors import HarnessError
-from utils.evaluation import ahead
-from utils.images import SCALE, bicubic_downscale, crop_to_multiple, encode_png, read_rgb, to_image, to_tensor
-from utils.metrics import SHAVE, WINDOW, psnr, ssim
-from utils.results import read_results
-from utils.sharding import Shard, interleave
-from utils.tiles import forward_in_tiles
+from utils.measure.evaluation import ahead
+from utils.measure.metrics import SHAVE, WINDOW, psnr, ssim
+from utils.measure.sharding import Shard, interleave
+from utils.measure.tiles import forward_in_tiles
+from utils.results.record import read_results
+from utils.zoo.checkpoints import load_state_dict
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 sizes = st.integers(1, 70)

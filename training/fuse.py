@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 
 from models.nanosr_train import NanoSR_train
-from training.saving import save_atomically
-from utils.checkpoints import load_state_dict, load_strictly
 from utils.errors import exit_on_harness_error
+from utils.zoo.checkpoints import load_state_dict, load_strictly, save_atomically
 
 
 def main():

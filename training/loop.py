@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from models.nanosr_train import NanoSR_train
 from training.muon import Muon
 from training.recipe import recipe_from
-from training.saving import save_atomically
 from utils.errors import HarnessError
+from utils.zoo.checkpoints import save_atomically
 
 STATE_FILE, TRAIN_FILE, FUSED_FILE = "state.pt", "nanosr_train.pth", "team07_NanoSR.pth"  # in the run's folder
 GUARD_EVERY = 100  # steps between two looks at a CUDA graph's losses

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.checkpoints import file_sha256
+from utils.data.images import SCALE
 from utils.errors import HarnessError
-from utils.images import SCALE
+from utils.zoo.checkpoints import file_sha256
 
 FORMAT = 1
 

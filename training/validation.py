@@ -2,9 +2,9 @@
 
 import torch
 
-from utils.evaluation import read_fitting_hr
-from utils.images import read_rgb, to_image, to_tensor
-from utils.metrics import psnr
+from utils.data.datasets import read_fitting_hr
+from utils.data.images import read_rgb, to_image, to_tensor
+from utils.measure.metrics import psnr
 
 
 @torch.no_grad()

@@ -1,1 +1,1 @@
-"""The measuring library: no printing, no argument parsing; one job per module."""
+"""The measuring library, in rooms; each one's docstring says what lives there. `errors` and `files` serve them all."""

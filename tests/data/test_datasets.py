@@ -1,0 +1,115 @@
+"""utils/data/datasets.py and utils/data/sample.py: layouts, labels, pairing."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.conftest import write_pairs
+from utils.data.datasets import challenge_folders, open_dataset
+from utils.data.images import read_rgb
+from utils.data.sample import PHOTOGRAPHS, default_data_dir, ensure_sample, make_sample
+from utils.errors import HarnessError
+
+CHALLENGE = ("DIV2K_LSDIR_valid_HR", "DIV2K_LSDIR_valid_LR")
+
+
+def test_plain_layout_lists_pairs_in_sorted_order(pairs):
+    dataset = open_dataset(pairs)
+    assert [pair.name for pair in dataset.pairs] == ["a.png", "b.png"]
+    assert [pair.lr.name for pair in dataset.pairs] == ["ax4.png", "bx4.png"]
+    assert dataset.has_hr
+    assert dataset.label == "data (2 images)"
+
+
+def test_challenge_layout_is_chosen_by_split(tmp_path):
+    write_pairs(tmp_path, ["0801", "0000001"], layout=CHALLENGE)
+    write_pairs(tmp_path, ["0901"], layout=tuple(name.replace("valid", "test") for name in CHALLENGE))
+    assert [pair.name for pair in open_dataset(tmp_path).pairs] == ["0000001.png", "0801.png"]
+    assert [pair.name for pair in open_dataset(tmp_path, "test").pairs] == ["0901.png"]
+
+
+def test_a_part_of_the_challenge_is_labelled_as_a_part(tmp_path):
+    write_pairs(tmp_path, ["0801"], layout=CHALLENGE)
+    assert open_dataset(tmp_path).label == "DIV2K_LSDIR_valid (1 of the challenge's 200 images)"
+
+
+def test_lr_alone_is_a_data_set_without_hr(tmp_path, pairs):
+    (pairs / "HR").rename(tmp_path / "elsewhere")
+    dataset = open_dataset(pairs)
+    assert not dataset.has_hr
+    assert [pair.name for pair in dataset.pairs] == ["a.png", "b.png"]
+
+
+def remove_lr(folder):
+    (folder / "LR" / "ax4.png").unlink()
+    return "a.png: has no LR image ax4.png"
+
+
+def remove_hr(folder):
+    (folder / "HR" / "b.png").unlink()
+    return "bx4.png: has no HR image b.png"
+
+
+def misname_lr(folder):
+    (folder / "LR" / "ax4.png").rename(folder / "LR" / "a.png")
+    return "named NAMEx4.png"
+
+
+def empty_lr(folder):
+    for path in (folder / "LR").iterdir():
+        path.unlink()
+    return "holds no PNG"
+
+
+def no_lr_folder(folder):
+    (folder / "LR").rename(folder / "other")
+    return "no such folder"
+
+
+@pytest.mark.parametrize("damage", [remove_lr, remove_hr, misname_lr, empty_lr, no_lr_folder])
+def test_incomplete_folder_names_the_file(pairs, damage):
+    reason = damage(pairs)
+    with pytest.raises(HarnessError, match=reason):
+        open_dataset(pairs)
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(HarnessError, match="nowhere: no such folder"):
+        open_dataset(tmp_path / "nowhere")
+
+
+def test_default_is_the_parent_folder_if_the_challenge_lies_there(tmp_path, monkeypatch):
+    (tmp_path / "harness").mkdir()
+    monkeypatch.chdir(tmp_path / "harness")
+    assert default_data_dir().name == "sample"
+    (tmp_path / CHALLENGE[1]).mkdir()
+    assert default_data_dir().resolve() == tmp_path
+
+
+def test_sample_is_six_photographs_labelled_as_a_sample(tmp_path):
+    dataset = open_dataset(make_sample(tmp_path / "sample"))
+    assert len(dataset.pairs) == len(PHOTOGRAPHS) == 6
+    assert dataset.label.startswith("sample")
+    assert "not DIV2K_LSDIR_valid" in dataset.label
+    for pair in dataset.pairs:
+        hr, lr = read_rgb(pair.hr), read_rgb(pair.lr)
+        assert hr.shape == (4 * lr.shape[0], 4 * lr.shape[1], 3)
+        assert abs(np.mean(hr) - np.mean(lr)) < 1  # shrunk, not shifted in brightness
+
+
+def test_sample_is_made_once_and_again_if_it_was_not_finished(tmp_path):
+    folder = make_sample(tmp_path / "sample")
+    picture = challenge_folders(folder, "valid")[0] / "rocket.png"
+    picture.unlink()
+    ensure_sample(folder)
+    assert not picture.exists()
+    (folder / "dataset.json").unlink()
+    ensure_sample(folder)
+    assert picture.exists()
+
+
+def test_broken_label_file_is_named(pairs):
+    (pairs / "dataset.json").write_text(json.dumps(["no", "label"]))
+    with pytest.raises(HarnessError, match=r"dataset\.json"):
+        open_dataset(pairs)

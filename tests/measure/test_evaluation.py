@@ -1,0 +1,116 @@
+"""utils/measure/evaluation.py: the same results whether images are judged one by one or meanwhile."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import write_pairs
+from utils.measure import evaluation
+from utils.data.datasets import open_dataset
+from utils.data.images import read_rgb
+from utils.errors import HarnessError
+from utils.measure.evaluation import ahead, evaluate
+from utils.zoo.registry import LoadedModel, ModelEntry
+
+
+class Enlarge(nn.Module):
+    """Bilinear x4, in the network's range."""
+
+    def forward(self, x):
+        return nn.functional.interpolate(x, scale_factor=4, mode="bilinear")
+
+
+def loaded(data_range=1.0, missing=None):
+    entry = ModelEntry(1, "Enlarge", "enlarge.py", "Enlarge", {}, "", "", data_range, "", "")
+    return LoadedModel(Enlarge(), entry, None, missing)
+
+
+CPU = torch.device("cpu")
+
+
+def quality(results):
+    return [(result.name, result.lr_pixels, result.psnr, result.ssim) for result in results]
+
+
+@pytest.fixture
+def many(tmp_path):
+    return write_pairs(tmp_path / "data", [f"{number:02}" for number in range(12)])
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_no_bit(many, tmp_path, workers):
+    dataset = open_dataset(many)
+    alone = quality(evaluate(loaded(), dataset, CPU, True, tmp_path / "alone"))
+    beside = quality(evaluate(loaded(), dataset, CPU, True, tmp_path / "beside", workers))
+    assert beside == alone
+    assert [name for name, *_ in alone] == sorted(name for name, *_ in alone)
+    for pair in dataset.pairs:
+        assert np.array_equal(read_rgb(tmp_path / "alone" / pair.name), read_rgb(tmp_path / "beside" / pair.name))
+
+
+def test_nothing_runs_beside_a_forward_pass_without_workers(many, tmp_path, monkeypatch):
+    under_way, beside = [], []
+
+    def watched(function):
+        def call(*arguments):
+            under_way.append(function)
+            try:
+                time.sleep(0.01)  # long enough for a forward pass to meet it
+                return function(*arguments)
+            finally:
+                under_way.remove(function)
+
+        return call
+
+    for name in ("read_rgb", "psnr", "ssim", "write_png"):
+        monkeypatch.setattr(evaluation, name, watched(getattr(evaluation, name)))
+    network = loaded()
+    network.model.register_forward_hook(lambda *_: beside.extend(under_way))
+    assert len(list(evaluate(network, open_dataset(many), CPU, True, tmp_path / "out"))) == 12
+    assert beside == []
+    list(evaluate(network, open_dataset(many), CPU, True, tmp_path / "out", workers=3))
+    assert beside  # in throughput mode it does, so it would have been noticed
+
+
+def test_range_of_the_network_does_not_change_the_result(many):
+    dataset = open_dataset(many)
+    one, other = (quality(evaluate(loaded(data_range), dataset, CPU)) for data_range in (1.0, 255.0))
+    assert [psnr for *_, psnr, _ in one] == pytest.approx([psnr for *_, psnr, _ in other], abs=0.01)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_everything_before_a_broken_image_is_yielded(many, workers):
+    (many / "HR" / "07.png").write_bytes(b"broken")
+    names, results = [], evaluate(loaded(), open_dataset(many), CPU, workers=workers)
+    with pytest.raises(HarnessError, match=r"07\.png"):
+        names.extend(result.name for result in results)
+    assert names == [f"{number:02}.png" for number in range(7)]
+
+
+def test_grey_hr_counts_as_three_equal_channels(many):
+    for kind, suffix in (("HR", ""), ("LR", "x4")):
+        path = many / kind / f"00{suffix}.png"
+        grey = read_rgb(path)[:, :, 1]
+        cv2.imwrite(str(path), grey)
+    first = next(evaluate(loaded(), open_dataset(many), CPU))
+    assert 10 < first.psnr < 60
+
+
+def test_without_weights_nothing_is_judged(many):
+    first = next(evaluate(loaded(missing="no checkpoint"), open_dataset(many), CPU, True))
+    assert (first.psnr, first.ssim) == (None, None)
+    assert first.runtime_ms > 0
+
+
+def test_no_more_than_the_limit_runs_ahead():
+    started = []
+    with ThreadPoolExecutor(1) as pool:
+        results = ahead(pool, lambda item: item * 2, (started.append(item) or item for item in range(100)), 3)
+        for taken, result in enumerate(results):
+            assert result == 2 * taken
+            assert len(started) <= taken + 4

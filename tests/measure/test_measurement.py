@@ -1,0 +1,124 @@
+"""utils/measure/measurement.py: a measurement that was stopped goes on, and never mixes circumstances."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+from tests.conftest import write_pairs
+from tests.measure.test_evaluation import CPU, Enlarge
+from utils.data.datasets import open_dataset
+from utils.measure.measurement import Plan, measure
+from utils.zoo.registry import LoadedModel, find_entry, read_registry
+
+
+class Killed(BaseException):
+    """Stands in for SIGKILL: nothing may catch it."""
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return open_dataset(write_pairs(tmp_path / "data", list("abcd"), size=(48, 64)))
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """A quick network under the registry's name; counting it and its memory is not what is tested here."""
+    monkeypatch.setattr("utils.measure.measurement.cpu_peak_mib", lambda entry, shape: 1.0)
+    network = Enlarge()
+    network.weight = torch.nn.Parameter(torch.ones(1))
+    return LoadedModel(network, find_entry(7, read_registry()), "sha", None)
+
+
+def stopped_after(loaded, dataset, passes, **arguments):
+    """The record as it was stored when the measurement was killed after so many passes."""
+    stored = []
+
+    def store(record):
+        stored.append(deepcopy(record))
+        if len(stored) == passes:
+            raise Killed
+
+    with pytest.raises(Killed):
+        measure(loaded, dataset, CPU, Plan(2, 1, 1), on_progress=store, **arguments)
+    return stored[passes - 1]
+
+
+@pytest.mark.parametrize("passes", [1, 3, 4, 6, 8])
+def test_going_on_gives_the_record_of_an_unbroken_measurement(loaded, dataset, passes):
+    whole = measure(loaded, dataset, CPU, Plan(2, 1, 1))
+    earlier = stopped_after(loaded, dataset, passes)
+    assert earlier["status"].startswith("incomplete")
+    timed = []
+    resumed = measure(loaded, dataset, CPU, Plan(2, 1, 1), earlier=earlier, on_progress=lambda r: timed.append(1))
+    assert len(timed) == 8 - passes + 1
+    assert resumed["runtime"]["sittings"] == 2
+    assert resumed["runtime"]["runs"][0][:passes] == earlier["runtime"]["runs"][0]
+    assert [len(run) for run in resumed["runtime"]["runs"]] == [4, 4]
+    for key in ("model", "dataset", "images", "memory", "complexity", "status"):
+        assert resumed[key] == whole[key], key
+
+
+def test_fewer_runs_than_were_begun_are_enough(loaded, dataset):
+    earlier = stopped_after(loaded, dataset, 6)
+    record = measure(loaded, dataset, CPU, Plan(1, 1, 1), earlier=earlier)
+    assert [len(run) for run in record["runtime"]["runs"]] == [4]
+
+
+def other_model(record):
+    record["model"]["sha256"] = "another"
+
+
+def other_code(record):
+    record["model"]["file_sha256"] = "another"
+
+
+def other_data(record):
+    record["dataset"]["folder"] = "elsewhere"
+
+
+def other_machine(record):
+    record["environment"]["cpu"] = "another"
+
+
+def other_torch(record):
+    record["environment"]["libraries"]["torch"] = "1.0"
+
+
+def other_method(record):
+    record["runtime"]["method"] += "; throughput mode"
+
+
+@pytest.mark.parametrize("change", [other_model, other_code, other_data, other_machine, other_torch, other_method])
+def test_other_circumstances_start_anew(loaded, dataset, change):
+    earlier = stopped_after(loaded, dataset, 3)
+    change(earlier)
+    assert measure(loaded, dataset, CPU, Plan(2, 1, 1), earlier=earlier)["runtime"]["sittings"] == 1
+
+
+def test_missing_restored_images_start_anew(loaded, dataset, tmp_path):
+    earlier = stopped_after(loaded, dataset, 3, save_dir=tmp_path / "images")
+    again = measure(loaded, dataset, CPU, Plan(2, 1, 1), tmp_path / "images", earlier=deepcopy(earlier))
+    assert again["runtime"]["sittings"] == 2
+    (tmp_path / "images" / "a.png").unlink()
+    again = measure(loaded, dataset, CPU, Plan(2, 1, 1), tmp_path / "images", earlier=deepcopy(earlier))
+    assert again["runtime"]["sittings"] == 1
+
+
+def test_tiles_are_recorded_and_leave_no_steady_time(loaded, dataset):
+    class Hungry(Enlarge):
+        def forward(self, x):
+            if x.shape[2:] == (120, 160):  # the whole image, and its tiles of 128 with what surrounds them
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(x)
+
+    hungry = LoadedModel(Hungry(), loaded.entry, "sha", None)
+    hungry.model.weight = torch.nn.Parameter(torch.ones(1))
+    large = open_dataset(write_pairs(dataset.folder.parent / "large", ["big"], size=(480, 640)))
+    record = measure(hungry, large, CPU, Plan(1, 1, 1))
+    assert record["images"]["tile"] == [64]
+    assert record["runtime"]["steady"] is None
+    mixed = write_pairs(dataset.folder, ["big"], size=(480, 640))
+    record = measure(hungry, open_dataset(mixed), CPU, Plan(1, 1, 1))
+    assert record["images"]["tile"] == [None, None, 64, None, None]
+    assert record["runtime"]["steady"]["lr_height"] == 12

@@ -1,0 +1,47 @@
+"""utils/measure/sharding.py: an evaluation by several processes ends in the results of one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from models.team07_NanoSR import NanoSR_inference
+from tests.conftest import write_pairs
+from tests.training.test_train_command import free_port
+from utils.data.datasets import open_dataset
+from utils.files import ROOT
+from utils.measure.sharding import Shard, interleave
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_parts_put_together_are_the_whole(tmp_path, world):
+    dataset = open_dataset(write_pairs(tmp_path, list("abcde"), size=(32, 32)))
+    parts = [list(Shard(rank, world).part_of(dataset).pairs) for rank in range(world)]
+    assert interleave(parts) == list(dataset.pairs)
+
+
+def test_two_processes_give_the_results_of_one(tmp_path):
+    data = write_pairs(tmp_path / "data", list("abcde"), size=(48, 64))
+    torch.save(NanoSR_inference().state_dict(), tmp_path / "random.pth")
+    arguments = [
+        "eval.py", "--device", "cpu", "--data_dir", data, "--model_id", 7, "--checkpoint", tmp_path / "random.pth",
+        "--runs", 2, "--repeats", 2, "--save_images", "--results",
+    ]  # fmt: skip
+    two = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port()]
+    for launcher, name in (([], "one"), (two, "two")):
+        command = [sys.executable, *map(str, [*launcher, *arguments, tmp_path / name])]
+        # One thread each, as torchrun has it: another number adds up a convolution in another order.
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+        assert result.returncode == 0, result.stderr
+    one, two = (json.loads((tmp_path / name / "records.json").read_text())["models"] for name in ("one", "two"))
+    one, two = one["NanoSR_inference"], two["NanoSR_inference"]
+    assert two["images"] == one["images"]
+    assert two["complexity"] == one["complexity"]
+    assert two["status"] == "complete"
+    assert [len(run) for run in two["runtime"]["runs"]] == [5, 5]
+    assert "images shared by 2 processes" in two["runtime"]["method"]
+    assert len(list((tmp_path / "two" / "images" / "07_NanoSR_inference").iterdir())) == 5

@@ -1,0 +1,145 @@
+"""models/team07_NanoSR.py and models/nanosr_train.py: the published figures, and exactness between all forms."""
+
+import ast
+import sys
+
+import pytest
+import torch
+
+from models.nanosr_train import GatedRepMBConv, NanoSR_train, RepMBConv
+from models.team07_NanoSR import NanoSR_inference
+from tests.golden import benchmark_psnr
+from utils.files import ROOT
+from utils.measure.complexity import measure_complexity
+from utils.zoo.checkpoints import load_state_dict, load_strictly
+
+
+def relative(actual, expected):
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+def test_fused_form_has_the_published_complexity():
+    counts = measure_complexity(NanoSR_inference(3, 3).eval())
+    assert (f"{counts.params / 1e6:.3f}", f"{counts.activations / 1e6:.2f}", counts.convs) == ("0.551", "88.08", 28)
+    assert counts.flops == 36_021_731_328
+
+
+def test_training_form_has_the_published_complexity():
+    counts = measure_complexity(NanoSR_train(form="branches").eval())
+    assert counts.params == 2_423_112
+    assert (f"{counts.flops / 1e9:.2f}", f"{counts.activations / 1e6:.2f}", counts.convs) == ("156.48", "472.25", 100)
+
+
+@pytest.mark.parametrize(
+    ("name", "packages"),
+    [
+        ("team07_NanoSR.py", {"torch"}),
+        ("nanosr_fast.py", {"torch", "triton"}),  # where it is wanted; it comes with torch
+        ("nanosr_winograd.py", {"torch"}),
+    ],
+)
+def test_what_an_organizer_copies_needs_torch_alone(name, packages):
+    tree = ast.parse((ROOT / "models" / name).read_text())
+    imported = {
+        name
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+    }
+    assert {module.partition(".")[0] for module in imported} - sys.stdlib_module_names == packages
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (13, 17), (16, 16)])
+def test_branches_collapsed_and_fused_agree_borders_included(size):
+    model = randomized(NanoSR_train()).double()
+    lr = torch.rand(2, 3, *size, dtype=torch.float64)
+    collapsed = model(lr)
+    model.set_form("branches")
+    branches = model(lr)
+    assert branches.shape == (2, 3, 4 * size[0], 4 * size[1])
+    assert relative(collapsed, branches) < 1e-10
+    assert relative(model.fuse()(lr), branches) < 1e-10
+    for sides in ((..., slice(0, 4), slice(None)), (..., slice(None), slice(-4, None))):
+        assert relative(collapsed[sides], branches[sides]) < 1e-10
+
+
+def test_gradients_of_both_forward_ways_agree():
+    model = randomized(NanoSR_train()).double()
+    lr = torch.rand(2, 3, 9, 11, dtype=torch.float64)
+    gradients = {}
+    for form in ("branches", "collapsed"):
+        model.set_form(form)
+        model.zero_grad()
+        model(lr).square().sum().backward()
+        gradients[form] = {name: parameter.grad for name, parameter in model.named_parameters()}
+    for name, expected in gradients["branches"].items():
+        assert relative(gradients["collapsed"][name], expected) < 1e-10, name
+
+
+@pytest.mark.parametrize("block", [RepMBConv(3, 5), RepMBConv(4, 4), GatedRepMBConv(8)])
+def test_a_block_collapses_to_one_convolution(block):
+    parameters = dict(randomized(block).double().named_parameters())
+    kernel, bias = block.collapse(parameters)
+    x = torch.randn(1, kernel.shape[1], 6, 7, dtype=torch.float64)
+    assert relative(torch.nn.functional.conv2d(x, kernel, bias, padding=1), block(x)) < 1e-12
+
+
+def test_fusing_leaves_the_training_form_untouched():
+    model = NanoSR_train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fused = model.fuse()
+    assert type(fused) is NanoSR_inference
+    assert fused.state_dict().keys() == NanoSR_inference().state_dict().keys()
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_gate_starts_as_the_description_says():
+    gate = GatedRepMBConv.gate(dict(GatedRepMBConv(48).named_parameters()))
+    hidden = 96 * 0.1 / (1 + torch.exp(torch.tensor(-96 * 0.1)))  # silu of ones times the token
+    assert torch.allclose(gate, torch.sigmoid(24 * hidden).expand(96))
+
+
+def test_unknown_form_is_refused():
+    with pytest.raises(ValueError, match="form is 'fused'"):
+        NanoSR_train(form="fused")
+
+
+@pytest.mark.parametrize(("benchmark", "expected"), [("Set5", 30.1985), ("Set14", 26.8233)])
+def test_published_weights_reach_the_published_psnr(shared, benchmark, expected):
+    model = NanoSR_inference(3, 3).eval()
+    path = shared / "official" / "team07_NanoSR.pth"
+    load_strictly(model, load_state_dict(path), path)
+    assert benchmark_psnr(model, shared, benchmark) == pytest.approx(expected, abs=1e-3)
+
+
+def test_shipped_weights_of_both_forms_are_the_same_network():
+    fused, trained = NanoSR_inference(3, 3), NanoSR_train(form="branches")
+    for model, name in ((fused, "team07_NanoSR.pth"), (trained, "nanosr_train.pth")):
+        path = ROOT / "model_zoo" / name
+        load_strictly(model, load_state_dict(path), path)
+    lr = torch.rand(1, 3, 21, 34)
+    assert relative(fused(lr), trained(lr)) < 1e-4
+
+
+def test_shipped_weights_reach_the_psnr_that_the_readme_states(shared):
+    model = NanoSR_inference(3, 3).eval()
+    path = ROOT / "model_zoo" / "team07_NanoSR.pth"
+    load_strictly(model, load_state_dict(path), path)
+    readme = (ROOT / "README.md").read_text()
+    for benchmark in ("Set5", "Set14"):
+        assert benchmark_psnr(model, shared, benchmark) == pytest.approx(_stated(readme, benchmark), abs=0.005)
+    assert _stated(readme, "Set5") >= 29.7
+
+
+def _stated(readme, benchmark):
+    """The second figure of a benchmark's row: | Set5 | bicubic | shipped | published |."""
+    (row,) = [line for line in readme.splitlines() if line.startswith(f"| {benchmark} |")]
+    return float(row.split("|")[3])
+
+
+def randomized(module):
+    """Draw every parameter anew, so that nothing is exact only because it starts at zero or one."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.15)
+    return module

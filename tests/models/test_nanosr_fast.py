@@ -1,0 +1,71 @@
+"""models/nanosr_fast.py: the same function as the plain fused network."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from models.nanosr_fast import NanoSR_fast
+from models.nanosr_train import NanoSR_train
+from models.team07_NanoSR import NanoSR_inference
+from tests.golden import benchmark_psnr
+from utils.measure.complexity import measure_complexity
+from utils.zoo.checkpoints import load_state_dict, load_strictly
+
+
+def both(precision="float32"):
+    plain, fast = NanoSR_train().fuse().eval(), NanoSR_fast(precision=precision).eval()
+    fast.load_state_dict(plain.state_dict(), strict=True)
+    return plain, fast
+
+
+def test_keys_are_the_plain_networks():
+    assert NanoSR_fast().state_dict().keys() == NanoSR_inference().state_dict().keys()
+
+
+def test_arithmetic_is_counted_as_the_plain_networks():
+    plain, fast = (measure_complexity(model) for model in both())
+    assert (fast.flops, fast.params) == (plain.flops, plain.params)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (13, 17), (32, 20)])
+def test_float32_differs_by_rounding_only(size):
+    plain, fast = both()
+    lr = torch.rand(1, 3, *size)
+    with torch.no_grad():
+        expected = plain(lr)
+        assert torch.allclose(fast(lr), expected, rtol=0, atol=1e-5 * expected.abs().max())
+        assert torch.allclose(fast(lr), expected, rtol=0, atol=1e-5 * expected.abs().max())  # in place, yet repeatable
+
+
+@pytest.mark.parametrize(("precision", "loss_db"), [("float32", 1e-3), ("bfloat16", 0.02)])
+def test_published_weights_keep_their_psnr(shared, precision, loss_db):
+    path = shared / "official" / "team07_NanoSR.pth"
+    fast = NanoSR_fast(precision=precision).eval()
+    load_strictly(fast, load_state_dict(path), path)
+    assert benchmark_psnr(fast, shared, "Set5") == pytest.approx(30.1985, abs=loss_db)
+
+
+TRITON_AGAINST_TORCH = """
+import torch
+from models.nanosr_fast import attend, attend_with_triton
+for dtype, tolerance in ((torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)):
+    o3, x = (torch.randn(1, 48, 13, 17).to(dtype, memory_format=torch.channels_last) for _ in range(2))
+    expected = attend(o3.float(), x.float(), torch.empty_like(o3, dtype=torch.float32))
+    torch.testing.assert_close(attend_with_triton(o3, x, None).float(), expected, rtol=0, atol=tolerance)
+"""
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="no Triton, which comes with torch for GPUs")
+def test_triton_kernel_is_the_attention():
+    environment = os.environ | {"TRITON_INTERPRET": "1"}  # needs no GPU
+    subprocess.run([sys.executable, "-c", TRITON_AGAINST_TORCH], check=True, env=environment)
+
+
+@pytest.mark.skipif(bool(importlib.util.find_spec("triton")), reason="Triton is installed")
+def test_machine_without_triton_is_told_so():
+    with pytest.raises(RuntimeError, match="needs Triton, which comes with torch for GPUs; take the backend fast"):
+        NanoSR_fast(with_triton=True)

@@ -1,0 +1,47 @@
+"""models/ of the compared systems: published complexity to the last digit, and quality with the published weights."""
+
+import pytest
+import torch
+
+from models.pan import PAN
+from models.plainusr import PlainUSR
+from models.team00_EFDN import EFDN
+from models.team00_SPAN import SPAN
+from tests.golden import benchmark_psnr
+from utils.measure.complexity import Complexity, measure_complexity
+from utils.zoo.checkpoints import load_state_dict, load_strictly
+
+PEERS = {
+    EFDN: ("team00_EFDN.pth", Complexity(276_192, 16_703_470_848, 111_116_736, 65), 30.1754, 26.7749),
+    SPAN: ("team00_SPAN_2026.pth", Complexity(150_688, 9_833_807_872, 41_680_896, 22), 29.8483, 26.5959),
+    PAN: ("PANx4_DF2K.pth", Complexity(272_419, 32_092_192_768, 270_532_608, 121), 30.2183, 26.8075),
+    PlainUSR: ("PlainUSR_Rep_x4.pth", Complexity(333_108, 18_743_776_256, 46_926_656, 27), 30.1173, 26.7326),
+}
+each_peer = pytest.mark.parametrize("peer", PEERS)
+
+
+@each_peer
+def test_complexity_is_the_published_one(peer):
+    assert measure_complexity(peer().eval()) == PEERS[peer][1]
+
+
+@each_peer
+@pytest.mark.parametrize("size", [(15, 15), (17, 40)])
+def test_output_is_four_times_as_large_at_odd_sizes(peer, size):
+    assert peer()(torch.rand(1, 3, *size)).shape == (1, 3, 4 * size[0], 4 * size[1])
+
+
+@each_peer
+def test_published_weights_reach_the_golden_psnr(shared, peer):
+    file, _, set5, set14 = PEERS[peer]
+    model = peer().eval()
+    path = shared / "official" / file
+    load_strictly(model, load_state_dict(path), path)
+    assert benchmark_psnr(model, shared, "Set5") == pytest.approx(set5, abs=1e-4)
+    assert benchmark_psnr(model, shared, "Set14") == pytest.approx(set14, abs=1e-4)
+
+
+def test_efdn_clamps_its_output():
+    sr = EFDN()(torch.rand(1, 3, 20, 20) * 9)
+    assert sr.min() >= 0
+    assert sr.max() <= 1

@@ -1,0 +1,88 @@
+"""utils/results/tables.py: the factsheet's columns, and that no cell pretends."""
+
+import math
+
+from utils.results.tables import COLUMNS, factsheet_row, latex_table, markdown_table, text_table
+
+
+def record(**changes):
+    """A record with figures chosen so that every cell can be worked out on paper."""
+    values = {
+        "status": "complete",
+        "model": {"name": "Net_1", "missing_weights": None},
+        "environment": {
+            "device": "cuda",
+            "gpu": "RTX",
+            "cpu": "EPYC",
+            "threads": 2,
+            "date": "2026-01-02T03:04:05+00:00",
+            "libraries": {"torch": "2.13.0"},
+        },
+        "dataset": {"label": "sample (2 images)", "has_hr": True},
+        "images": {"name": ["a", "b"], "lr_pixels": [4, 4], "psnr": [26.0, 28.5], "ssim": [0.7, 0.8]},
+        "runtime": {"method": "plain mean", "clock": "events", "runs": [[10.0, 20.0], [30.0, 50.0]], "steady": None},
+        "memory": {"method": "peak", "peak_mib": 965.476},
+        "complexity": {"params": 550_992, "flops": 36_021_731_328, "activations": 88_080_384, "convs": 28},
+    }
+    return values | changes
+
+
+def test_cells_follow_the_factsheet():
+    assert COLUMNS[:4] == ("Model", "Val PSNR", "Val SSIM", "Val Time [ms]")
+    assert factsheet_row(record()) == ["Net_1", "27.25", "0.75", "27.50", "0.551", "36.02", "88.08", "965.48", "28"]
+
+
+def test_cpu_figures_are_marked():
+    row = factsheet_row(record(environment=record()["environment"] | {"device": "cpu"}))
+    assert row[3] == "27.50 (CPU)"
+    assert row[7] == "965.48 (CPU)"
+
+
+def test_missing_weights_give_dashes_and_the_reason():
+    images = {"name": ["a"], "lr_pixels": [4], "psnr": [None], "ssim": [None]}
+    missing = record(images=images, model={"name": "Net_1", "missing_weights": "x.pth: no checkpoint"})
+    assert factsheet_row(missing)[1:3] == ["-", "-"]
+    assert "Net_1: no quality, x.pth: no checkpoint" in text_table([missing])
+
+
+def test_incomplete_record_shows_its_reason():
+    text = text_table([record(status="incomplete: b.png: truncated PNG", complexity=None, memory=None)])
+    assert "incomplete: b.png: truncated PNG" in text
+
+
+def test_identical_images_give_inf():
+    assert factsheet_row(record(images=record()["images"] | {"psnr": [math.inf, 30.0]}))[1] == "inf"
+
+
+def test_variant_is_compared_with_its_plain_form():
+    steady = {"lr_width": 4, "lr_height": 4, "warmup": 1, "repeats": 1, "p10_ms": 1.0, "p90_ms": 1.0}
+    plain, fast = (
+        record(
+            model={"id": id_, "name": name, "missing_weights": None, "variant_of": of},
+            images=record()["images"] | {"psnr": psnr},
+            runtime=record()["runtime"] | {"steady": steady | {"median_ms": median}},
+        )
+        for id_, name, of, psnr, median in ((7, "Net", None, [26.0, 28.0], 30.0), (208, "Half", 7, [26.0, 27.5], 12.0))
+    )
+    line = "Half: the function of Net, against it: PSNR -0.2500 dB, 2.50 times as fast (steady)"
+    assert line in text_table([plain, fast]).splitlines()
+    assert "against it" not in text_table([fast])
+
+
+def test_text_table_is_aligned_and_names_data_and_machine():
+    lines = text_table([record(), record(model={"name": "Another_net", "missing_weights": None})]).splitlines()
+    assert len({len(line) for line in lines[:4]}) == 1
+    assert "Data: sample (2 images)" in lines
+    assert "Machine: RTX, torch 2.13.0, 2026-01-02" in lines
+
+
+def test_markdown_has_a_cell_per_column():
+    lines = markdown_table([record()]).splitlines()
+    assert [line.count("|") for line in lines[:3]] == [len(COLUMNS) + 1] * 3
+
+
+def test_latex_escapes_names_and_closes_what_it_opens():
+    latex = latex_table([record()])
+    assert r"Net\_1 & 27.25 & 0.75 & 27.50 & 0.551 & 36.02 & 88.08 & 965.48 & 28 \\" in latex
+    for environment in ("table", "tabular"):
+        assert latex.count(rf"\begin{{{environment}}}") == latex.count(rf"\end{{{environment}}}") == 1

@@ -1,0 +1,167 @@
+"""utils/submission/__main__.py and what it calls: each broken rule is named, and what is packed runs elsewhere."""
+
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+
+import pytest
+import torch
+
+from models.team07_NanoSR import NanoSR_inference
+from utils.files import ROOT
+from utils.submission.checks import FAIL, PASS, SKIP, check_submission
+from utils.submission.packing import select_model_source
+from utils.zoo.registry import entry_from_file, find_entry, read_registry
+
+NETWORK = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+{top}
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        {forward}
+        return F.interpolate(x * self.weight, scale_factor=4, mode="bilinear"){end}
+"""
+
+
+@pytest.fixture
+def candidate(tmp_path):
+    """Writes a small submission, broken as told; gives its entry."""
+
+    def write(
+        top="", forward="pass", end="", file="team42_Net.py", checkpoint="team42_Net.pth", weights=None, **changes
+    ):
+        (tmp_path / file).write_text(NETWORK.format(top=top, forward=forward, end=end))
+        torch.save({"weight": torch.ones(1)} if weights is None else weights, tmp_path / checkpoint)
+        entry = entry_from_file(tmp_path / file, "Net", {}, tmp_path / checkpoint)
+        return replace(entry, **changes)
+
+    return write
+
+
+def outcome(entry, **arguments):
+    return {check.rule: check for check in check_submission(entry, **arguments)}
+
+
+def failures(entry, **arguments):
+    return {rule: check.detail for rule, check in outcome(entry, **arguments).items() if check.status == FAIL}
+
+
+def test_sound_submission_breaks_no_rule(candidate):
+    checks = outcome(candidate())
+    assert {check.status for check in checks.values()} == {PASS, SKIP}
+    assert [rule for rule, check in checks.items() if check.status == SKIP] == [
+        "parameters and FLOPs as claimed",
+        "PSNR reaches the threshold",
+    ]
+
+
+BROKEN = {
+    "file name": ({"file": "net.py"}, "names and numbers", "teamNN_Name.py"),
+    "checkpoint name": ({"checkpoint": "weights.pth"}, "names and numbers", "teamNN_Name.pth"),
+    "other number": ({"checkpoint": "team43_Net.pth"}, "names and numbers", "number and name differ"),
+    "other id": ({"id": 7}, "names and numbers", "team number 42"),
+    "foreign import": ({"top": "import numpy"}, "imports torch and the standard library only", "imports numpy"),
+    "own module": (
+        {"top": "if False:\n    import models.helper"},
+        "imports torch and the standard library only", "models of its own",
+    ),
+    "relative import": (
+        {"top": "if False:\n    from .helper import x"}, "imports torch and the standard library only", "merge it in",
+    ),
+    "whole module": ({"weights": torch.nn.Conv2d(1, 1, 1)}, "checkpoint holds plain tensors", "could run code"),
+    "missing key": ({"weights": {"other": torch.ones(1)}}, "checkpoint loads strictly", "1 missing keys: weight"),
+    "strict=False": ({"lenient": True}, "checkpoint loads strictly", "strict=False"),
+    "sets threads": ({"top": "torch.set_num_threads(3)"}, "leaves global state alone", "torch threads"),
+    "seeds": ({"top": "torch.manual_seed(1)"}, "leaves global state alone", "torch random state"),
+    "patches the clock": (
+        {"top": "import time\ntime.perf_counter = lambda: 0.0"}, "leaves global state alone", "clocks",
+    ),
+    "sets benchmark in forward": (
+        {"forward": "torch.backends.cudnn.benchmark = True"}, "leaves global state alone", "cudnn settings",
+    ),
+    "exits": (
+        {"top": "import multiprocessing, os\nif multiprocessing.parent_process(): os._exit(3)"},
+        "runs in a process of its own", "status 3",
+    ),
+    "even sizes only": (
+        {"forward": "assert x.shape[2] % 2 == 0"}, "output is 4x the input, at odd sizes too", "fails on an LR image",
+    ),
+    "cropped": ({"end": "[..., :-1]"}, "output is 4x the input, at odd sizes too", "LR image of 23 x 17"),
+    "NaN": ({"end": ".log()"}, "output is finite", "black image"),
+    "random": ({"end": " + torch.rand(1)"}, "output is deterministic, on a second call too", "on a second call"),
+    "grows": (
+        {"forward": "self.weight.data += 0.1"}, "output is deterministic, on a second call too", "on a second call",
+    ),
+    "other range": ({"end": " * 255"}, "output fits data_range", "is it the other one"),
+    "claims": ({"published": {"params_m": 0.5}}, "parameters and FLOPs as claimed", "claimed as 0.5"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_rule_is_named(candidate, kind):
+    changes, rule, part = BROKEN[kind]
+    broken = failures(candidate(**changes))
+    assert part in broken[rule]
+
+
+def test_imports_that_the_organizers_install_pass(candidate):
+    entry = candidate(top="import numpy")
+    assert "imports torch and the standard library only" not in failures(entry, requirements={"numpy"})
+
+
+def test_submission_that_hangs_is_named(candidate, monkeypatch):
+    monkeypatch.setattr("utils.submission.checks.START_S", 1)
+    broken = failures(candidate(top="import time\ntime.sleep(60)"))
+    assert broken == {"runs in a process of its own": "did not end within 1 s"}
+
+
+def test_what_a_submission_changes_stays_in_its_process(candidate):
+    threads = torch.get_num_threads()
+    assert "torch threads" in failures(candidate(top="torch.set_num_threads(3)"))["leaves global state alone"]
+    assert torch.get_num_threads() == threads
+
+
+def test_team_07_is_packed_and_runs_from_an_empty_folder(command, pairs, tmp_path):
+    measure = ("--data_dir", pairs, "--device", "cpu", "--runs", 1, "--repeats", 1)
+    assert command("eval.py", "--model_id", 7, *measure, cwd=tmp_path).returncode == 0
+    result = command("-m", "utils.submission", "pack", "--model_id", 7, "--out", tmp_path / "a.zip", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "FAIL" not in result.stdout
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        archive.extractall(tmp_path / "unpacked")
+    assert (tmp_path / "unpacked" / "models" / "team07_NanoSR.py").read_bytes() == (
+        ROOT / "models" / "team07_NanoSR.py"
+    ).read_bytes()
+    code = (
+        "import argparse, select_model as s; m, name, r, tile = s.select_model(argparse.Namespace(model_id=7), 'cpu');"
+        "print(name, sum(p.numel() for p in m.parameters()), r, tile)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "unpacked", capture_output=True, text=True)
+    assert run.stdout.split() == ["07_NanoSR_inference", "550992", "1.0", "None"], run.stderr
+    factsheet = command("-m", "utils.submission", "factsheet", "--model_id", 7, cwd=tmp_path)
+    assert r"NanoSR\_inference & " in factsheet.stdout
+    assert "0.551 M parameters" in factsheet.stdout
+    assert "36.02 G FLOPs" in factsheet.stdout
+
+
+def test_pack_asks_for_results_first(command, tmp_path):
+    result = command("-m", "utils.submission", "pack", "--model_id", 7, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "run python eval.py --model_id 7 first" in result.stderr
+
+
+def test_branch_names_class_arguments_and_key():
+    entry = replace(find_entry(7, read_registry()), arguments=[3, 3], state_key="params")
+    source = select_model_source(entry)
+    compile(source, "select_model.py", "exec")
+    assert "model = NanoSR_inference(3, 3)" in source
+    assert "state['params'], strict=True" in source
+    assert NanoSR_inference(3, 3)

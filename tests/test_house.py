@@ -1,0 +1,68 @@
+"""The house: which room imports which, and how large rooms and files are."""
+
+import ast
+import graphlib
+import re
+
+import pytest
+
+from utils.files import ROOT
+
+ROOMS = sorted(path.parent.name for path in (ROOT / "utils").glob("*/__init__.py"))
+FLOORS = ("models", "utils", "training", "benchmarks")  # from the ground up; each uses those below it
+FOLDERS = [ROOT / floor for floor in FLOORS] + [ROOT / "utils" / room for room in ROOMS] + [ROOT / "tests"]
+FOLDERS += [path for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"]
+
+
+def imported(path):
+    """Full names of the modules that a Python file imports."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import"
+            yield node.module
+
+
+def rooms_used_by(room):
+    names = {name for path in (ROOT / "utils" / room).glob("*.py") for name in imported(path)}
+    return {name.split(".")[1] for name in names if name.startswith("utils.")} & set(ROOMS) - {room}
+
+
+def rooms_named_by(room):
+    """The rooms that a room's docstring allows itself, in the sentence that begins with "It uses"."""
+    text = ast.get_docstring(ast.parse((ROOT / "utils" / room / "__init__.py").read_text(encoding="utf-8")))
+    return set(re.findall(r"`(\w+)`", text[text.index("It uses") :]))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_room_uses_what_its_docstring_says(room):
+    assert rooms_used_by(room) == rooms_named_by(room)
+
+
+def test_arrows_between_rooms_make_no_circle():
+    list(graphlib.TopologicalSorter({room: rooms_used_by(room) for room in ROOMS}).static_order())
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_floor_uses_only_those_below_it(floor):
+    above = set(FLOORS[FLOORS.index(floor) + 1 :]) | {path.stem for path in ROOT.glob("*.py")} | {"tests"}
+    for path in (ROOT / floor).rglob("*.py"):
+        assert not above & {name.partition(".")[0] for name in imported(path)}, path
+
+
+def test_models_import_torch_alone():
+    for path in (ROOT / "models").glob("*.py"):
+        own = {name.partition(".")[0] for name in imported(path)} - {"torch", "models", "triton"}  # torch brings Triton
+        assert own <= {"collections", "ctypes", "functools", "os", "pathlib", "shutil", "subprocess", "tempfile"}, path
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_room_holds_at_most_ten_files(folder):
+    assert len([path for path in folder.iterdir() if path.is_file()]) <= 10
+
+
+def test_file_reads_in_one_sitting():
+    patterns = ("*.py", "models/*", "utils/**/*.py", "training/**/*.py", "benchmarks/*.py", "tests/**/*.py", "*.sh")
+    for path in {path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 300, path

@@ -1,0 +1,62 @@
+"""training/loop.py: steps, averages and guards."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from training.feed import Plan, ResidentFeed
+from training.loop import Trainer, train
+from training.recipe import load_recipe
+from training.subimages import SubImages
+from utils.errors import HarnessError
+
+
+def run_steps(recipe, prepared):
+    subimages = SubImages(prepared)
+    trainer = Trainer(recipe, "cpu")
+    losses = []
+    feed = ResidentFeed(subimages, Plan(subimages.shapes, recipe.seed, recipe.batch, recipe.hr_patch), "cpu")
+    assert train(trainer, feed, lambda loss, norm: losses.append(loss.item()))
+    return trainer, losses
+
+
+def test_loss_falls(recipe_path, prepared):
+    _, losses = run_steps(replace(load_recipe(recipe_path), steps=60, milestones=()), prepared)
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+
+
+def test_branches_and_collapsed_train_alike(recipe_path, prepared):
+    recipe = load_recipe(recipe_path)
+    _, collapsed = run_steps(recipe, prepared)
+    _, branches = run_steps(replace(recipe, form="branches"), prepared)
+    assert branches == pytest.approx(collapsed, rel=1e-3)
+
+
+def test_average_follows_its_definition(recipe_path, prepared):
+    recipe = replace(load_recipe(recipe_path), steps=2, milestones=())
+    trainer = Trainer(recipe, "cpu")
+    subimages = SubImages(prepared)
+    feed = ResidentFeed(subimages, Plan(subimages.shapes, 7, 2, 32), "cpu")
+    expected = trainer.model.conv_cat.weight.detach().clone()
+    for lr, hr in feed.batches(0, 2):
+        trainer.update(lr, hr)
+        expected = 0.9 * expected + 0.1 * trainer.model.conv_cat.weight.detach()
+    assert torch.allclose(trainer.average.conv_cat.weight, expected, atol=1e-7)
+
+
+def test_non_finite_loss_stops_with_step_and_seed_and_keeps_the_weights(recipe_path, prepared):
+    recipe = load_recipe(recipe_path)
+    trainer = Trainer(recipe, "cpu")
+    subimages = SubImages(prepared)
+    feed = ResidentFeed(subimages, Plan(subimages.shapes, 7, 2, 32), "cpu")
+
+    def poison(loss, norm):
+        if trainer.step == 2:
+            with torch.no_grad():
+                trainer.model.conv_cat.bias[0] = float("nan")
+
+    with pytest.raises(HarnessError, match=r"step 2: loss nan.*seed 7, step 2"):
+        train(trainer, feed, poison)
+    assert torch.isfinite(trainer.model.conv_1.conv.expand.weight).all()

@@ -1,0 +1,87 @@
+"""training/prepare.py and training/subimages.py: photographs become sub-images that hold every patch."""
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.conftest import photograph
+from tests.training.conftest import SMALL_CUT
+from training.prepare import Cut, boxes
+from training.subimages import SubImages, verify
+from utils.data.images import bicubic_downscale, write_png
+from utils.errors import HarnessError
+
+
+@pytest.mark.parametrize("size", [(480, 480), (132, 1000), (832, 484), (1356, 2040)])
+def test_boxes_hold_every_patch_of_the_image(size):
+    cut = Cut()
+    found = boxes(*size, cut)
+    assert all(top % 4 == 0 and left % 4 == 0 for top, left, _, _ in found)
+    assert all(top + height <= size[0] and left + width <= size[1] for top, left, height, width in found)
+    patch = 128
+    corners = {(top, left) for top in range(0, size[0] - patch + 1, 4) for left in range(0, size[1] - patch + 1, 4)}
+    for top, left, height, width in found:
+        corners -= {
+            (y, x) for y in range(top, top + height - patch + 1, 4) for x in range(left, left + width - patch + 1, 4)
+        }
+    assert not corners
+
+
+def test_prepared_pairs_are_the_images_and_their_bicubic(prepared):
+    subimages = SubImages(prepared)
+    first = photograph(64, 96, 0)
+    lr, hr = subimages.pair(1)
+    assert np.array_equal(hr, first[:, 32:])
+    assert np.array_equal(lr, bicubic_downscale(first)[:, 8:])
+    assert subimages.shapes.tolist()[:3] == [[64, 64], [64, 64], [48, 64]]
+    assert len(subimages.hr) == 2  # shards
+    verify(prepared)
+
+
+def test_lr_given_beside_hr_is_taken(prepare, photographs, tmp_path):
+    for path in photographs.iterdir():
+        height, width = (side // 4 for side in cv2.imread(str(path)).shape[:2])
+        write_png(tmp_path / "lr" / f"{path.stem}x4.png", np.full((height, width, 3), 9, np.uint8))
+    result = prepare(photographs, tmp_path / "out", *SMALL_CUT, "--lr", tmp_path / "lr")
+    assert result.returncode == 0, result.stderr
+    assert SubImages(tmp_path / "out").pair(0)[0].max() == 9
+
+
+def test_corrupt_and_small_images_are_skipped_counted_or_fatal(prepare, photographs, tmp_path):
+    (photographs / "1.png").write_bytes((photographs / "1.png").read_bytes()[:100])
+    write_png(photographs / "9.png", photograph(20, 90))
+    result = prepare(photographs, tmp_path / "out", *SMALL_CUT)
+    assert result.returncode == 0, result.stderr
+    assert "1.png: truncated PNG" in result.stderr
+    assert "9.png: 88 x 20 is smaller than 32" in result.stderr
+    assert "2 images skipped" in result.stdout
+    strict = prepare(photographs, tmp_path / "strict", *SMALL_CUT, "--strict")
+    assert strict.returncode == 2
+    assert strict.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "1.png" in strict.stderr.strip().splitlines()[-1]
+
+
+def test_empty_folder_and_other_settings_are_refused(prepare, photographs, tmp_path):
+    assert prepare(photographs, tmp_path / "done", *SMALL_CUT).returncode == 0
+    (tmp_path / "empty").mkdir()
+    assert "holds no PNG or JPEG" in prepare(tmp_path / "empty", tmp_path / "out").stderr
+    again = prepare(photographs, tmp_path / "done", *SMALL_CUT[:-1], 3)
+    assert "made from other images or settings" in again.stderr
+
+
+def test_interrupted_preparation_goes_on_and_damage_is_found(prepare, photographs, tmp_path):
+    out = tmp_path / "out"
+    assert prepare(photographs, out, *SMALL_CUT).returncode == 0
+    kept, lost = out / "shard-00000.hr", out / "shard-00001.json"
+    before = kept.stat().st_mtime_ns
+    lost.unlink()
+    (out / "index.json").unlink()
+    with pytest.raises(HarnessError, match="no finished training set"):
+        SubImages(out)
+    assert prepare(photographs, out, *SMALL_CUT).returncode == 0
+    assert kept.stat().st_mtime_ns == before
+    data = bytearray(kept.read_bytes())
+    data[10] ^= 1
+    kept.write_bytes(data)
+    with pytest.raises(HarnessError, match=r"shard-00000\.hr: sha256 differs"):
+        verify(out)

@@ -1,0 +1,56 @@
+"""training/recipe.py: every hyper-parameter is read, checked and named."""
+
+import pytest
+
+from tests.training.conftest import RECIPE
+from training.recipe import load_recipe
+from utils.errors import HarnessError
+from utils.files import ROOT
+
+
+def test_every_recipe_of_the_project_loads():
+    for path in sorted((ROOT / "training" / "recipes").glob("*.toml")):
+        load_recipe(path)
+
+
+def test_schedule_is_the_published_one():
+    recipe = load_recipe(ROOT / "training" / "recipes" / "nanosr_500k.toml")
+    at = {0: 5e-4, 249_999: 5e-4, 250_000: 2.5e-4, 400_000: 1.25e-4, 450_000: 6.25e-5, 475_000: 3.125e-5}
+    assert {step: recipe.learning_rate * recipe.schedule_at(step) for step in at} == pytest.approx(at)
+    assert (recipe.batch, recipe.hr_patch, recipe.betas) == (64, 128, (0.9, 0.99))
+
+
+def test_warm_up_rises_linearly(recipe_path):
+    recipe = load_recipe(recipe_path)
+    assert [recipe.learning_rate * recipe.schedule_at(step) for step in range(5)] == pytest.approx(
+        [5e-4, 1e-3, 1e-3, 1e-3, 5e-4]
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("momentum = 0.9", "unknown key momentum"),
+        ("batch = 2.5", "Cannot overwrite|not valid TOML"),
+    ],
+)
+def test_extra_line_is_named(recipe_path, line, reason):
+    recipe_path.write_text(RECIPE + line)
+    with pytest.raises(HarnessError, match=reason):
+        load_recipe(recipe_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("batch = 2\n", "", "missing key batch"),
+        ("batch = 2\n", "batch = 2.5\n", "batch is 2.5, expected int"),
+        ("hr_patch = 32", "hr_patch = 30", "hr_patch = 30 is out of range"),
+        ('"collapsed"', '"fused"', "form = 'fused' is out of range"),
+        ("channels_last = true", "channels_last = 1", "channels_last is 1, expected bool"),
+    ],
+)
+def test_bad_recipe_names_the_key(recipe_path, old, new, reason):
+    recipe_path.write_text(RECIPE.replace(old, new))
+    with pytest.raises(HarnessError, match=reason):
+        load_recipe(recipe_path)

@@ -1,0 +1,121 @@
+"""train.py and training.fuse as a user runs them: killed, resumed, shared by processes, out of disk."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from models.nanosr_train import NanoSR_train
+from tests.training.conftest import RECIPE, python
+from training.log import read_log
+from utils.files import ROOT
+from utils.zoo.checkpoints import load_state_dict
+
+
+def train_command(recipe_path, prepared, run_dir, pairs, *arguments):
+    return [
+        "train.py", recipe_path, "--data", prepared, "--run_dir", run_dir,
+        "--validation", pairs, "--device", "cpu", *arguments,
+    ]  # fmt: skip
+
+
+def test_killed_at_any_moment_and_resumed_ends_with_the_same_bits(recipe_path, prepared, pairs, tmp_path):
+    assert python(*train_command(recipe_path, prepared, tmp_path / "whole", pairs)).returncode == 0
+    for kill_after in (4, 5):  # log rows: between two checkpoints, and around one
+        command = train_command(recipe_path, prepared, tmp_path / f"cut{kill_after}", pairs)
+        process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stderr=subprocess.DEVNULL)
+        log = tmp_path / f"cut{kill_after}" / "log.csv"
+        while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= kill_after):
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        result = python(*command, "--resume")
+        assert result.returncode == 0, result.stderr
+        for name in ("nanosr_train.pth", "team07_NanoSR.pth"):
+            expected = load_state_dict(tmp_path / "whole" / name)
+            actual = load_state_dict(tmp_path / f"cut{kill_after}" / name)
+            assert all(torch.equal(expected[key], actual[key]) for key in expected)
+        assert [row["step"] for row in read_log(log)] == [1, 2, 3, 4, 5, 6]
+        assert (log.parent / "curves.png").stat().st_size > 1000
+
+
+def test_checkpoint_fuses_to_the_exported_average(command, recipe_path, prepared, pairs, tmp_path):
+    run_dir = tmp_path / "run"
+    assert command(*train_command(recipe_path, prepared, run_dir, pairs)).returncode == 0
+    assert command("-m", "training.fuse", run_dir / "state.pt", "--out", tmp_path / "fused.pth").returncode == 0
+    expected, actual = (load_state_dict(path) for path in (run_dir / "team07_NanoSR.pth", tmp_path / "fused.pth"))
+    assert all(torch.equal(actual[key], value) for key, value in expected.items())
+
+
+def test_minutes_stop_at_a_checkpoint(command, recipe_path, prepared, pairs, tmp_path):
+    result = command(*train_command(recipe_path, prepared, tmp_path / "run", pairs, "--minutes", 0))
+    assert result.returncode == 0, result.stderr
+    assert "stopped at step 1 of 6" in result.stdout
+    result = command(*train_command(recipe_path, prepared, tmp_path / "run", pairs, "--resume"))
+    assert "finished" in result.stdout
+
+
+def test_a_run_is_not_overwritten_nor_its_recipe_changed(command, recipe_path, prepared, pairs, tmp_path):
+    words = train_command(recipe_path, prepared, tmp_path / "run", pairs)
+    assert command(*words, "--minutes", 0).returncode == 0
+    assert "go on with --resume" in command(*words).stderr
+    recipe_path.write_text(RECIPE.replace("\nlearning_rate = 1e-3", "\nlearning_rate = 2e-3"))
+    result = command(*words, "--resume")
+    assert result.returncode == 2
+    assert "the recipe has changed (learning_rate was 0.001)" in result.stderr
+
+
+def test_two_processes_follow_one_with_the_doubled_batch(recipe_path, prepared, pairs, tmp_path):
+    # Muon rounds to bfloat16, which makes a visible step of a difference in the last bit.
+    recipe_path.write_text(RECIPE.replace("muon_learning_rate = 1e-3", "muon_learning_rate = 0.0"))
+    one = train_command(recipe_path, prepared, tmp_path / "one", pairs)
+    assert python(*one).returncode == 0
+    two = train_command(recipe_path, prepared, tmp_path / "two", pairs)
+    result = python("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port(), *two)
+    assert result.returncode == 0, result.stderr
+    losses = [[float(row["loss"]) for row in read_log(tmp_path / run / "log.csv")] for run in ("one", "two")]
+    assert len(losses[0]) == 6
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_full_disk_costs_one_line_and_keeps_the_old_checkpoint(recipe_path, prepared, pairs, tmp_path):
+    command = train_command(recipe_path, prepared, tmp_path / "run", pairs)
+    assert python(*command, "--minutes", 0).returncode == 0
+    before = (tmp_path / "run" / "state.pt").read_bytes()
+    limit = 10 * 2**20  # a file may grow to 10 MiB, the state needs 40
+
+    def small_files_only():
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    result = python(*command, "--resume", preexec_fn=small_files_only)
+    assert result.returncode == 2, result.stderr
+    assert "state.pt: cannot be written" in result.stderr.strip().splitlines()[-1]
+    assert (tmp_path / "run" / "state.pt").read_bytes() == before
+
+
+def test_fuse_writes_the_fused_file_and_prints_the_difference(command, tmp_path):
+    model = NanoSR_train()
+    torch.save(model.state_dict(), tmp_path / "trained.pth")
+    result = command("-m", "training.fuse", tmp_path / "trained.pth", "--out", tmp_path / "zoo" / "fused.pth")
+    assert result.returncode == 0, result.stderr
+    difference = float(result.stdout.split("difference ")[1].split()[0])
+    assert 0 < difference < 1e-4
+    expected = model.fuse().state_dict()
+    assert all(
+        torch.equal(value, expected[key]) for key, value in load_state_dict(tmp_path / "zoo" / "fused.pth").items()
+    )

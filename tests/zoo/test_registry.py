@@ -1,0 +1,140 @@
+"""utils/zoo/registry.py: reading models.toml and building what it lists."""
+
+import re
+
+import pytest
+import torch
+
+from utils.errors import HarnessError
+from utils.files import ROOT
+from utils.zoo.registry import entry_from_file, find_entry, find_variant, load_model, read_registry, register
+
+ENTRY = """
+[[model]]
+id = {id}
+name = "Net"
+file = "models/team00_EFDN.py"
+class = "EFDN"
+arguments = {{}}
+checkpoint = "{checkpoint}"
+sha256 = ""
+data_range = 1.0
+provenance = "none"
+licence = "none"
+"""
+
+
+def registry(folder, *tables):
+    path = folder / "models.toml"
+    path.write_text("".join(tables))
+    return path
+
+
+def test_registry_lists_the_table_rows_in_their_order():
+    assert [entry.name for entry in read_registry()][:3] == ["NanoSR_train", "NanoSR_inference", "EFDN"]
+    assert find_entry(7, read_registry()).full_name == "07_NanoSR_inference"
+
+
+LACKS = re.compile(r"needs Triton|needs a C compiler|takes a processor")  # what a variant says where it cannot run
+
+
+def test_every_entry_builds_and_names_an_existing_file():
+    for entry in read_registry():
+        assert (ROOT / entry.file).is_file()
+        try:
+            loaded = load_model(entry, "cpu")
+        except HarnessError as error:
+            if not entry.variant or not LACKS.search(str(error)):
+                raise
+            continue
+        assert not loaded.model.training
+        assert loaded.missing_weights or loaded.sha256 == entry.sha256, entry.name
+
+
+def test_unknown_id_lists_the_known_ones():
+    with pytest.raises(HarnessError, match=r"--model_id 99.*7 NanoSR_inference"):
+        find_entry(99, read_registry())
+
+
+def test_missing_checkpoint_still_gives_a_network_and_says_why(tmp_path):
+    (entry,) = read_registry(registry(tmp_path, ENTRY.format(id=1, checkpoint="nowhere.pth")))
+    loaded = load_model(entry, "cpu")
+    assert "nowhere.pth: no checkpoint" in loaded.missing_weights
+    assert loaded.sha256 is None
+    assert loaded.model(torch.rand(1, 3, 16, 16)).shape == (1, 3, 64, 64)
+
+
+def test_checkpoint_given_by_hand_must_exist(tmp_path):
+    (entry,) = read_registry(registry(tmp_path, ENTRY.format(id=1, checkpoint="nowhere.pth")))
+    with pytest.raises(HarnessError, match=r"other\.pth: no such checkpoint"):
+        load_model(entry, "cpu", tmp_path / "other.pth")
+
+
+def test_weights_that_the_registry_does_not_know_have_no_provenance(tmp_path):
+    entry = find_entry(0, read_registry())
+    torch.manual_seed(1)
+    torch.save(load_model(entry, "cpu").model.state_dict(), tmp_path / "own.pth")
+    assert "unknown" in load_model(entry, "cpu", tmp_path / "own.pth").provenance
+
+
+@pytest.mark.parametrize(
+    ("tables", "reason"),
+    [
+        ([ENTRY.format(id=1, checkpoint="x").replace("data_range = 1.0\n", "")], "missing key data_range"),
+        ([ENTRY.format(id=1, checkpoint="x") + "scale = 4\n"], "unknown key scale"),
+        ([ENTRY.format(id=1, checkpoint="x"), ENTRY.format(id=1, checkpoint="y")], "id 1 is taken"),
+        (["[[model]\n"], "not a readable registry"),
+    ],
+)
+def test_bad_registry_names_the_key(tmp_path, tables, reason):
+    with pytest.raises(HarnessError, match=reason):
+        read_registry(registry(tmp_path, *tables))
+
+
+def test_class_that_is_not_there_is_named(tmp_path):
+    (entry,) = read_registry(registry(tmp_path, ENTRY.format(id=1, checkpoint="x").replace('"EFDN"', '"Nothing"')))
+    with pytest.raises(HarnessError, match="cannot build Nothing"):
+        load_model(entry, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "name"),
+    [
+        (None, None, "NanoSR_inference"),
+        ("plain", None, "NanoSR_inference"),
+        (None, "float32", "NanoSR_inference"),
+        ("fast", None, "NanoSR_fast"),
+        (None, "bfloat16", "NanoSR_bf16"),
+        ("fast", "float16", "NanoSR_fp16"),
+        ("winograd", None, "NanoSR_winograd"),
+        ("winograd", "bfloat16", "NanoSR_winograd_bf16"),
+    ],
+)
+def test_backend_and_precision_choose_the_variant(backend, precision, name):
+    registry = read_registry()
+    assert find_variant(find_entry(7, registry), registry, backend, precision).name == name
+
+
+def test_variant_has_the_weights_of_its_plain_form():
+    plain, *variants = (find_entry(id_, read_registry()) for id_ in (7, 207, 212))
+    assert all((v.checkpoint, v.sha256, v.licence) == (plain.checkpoint, plain.sha256, "MIT") for v in variants)
+    assert not any(v.published for v in variants)
+
+
+def test_variant_that_is_not_there_lists_what_is():
+    registry = read_registry()
+    with pytest.raises(HarnessError, match="--precision float16: EFDN has no such variant; it runs as plain float32"):
+        find_variant(find_entry(0, registry), registry, None, "float16")
+
+
+def test_registered_model_is_read_back_as_it_was(tmp_path):
+    path = registry(tmp_path, ENTRY.format(id=1, checkpoint="x"))
+    for name in ("team42_Net.py", "w.pth"):
+        (tmp_path / name).write_text("")
+    entry = entry_from_file(
+        tmp_path / "team42_Net.py", "Net", {"widths": [1, 2]}, tmp_path / "w.pth", 255.0, "params", True
+    )
+    register(entry, path)
+    assert read_registry(path)[1] == entry
+    with pytest.raises(HarnessError, match=r"--register 42: .* has this id for Net; choose another"):
+        register(entry, path)

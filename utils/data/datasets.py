@@ -1,0 +1,106 @@
+"""Data folders: image pairs in the challenge's layout or as plain HR/ and LR/, and their labels."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.data.images import SCALE, crop_to_multiple, read_rgb
+from utils.errors import HarnessError
+
+SPLITS = ("valid", "test")
+CHALLENGE_IMAGES = 200  # in DIV2K_LSDIR_valid
+LABEL_FILE = "dataset.json"  # {"label": …} in a data folder names it in every table
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image: `name` is the HR file's name; `hr` is None where participants have LR only."""
+
+    name: str
+    lr: Path
+    hr: Path | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Image pairs in sorted order, with the label that tables show."""
+
+    label: str
+    split: str
+    folder: Path
+    pairs: tuple[Pair, ...]
+
+    @property
+    def has_hr(self):
+        return all(pair.hr is not None for pair in self.pairs)
+
+
+def challenge_folders(folder, split):
+    """Return the (HR, LR) folders of the challenge's layout below `folder`."""
+    return folder / f"DIV2K_LSDIR_{split}_HR", folder / f"DIV2K_LSDIR_{split}_LR"
+
+
+def open_dataset(folder, split="valid"):
+    """List the pairs of a data folder: the challenge's layout for `split`, else `HR/` and `LR/` (any split).
+
+    The HR folder may be absent as a whole (LR only), a single HR or LR image may not. Raises HarnessError for a
+    missing folder, no images, or an image without its partner.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise HarnessError(f"{folder}: no such folder; name a data folder that exists")
+    hr_dir, lr_dir = challenge_folders(folder, split)
+    challenge = lr_dir.is_dir() or hr_dir.is_dir()
+    if not challenge:
+        hr_dir, lr_dir = folder / "HR", folder / "LR"
+    if not lr_dir.is_dir():
+        raise HarnessError(f"{lr_dir}: no such folder; a data folder holds DIV2K_LSDIR_{split}_HR/_LR or HR/ and LR/")
+    lr_paths = _png_files(lr_dir)
+    if not lr_paths:
+        raise HarnessError(f"{lr_dir}: holds no PNG image; LR images are named NAMEx{SCALE}.png")
+    pairs = _pair(lr_paths, hr_dir)
+    return Dataset(_label(folder, split, challenge, len(pairs)), split, folder, tuple(pairs))
+
+
+def _png_files(folder):
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png")
+
+
+def _pair(lr_paths, hr_dir):
+    suffix = f"x{SCALE}"
+    for path in lr_paths:
+        if not path.stem.endswith(suffix):
+            raise HarnessError(f"{path}: LR images are named NAME{suffix}.png; rename or remove it")
+    lr_of = {path.stem.removesuffix(suffix): path for path in lr_paths}
+    if not hr_dir.is_dir():
+        return [Pair(f"{stem}.png", path, None) for stem, path in lr_of.items()]
+    hr_of = {path.stem: path for path in _png_files(hr_dir)}
+    for stem in sorted(hr_of.keys() - lr_of.keys()):
+        raise HarnessError(f"{hr_of[stem]}: has no LR image {stem}{suffix}.png; add it or remove this one")
+    for stem in sorted(lr_of.keys() - hr_of.keys()):
+        raise HarnessError(f"{lr_of[stem]}: has no HR image {stem}.png; add it or remove this one")
+    return [Pair(hr_of[stem].name, lr_of[stem], hr_of[stem]) for stem in sorted(hr_of)]
+
+
+def _label(folder, split, challenge, count):
+    label_path = folder / LABEL_FILE
+    if label_path.is_file():
+        try:
+            return str(json.loads(label_path.read_text(encoding="utf-8"))["label"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise HarnessError(f'{label_path}: expected {{"label": "…"}}; mend or remove it') from error
+    if not challenge:
+        return f"{folder.resolve().name} ({count} images)"
+    complete = "" if count == CHALLENGE_IMAGES else f" of the challenge's {CHALLENGE_IMAGES}"
+    return f"DIV2K_LSDIR_{split} ({count}{complete} images)"
+
+
+def read_fitting_hr(pair, lr):
+    """Read a pair's HR image, cropped to a multiple of 4. Raises HarnessError unless it is 4x as large as `lr`."""
+    hr = crop_to_multiple(read_rgb(pair.hr))
+    if hr.shape[:2] != (SCALE * lr.shape[0], SCALE * lr.shape[1]):
+        raise HarnessError(
+            f"{pair.lr}: {lr.shape[1]} x {lr.shape[0]} is not a quarter of {pair.hr.name} "
+            f"({hr.shape[1]} x {hr.shape[0]} after cropping to a multiple of {SCALE}); make it again from the HR image"
+        )
+    return hr

@@ -1,0 +1,59 @@
+"""The built-in sample: six photographs that ship inside scikit-image, in the challenge's folder layout.
+
+It lets a newcomer see the harness at work. It is not DIV2K_LSDIR_valid, and its label says so everywhere.
+"""
+
+import json
+from pathlib import Path
+
+import skimage
+
+from utils.data.datasets import LABEL_FILE, challenge_folders
+from utils.data.images import SCALE, bicubic_downscale, crop_to_multiple, read_rgb, write_png
+from utils.errors import HarnessError, exit_on_harness_error
+from utils.files import ROOT
+
+SAMPLE_DIR = ROOT / "data" / "sample"
+PHOTOGRAPHS = (
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "motorcycle_left.png",
+    "motorcycle_right.png",
+    "rocket.jpg",
+)
+LABEL = f"sample ({len(PHOTOGRAPHS)} photographs from scikit-image, not DIV2K_LSDIR_valid)"
+
+
+def make_sample(folder=SAMPLE_DIR):
+    """Write the sample's HR and LR images and its label below `folder`; the label comes last and marks it complete.
+
+    Raises HarnessError if scikit-image's files are not where its wheel puts them, or if the folder cannot be written.
+    """
+    folder = Path(folder)
+    source = Path(skimage.__file__).parent / "data"
+    hr_dir, lr_dir = challenge_folders(folder, "valid")
+    for name in PHOTOGRAPHS:
+        if not (source / name).is_file():
+            raise HarnessError(f"{source / name}: not in this scikit-image; install the release in requirements.txt")
+        hr = crop_to_multiple(read_rgb(source / name))
+        stem = Path(name).stem
+        write_png(hr_dir / f"{stem}.png", hr)
+        write_png(lr_dir / f"{stem}x{SCALE}.png", bicubic_downscale(hr))
+    (folder / LABEL_FILE).write_text(json.dumps({"label": LABEL}) + "\n", encoding="utf-8")
+    return folder
+
+
+def ensure_sample(folder=SAMPLE_DIR):
+    """Make the sample unless it is there already; return its folder."""
+    return folder if (Path(folder) / LABEL_FILE).is_file() else make_sample(folder)
+
+
+def default_data_dir():
+    """Return `../` if the challenge lies there (the organizers' default), else the sample, made if need be."""
+    parent = Path("..")
+    return parent if challenge_folders(parent, "valid")[1].is_dir() else ensure_sample()
+
+
+if __name__ == "__main__":
+    exit_on_harness_error(lambda: print(f"sample: {ensure_sample()}"))

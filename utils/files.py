@@ -1,0 +1,72 @@
+"""Writing files so that readers see the old one or the new one, never a part; JSON with room for infinite PSNR."""
+
+import fcntl
+import json
+import math
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+from utils.errors import HarnessError
+
+ROOT = Path(__file__).parent.parent  # the project's folder
+
+
+def read_json(path):
+    """Return a JSON file's object with "inf" turned into float, None if there is no file. Raises HarnessError."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):  # the latter is better said by who wants to write there
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise HarnessError(f"{path}: cannot be read ({error}); check its permissions") from error
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise HarnessError(f"{path}: not valid JSON ({error}); move it away") from error
+    if not isinstance(values, dict):
+        raise HarnessError(f"{path}: not a results file; move it away")
+    return _map_psnr(values, lambda value: math.inf if value == "inf" else value)
+
+
+def write_json(path, values):
+    """Write a JSON file atomically: readers see the old one or the new one, never a part. Raises HarnessError."""
+    text = json.dumps(_map_psnr(values, lambda value: "inf" if value == math.inf else value), indent=1)
+    write_text(path, text + "\n")
+
+
+def write_text(path, text):
+    """Write a text file atomically, creating its folder. Raises HarnessError if that fails."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise HarnessError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from error
+
+
+@contextmanager
+def locked(path):
+    """Hold a file's lock (a `.lock` file beside it), so that two runs do not lose each other's results."""
+    lock_path = Path(path).with_name(f".{Path(path).name}.lock")
+    try:
+        lock_path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(lock_path, "w")
+    except OSError as error:
+        raise HarnessError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _map_psnr(values, change, key=""):
+    if isinstance(values, dict):
+        return {name: _map_psnr(value, change, name) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_map_psnr(value, change, key) for value in values]
+    return change(values) if "psnr" in key else values

@@ -1,0 +1,133 @@
+"""Running a network over a data set: restore every image, time the forward pass, judge the result."""
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from utils.data.datasets import read_fitting_hr
+from utils.data.images import SCALE, read_rgb, to_image, to_tensor, write_png
+from utils.errors import HarnessError, in_one_line
+from utils.measure.metrics import psnr, ssim
+from utils.measure.tiles import forward_within_memory
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One image: `psnr` [dB] and `ssim` are None where there is no HR, no weights, or (SSIM) nobody asked.
+
+    `tile` is the LR side of the tiles [pixels] if memory ran out on the whole image, else None.
+    """
+
+    name: str
+    lr_pixels: int
+    runtime_ms: float
+    psnr: float | None
+    ssim: float | None
+    tile: int | None = None
+
+
+def evaluate(loaded, dataset, device, with_ssim=False, save_dir=None, workers=0):
+    """Yield an ImageResult per pair, in order; restored images go to `save_dir` under the HR's name.
+
+    With `workers` threads, images are decoded ahead, judged and written while the network runs, at most
+    2 `workers` of each at a time. On a GPU that leaves the timed forward pass alone on its device; on a CPU it does
+    not, and runtimes are those of a busy machine. Without workers nothing runs beside a forward pass: between two of
+    them an image is judged and written and the next one decoded, all at once. The results are the same.
+
+    Raises HarnessError at an image that cannot be read, does not fit its partner, or is restored to another size than
+    4x; what was yielded before stays good.
+    """
+    judged = dataset.has_hr and not loaded.missing_weights
+
+    def read(pair):
+        lr = read_rgb(pair.lr)
+        return lr, read_fitting_hr(pair, lr) if judged else None
+
+    def judge(pair, lr, hr, restored, start=partial):
+        """`start(function, *arguments)` returns what, called, gives the result."""
+        sr, runtime_ms, tile = restored
+        similarity = start(ssim, sr, hr) if judged and with_ssim else None
+        quality = start(psnr, sr, hr) if judged else None
+        written = start(write_png, save_dir / pair.name, sr) if save_dir is not None else None
+        quality, similarity, _ = (result and result() for result in (quality, similarity, written))
+        return ImageResult(pair.name, lr.shape[0] * lr.shape[1], runtime_ms, quality, similarity, tile)
+
+    if workers:
+        with ThreadPoolExecutor(workers) as pool:
+            images = ahead(pool, lambda pair: (pair, *read(pair)), dataset.pairs, 2 * workers)
+            restored = ((pair, lr, hr, restore(loaded, lr, device)) for pair, lr, hr in images)
+            yield from ahead(pool, lambda work: judge(*work), restored, 2 * workers)
+        return
+    with ThreadPoolExecutor(4) as pool:  # the next image, SSIM, PSNR, PNG
+        reading = None
+        for pair, following in pairwise([*dataset.pairs, None]):
+            lr, hr = reading.result() if reading else read(pair)
+            restored = restore(loaded, lr, device)
+            reading = pool.submit(read, following) if following else None
+            yield judge(pair, lr, hr, restored, lambda *call: pool.submit(*call).result)
+
+
+def default_workers(device):
+    """8 on a GPU, which never has to wait then; none on a CPU, where they would slow the timed pass down."""
+    return 8 if device.type == "cuda" else 0
+
+
+def time_dataset(loaded, dataset, device, workers=0):
+    """Yield the runtime [ms] of each image's forward pass, in order, judging nothing; `workers` decode ahead."""
+    with ThreadPoolExecutor(workers) if workers else nullcontext() as pool:
+        for lr in ahead(pool, read_rgb, (pair.lr for pair in dataset.pairs), 2 * workers):
+            yield restore(loaded, lr, device)[1]
+
+
+def ahead(pool, function, items, limit):
+    """Yield `function(item)` in order; with a `pool`, at most `limit` calls run ahead of what is taken.
+
+    When `items` fails, the calls under way are finished and yielded before the exception goes on.
+    """
+    if pool is None:
+        yield from map(function, items)
+        return
+    waiting = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > limit:
+                yield waiting.popleft().result()
+    except HarnessError:
+        while waiting:
+            yield waiting.popleft().result()
+        raise
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def restore(loaded, lr, device):
+    """Return (SR, runtime [ms], tile): H x W x 3 uint8 upscaled to 4H x 4W x 3 uint8 by the protocol's conversions.
+
+    When GPU memory runs out the image is restored in tiles of `tile` x `tile` LR pixels, and the runtime is the sum of
+    theirs; otherwise `tile` is None.
+    """
+    data_range = loaded.entry.data_range
+    try:
+        sr, runtime_ms, tile = forward_within_memory(loaded.model, to_tensor(lr, data_range).to(device))
+    except Exception as error:  # a stranger's code may raise anything
+        size = f"{lr.shape[1]} x {lr.shape[0]}"
+        raise HarnessError(f"{loaded.entry.file}: fails on an LR image of {size} ({in_one_line(error)})") from error
+    expected = (1, 3, SCALE * lr.shape[0], SCALE * lr.shape[1])
+    if not isinstance(sr, torch.Tensor) or sr.shape != expected:
+        given = tuple(sr.shape) if isinstance(sr, torch.Tensor) else type(sr).__name__
+        raise HarnessError(
+            f"{loaded.entry.file}: output is {given} for an LR image of {lr.shape[:2]}, expected {expected}"
+        )
+    return to_image(sr, data_range), runtime_ms, tile
+
+
+def largest_lr(dataset, lr_pixels):
+    """Read the LR image with the most pixels, given the count of each, in order: H x W x 3 uint8."""
+    return read_rgb(dataset.pairs[int(np.argmax(lr_pixels))].lr)

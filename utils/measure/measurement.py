@@ -1,0 +1,203 @@
+"""Measuring one model completely: quality, runtime in both forms, memory and complexity, as one results record."""
+
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+
+from utils.data.images import to_tensor
+from utils.errors import HarnessError, in_one_line
+from utils.files import ROOT
+from utils.measure.complexity import INPUT_SHAPE, measure_complexity
+from utils.measure.environment import describe_environment
+from utils.measure.evaluation import default_workers, evaluate, largest_lr, time_dataset
+from utils.measure.memory import METHODS, cpu_peak_mib, gpu_peak_mib, reset_peak
+from utils.measure.runtime import CLOCKS, PROTOCOL_METHOD, THROUGHPUT_MODE, measure_steady_runtime
+from utils.measure.sharding import Shard, interleave
+from utils.zoo.checkpoints import file_sha256
+from utils.zoo.registry import LoadedModel
+
+ALONE = Shard()
+MACHINE = ("device", "gpu", "cpu", "threads", "libraries")  # what of the environment must not change in a measurement
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much to measure: timed `runs` over the data set, and the steady runtime's `warmup` and `repeats`.
+
+    `workers` threads read, judge and write beside the network; None means `default_workers`.
+    """
+
+    runs: int = 5
+    warmup: int = 3
+    repeats: int = 10
+    workers: int | None = None
+
+    def passes(self, images):
+        """Forward passes over images that a measurement does."""
+        return self.runs * images + self.warmup + self.repeats
+
+
+def measure(
+    loaded,
+    dataset,
+    device,
+    plan,
+    save_dir=None,
+    on_pass=lambda: None,
+    on_progress=lambda record: None,
+    shard=ALONE,
+    earlier=None,
+):
+    """Measure a loaded model and return its record; see `utils/results/record.py` for the schema.
+
+    `on_pass()` is called after each forward pass, `on_progress(record)` with what is there after each image of each
+    run and at the end. When anything stops the measurement, the record so far, marked incomplete with the reason, is
+    given to `on_progress` before the exception goes on. `earlier` is such a record: if it was measured under the same
+    circumstances, this one goes on where it stopped.
+
+    With a `shard` of several processes each measures its part of the images; the record of the first one ends with all
+    of them, that of the others stays incomplete and is only given back.
+    """
+    workers = default_workers(device) if plan.workers is None else plan.workers
+    record = _start_record(loaded, dataset, device)
+    if workers and device.type == "cpu":
+        record["runtime"]["method"] += THROUGHPUT_MODE
+    if shard.world > 1:
+        record["runtime"]["method"] += f"; images shared by {shard.world} processes"
+    elif earlier and _can_go_on(earlier, record, save_dir):
+        _go_on(record, earlier, plan, on_pass)
+    reset_peak(device)
+    try:
+        _run_over_images(loaded, shard.part_of(dataset), device, plan, workers, save_dir, record, on_pass, on_progress)
+        parts = shard.gather(record)
+        if not shard.is_first:
+            return record
+        _merge(record, parts)
+        if device.type == "cpu":
+            lr = largest_lr(dataset, record["images"]["lr_pixels"])
+            record["memory"]["peak_mib"] = cpu_peak_mib(loaded.entry, (1, 3, *lr.shape[:2]))
+        _measure_steady(loaded, dataset, device, plan, record)
+        for _ in range(plan.warmup + plan.repeats):
+            on_pass()
+        record["complexity"] = {**asdict(_count(loaded)), "input_shape": list(INPUT_SHAPE)}
+        record["status"] = "complete"
+    except HarnessError as error:
+        record["status"] = f"incomplete: {error}"
+        raise
+    finally:
+        on_progress(record)
+    return record
+
+
+def _can_go_on(earlier, record, save_dir):
+    """Whether an earlier record holds the same model, data and machine, and restored images that are still there."""
+    same = all(earlier.get(key) == record[key] for key in ("model", "dataset"))
+    places = [[one["environment"][key] for key in MACHINE] for one in (earlier, record)]
+    method = earlier["runtime"]["method"] == record["runtime"]["method"]
+    images = save_dir is None or all((save_dir / name).is_file() for name in earlier["images"]["name"])
+    return same and places[0] == places[1] and method and images
+
+
+def _go_on(record, earlier, plan, on_pass):
+    for key in ("images", "memory"):
+        record[key] = deepcopy(earlier[key])
+    record["runtime"]["runs"] = deepcopy(earlier["runtime"]["runs"][: plan.runs])
+    record["runtime"]["sittings"] = earlier["runtime"]["sittings"] + 1
+    for _ in range(sum(map(len, record["runtime"]["runs"]))):
+        on_pass()
+
+
+def _run_over_images(loaded, dataset, device, plan, workers, save_dir, record, on_pass, on_progress):
+    images, runs, memory = record["images"], record["runtime"]["runs"], record["memory"]
+
+    def finish_pass(run, runtime_ms):
+        run.append(runtime_ms)
+        if device.type == "cuda":
+            memory["peak_mib"] = max(memory["peak_mib"] or 0, gpu_peak_mib(device))
+        on_pass()
+        on_progress(record)
+
+    for number in range(plan.runs):
+        if number == len(runs):
+            runs.append([])
+        run = runs[number]
+        rest = replace(dataset, pairs=dataset.pairs[len(run) :])
+        if number == 0:
+            for result in evaluate(loaded, rest, device, with_ssim=True, save_dir=save_dir, workers=workers):
+                for key in images:
+                    images[key].append(getattr(result, key))
+                finish_pass(run, result.runtime_ms)
+        else:
+            for runtime_ms in time_dataset(loaded, rest, device, workers):
+                finish_pass(run, runtime_ms)
+
+
+def _measure_steady(loaded, dataset, device, plan, record):
+    """Time the largest image that was restored as a whole; without one there is no steady time."""
+    whole = [
+        0 if tile else pixels
+        for tile, pixels in zip(record["images"]["tile"], record["images"]["lr_pixels"], strict=True)
+    ]
+    if any(whole):
+        lr = to_tensor(largest_lr(dataset, whole), loaded.entry.data_range).to(device)
+        record["runtime"]["steady"] = asdict(measure_steady_runtime(loaded.model, lr, plan.warmup, plan.repeats))
+
+
+def _merge(record, parts):
+    for key in record["images"]:
+        record["images"][key] = interleave([part["images"][key] for part in parts])
+    all_runs = [part["runtime"]["runs"] for part in parts]
+    record["runtime"]["runs"] = [interleave(runs) for runs in zip(*all_runs, strict=True)]
+    peaks = [part["memory"]["peak_mib"] for part in parts]
+    record["memory"]["peak_mib"] = max((peak for peak in peaks if peak is not None), default=None)
+
+
+def _count(loaded):
+    try:
+        return measure_complexity(loaded.model)
+    except Exception as error:  # a stranger's code may raise anything
+        raise HarnessError(f"{loaded.entry.file}: cannot be counted on {INPUT_SHAPE} ({in_one_line(error)})") from error
+
+
+def empty_record(entry, dataset, device):
+    """Return the record of a model of which nothing is known yet, not even whether it loads."""
+    return _start_record(LoadedModel(None, entry, None, None), dataset, device)
+
+
+def _start_record(loaded, dataset, device):
+    entry = loaded.entry
+    return {
+        "status": "incomplete: still running, or killed",
+        "model": {
+            "id": entry.id,
+            "name": entry.name,
+            "file": entry.file,
+            "file_sha256": file_sha256(ROOT / entry.file),
+            "class": entry.class_name,
+            "arguments": entry.arguments,
+            "data_range": entry.data_range,
+            "checkpoint": entry.checkpoint,
+            "sha256": loaded.sha256,
+            "provenance": loaded.provenance,
+            "variant_of": entry.variant.get("of"),
+            "missing_weights": loaded.missing_weights,
+            "ignored": loaded.ignored,
+        },
+        "environment": describe_environment(device),
+        "dataset": {
+            "label": dataset.label,
+            "split": dataset.split,
+            "folder": str(dataset.folder),
+            "images": len(dataset.pairs),
+            "has_hr": dataset.has_hr,
+        },
+        "images": {"name": [], "lr_pixels": [], "psnr": [], "ssim": [], "tile": []},
+        "runtime": {
+            "method": PROTOCOL_METHOD,
+            "clock": CLOCKS[device.type],
+            "sittings": 1,
+            "runs": [],
+            "steady": None,
+        },
+        "memory": {"method": METHODS[device.type], "peak_mib": None},
+        "complexity": None,
+    }

@@ -1,0 +1,53 @@
+"""When GPU memory runs out on a whole image: the same network over overlapping tiles, joined without a seam."""
+
+import torch
+
+from utils.data.images import SCALE
+from utils.measure.runtime import timed_forward
+
+SIDES = (512, 256, 128, 64)  # of the tiles tried [LR pixels]
+# What surrounds a tile and is thrown away [LR pixels]. A pixel of NanoSR's output depends on 27 around it, one for each
+# 3x3 convolution in a row: with at least as many, tiles give what the whole image would have given.
+OVERLAP = 32
+
+
+def forward_within_memory(model, lr):
+    """Return (output, runtime [ms], tile) of 1 x 3 x H x W: the whole image at once, or the largest tiles that fit.
+
+    `tile` is None for the whole image, and the runtime of tiles is their sum. Raises torch.OutOfMemoryError if not even
+    the smallest tiles fit.
+    """
+    try:
+        return *timed_forward(model, lr), None
+    except torch.OutOfMemoryError:
+        pass  # the failed pass's tensors are freed only once its exception is gone
+    sides = [side for side in SIDES if side < max(lr.shape[2:])]
+    for side in sides:
+        if lr.device.type == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            return *forward_in_tiles(model, lr, side), side
+        except torch.OutOfMemoryError:
+            if side == sides[-1]:
+                raise
+    raise torch.OutOfMemoryError(f"an image of {lr.shape[3]} x {lr.shape[2]} does not fit, and no tile is smaller")
+
+
+def forward_in_tiles(model, lr, side, overlap=OVERLAP):
+    """Return (output, runtime [ms]) of 1 x 3 x H x W restored in tiles of at most `side` x `side`, `overlap` around."""
+    height, width = lr.shape[2:]
+    sr = lr.new_empty(1, 3, SCALE * height, SCALE * width, dtype=torch.float32, device="cpu")
+    runtime_ms = 0.0
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            bottom, right = min(top + side, height), min(left + side, width)
+            outer_top, outer_left = max(top - overlap, 0), max(left - overlap, 0)
+            patch = lr[:, :, outer_top : bottom + overlap, outer_left : right + overlap]
+            output, tile_ms = timed_forward(model, patch)
+            runtime_ms += tile_ms
+            inner_top, inner_left = SCALE * (top - outer_top), SCALE * (left - outer_left)
+            target = sr[:, :, SCALE * top : SCALE * bottom, SCALE * left : SCALE * right]
+            target.copy_(
+                output[:, :, inner_top : inner_top + target.shape[2], inner_left : inner_left + target.shape[3]]
+            )
+    return sr, runtime_ms

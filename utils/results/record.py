@@ -1,0 +1,77 @@
+"""The results record: everything measured is written here once; tables and reports are views of it.
+
+A results file is JSON, `{"schema": 2, "models": {NAME: record}, "incomplete": {NAME: record}}`. A model that is being
+measured, or whose measurement stopped, stands under "incomplete" until it is complete; an older complete record of it
+stays under "models" meanwhile. A record:
+
+    status       "complete", or "incomplete: " and the reason
+    model        id, name, file, file_sha256, class, arguments, data_range, checkpoint, sha256 (null without weights),
+                 provenance,
+                 variant_of (null, or the id of the model whose function it computes in another way), missing_weights
+                 (null, or why quality is absent), ignored (null, or what lenient loading passed over)
+    environment  date, device, gpu, cuda, cpu, cores, threads, memory_gib, platform, python, libraries
+    dataset      label, split, folder, images, has_hr
+    images       name, lr_pixels, psnr [dB], ssim, tile: lists, one value per image; a quality value may be null; tile
+                 is the LR side of the tiles [pixels] where memory ran out on the whole image, else null
+    runtime      method, clock, sittings: 1, and one more for each time that the measurement went on after a stop; runs:
+                 one list of ms per run, one value per image; steady: lr_height, lr_width, warmup, repeats, median_ms,
+                 p10_ms, p90_ms (null until measured)
+    memory       method, peak_mib (null until measured)
+    complexity   params, flops (multiply-accumulates), activations, convs: exact counts; input_shape
+
+An infinite PSNR (identical images) is stored as the string "inf".
+"""
+
+from pathlib import Path
+
+from utils.errors import HarnessError
+from utils.files import locked, read_json, write_json
+
+SCHEMA = 2
+RECORDS_FILE = "records.json"  # not results.json, the name of the organizers' file
+
+
+def read_results(path):
+    """Return {name: record} of the completed measurements in a results file; a file that does not exist holds none.
+
+    Raises HarnessError if the file is not a results file or has another schema.
+    """
+    return _read(path)["models"]
+
+
+def read_incomplete(path):
+    """Return {name: record} of the measurements in a results file that are under way, were stopped, or failed."""
+    return _read(path)["incomplete"]
+
+
+def store_record(path, name, record):
+    """Set one model's record in a results file, keeping all others. Safe against crashes and other writers."""
+    with locked(path):
+        for partial in Path(path).parent.glob(f".{Path(path).name}.*.partial"):
+            partial.unlink()  # of a writer that was killed: nobody else writes under this lock
+        values = _read(path)
+        values["incomplete"].pop(name, None)
+        values["models" if record["status"] == "complete" else "incomplete"][name] = record
+        write_json(path, values)
+
+
+def _read(path):
+    values = read_json(path)
+    if values is None:
+        return {"schema": SCHEMA, "models": {}, "incomplete": {}}
+    if values.get("schema") != SCHEMA or not {"models", "incomplete"} <= values.keys():
+        raise HarnessError(
+            f"{path}: results of another version (schema {values.get('schema')}, this is {SCHEMA}); move it away"
+        )
+    return values
+
+
+def mean(values):
+    """Plain mean, None for no values or missing ones."""
+    values = list(values)
+    return sum(values) / len(values) if values and None not in values else None
+
+
+def protocol_runtime_ms(record):
+    """The organizers' runtime [ms]: the mean over images of each run, averaged over the runs."""
+    return mean(mean(run) for run in record["runtime"]["runs"] if run)

@@ -1,0 +1,124 @@
+"""The report: one self-contained HTML page on the models of a run. The text lies in `report.html`, a Jinja template."""
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from utils.data.datasets import read_fitting_hr
+from utils.data.images import SCALE, encode_png, read_rgb
+from utils.files import write_text
+from utils.measure.metrics import psnr
+from utils.results.plots import psnr_difference, psnr_distribution, runtime_by_size, trade_offs
+from utils.results.record import mean
+from utils.results.tables import COLUMNS, factsheet_row, notes
+
+SIDE = 96  # of a crop [HR pixels]
+SHOWN = 6  # images with crops
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a row of crops; `psnr` [dB] is that of the crop, None for the LR and the original."""
+
+    title: str
+    src: str
+    psnr: float | None
+
+
+@dataclass(frozen=True)
+class CropRow:
+    """The same window of one image in every version. `spread` is the largest PSNR difference between models [dB]."""
+
+    name: str
+    top: int
+    left: int
+    spread: float
+    panels: list[Panel]
+
+
+def write_report(path, records, dataset, images_dir):
+    """Write the page for complete records measured on one dataset.
+
+    `images_dir`/FULL_NAME/NAME.png are the restored images of each model. Raises HarnessError if one cannot be read.
+    """
+    judged = [record for record in records if mean(record["images"]["psnr"]) is not None]
+    template = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    ).get_template("report.html")
+    plots = {}
+    if judged:
+        plots["Quality against cost"] = trade_offs(judged)
+        plots["PSNR of the images"] = psnr_distribution(judged)
+    if len(judged) > 1:
+        plots["Where two models differ"] = psnr_difference(*judged[:2])
+    plots["Runtime of an image against its size"] = runtime_by_size(records)
+    page = template.render(
+        columns=COLUMNS,
+        rows=[factsheet_row(record) for record in records],
+        notes=notes(records),
+        plots={title: Markup(svg) for title, svg in plots.items()},
+        crop_rows=crop_rows(judged, dataset, Path(images_dir)) if judged else [],
+        side=SIDE,
+    )
+    write_text(path, page)
+
+
+def crop_rows(records, dataset, images_dir):
+    """Return a CropRow for each of the images where the models differ most, at the place where they do.
+
+    A single model is compared with bicubic upscaling.
+    """
+    spreads = []
+    for pair in dataset.pairs:
+        hr, versions = _versions(pair, records, images_dir)
+        quality = [psnr(image, hr) for _, image in _compared(versions)]
+        spreads.append((max(quality) - min(quality), pair))
+    spreads.sort(key=lambda item: item[0], reverse=True)
+    return [_crop_row(pair, spread, records, images_dir) for spread, pair in spreads[:SHOWN]]
+
+
+def _compared(versions):
+    """The models' images; bicubic, which comes first, only beside a single model."""
+    return versions[1:] if len(versions) > 2 else versions
+
+
+def _versions(pair, records, images_dir):
+    lr = read_rgb(pair.lr)
+    versions = [("bicubic", cv2.resize(lr, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC))]
+    for record in records:
+        model = record["model"]
+        path = images_dir / f"{model['id']:02}_{model['name']}" / pair.name
+        versions.append((model["name"], read_rgb(path)))
+    return read_fitting_hr(pair, lr), versions
+
+
+def _crop_row(pair, spread, records, images_dir):
+    hr, versions = _versions(pair, records, images_dir)
+    top, left = place_of_difference(hr, [image for _, image in _compared(versions)])
+    height, width = (min(SIDE, side) for side in hr.shape[:2])
+    window = slice(top, top + height), slice(left, left + width)
+    lr = read_rgb(pair.lr)[tuple(slice(s.start // SCALE, s.stop // SCALE) for s in window)]
+    panels = [Panel("LR", _src(lr), None)]
+    panels += [Panel(name, _src(image[window]), psnr(image[window], hr[window], shave=0)) for name, image in versions]
+    return CropRow(pair.name, top, left, spread, [*panels, Panel("original", _src(hr[window]), None)])
+
+
+def place_of_difference(hr, images):
+    """Return (top, left) of the SIDE x SIDE window, on the LR grid, where the images' squared errors differ most."""
+    errors = np.stack([((image.astype(np.float32) - hr) ** 2).sum(axis=2) for image in images])
+    height, width = (min(SIDE, side) for side in hr.shape[:2])
+    sums = np.stack([cv2.boxFilter(error, -1, (width, height), normalize=False) for error in errors])
+    spread = sums.max(axis=0) - sums.min(axis=0)
+    # The filter's value at a pixel is that of the window around it; keep windows that lie inside.
+    inside = spread[height // 2 : hr.shape[0] - (height - 1) // 2, width // 2 : hr.shape[1] - (width - 1) // 2]
+    top, left = np.unravel_index(np.argmax(inside), inside.shape)
+    return int(top) // SCALE * SCALE, int(left) // SCALE * SCALE
+
+
+def _src(image):
+    return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()

@@ -1,0 +1,143 @@
+"""The factsheet table, as text, Markdown and LaTeX: a view of the results record."""
+
+from utils.results.record import mean, protocol_runtime_ms
+
+COLUMNS = (
+    "Model",
+    "Val PSNR",
+    "Val SSIM",
+    "Val Time [ms]",
+    "Params [M]",
+    "FLOPs [G]",
+    "Acts [M]",
+    "Mem [M]",
+    "Conv",
+)
+DASH = "-"
+
+
+def factsheet_row(record):
+    """Return a record's cells as text, in the factsheet's columns; a CPU's time and memory are marked "(CPU)"."""
+    images, complexity = record["images"], record["complexity"] or {}
+    mark = " (CPU)" if record["environment"]["device"] == "cpu" else ""
+    tiled = " (tiles)" if any(images.get("tile", [])) else ""
+    peak = (record["memory"] or {}).get("peak_mib")
+    return [
+        record["model"]["name"],
+        _number(mean(images["psnr"]), 2),
+        _number(mean(images["ssim"]), 2),
+        _number(protocol_runtime_ms(record), 2, mark + tiled),
+        _number(complexity.get("params"), 3, per=1e6),
+        _number(complexity.get("flops"), 2, per=1e9),
+        _number(complexity.get("activations"), 2, per=1e6),
+        _number(peak, 2, mark),
+        _number(complexity.get("convs"), 0),
+    ]
+
+
+def notes(records):
+    """Return the lines that a reader of the table needs: data, machine, method, and why a cell shows a dash."""
+    lines = []
+    for label in dict.fromkeys(record["dataset"]["label"] for record in records):
+        lines.append(f"Data: {label}")
+    for machine in dict.fromkeys(_machine(record) for record in records):
+        lines.append(f"Machine: {machine}")
+    for runs in dict.fromkeys(len(record["runtime"]["runs"]) for record in records):
+        lines.append(f"Val Time: {records[0]['runtime']['method']}; average of {runs} run{'s' * (runs != 1)}")
+    for method in dict.fromkeys(record["memory"]["method"] for record in records if record["memory"]):
+        lines.append(f"Mem: {method}")
+    plain = {record["model"].get("id"): record for record in records}
+    for record in records:
+        name = record["model"]["name"]
+        lines += [f"{name}: {line}" for line in _model_notes(record)]
+        of = record["model"].get("variant_of")
+        if of in plain:
+            lines.append(f"{name}: {_against_plain(record, plain[of])}")
+    return lines
+
+
+def _against_plain(variant, plain):
+    quality = [mean(record["images"]["psnr"]) for record in (variant, plain)]
+    difference = "PSNR unknown" if None in quality else f"PSNR {quality[0] - quality[1]:+.4f} dB"
+    steady = [record["runtime"]["steady"] for record in (variant, plain)]
+    ratio = "" if None in steady else f", {steady[1]['median_ms'] / steady[0]['median_ms']:.2f} times as fast (steady)"
+    return f"the function of {plain['model']['name']}, against it: {difference}{ratio}"
+
+
+def _model_notes(record):
+    steady = record["runtime"]["steady"]
+    if steady:
+        yield (
+            f"steady time {steady['median_ms']:.2f} ms (10th to 90th percentile {steady['p10_ms']:.2f} to "
+            f"{steady['p90_ms']:.2f}; {steady['warmup']} warm-up, {steady['repeats']} timed passes on "
+            f"{steady['lr_width']} x {steady['lr_height']})"
+        )
+    if record["model"]["missing_weights"]:
+        yield f"no quality, {record['model']['missing_weights']}"
+    elif not record["dataset"]["has_hr"]:
+        yield "no quality, the data has no HR images"
+    if record["model"].get("ignored"):
+        yield f"loaded leniently, {record['model']['ignored']}"
+    tiles = [tile for tile in record["images"].get("tile", []) if tile]
+    if tiles:
+        yield (
+            f"memory ran out, {len(tiles)} of {len(record['images']['name'])} images restored in tiles of "
+            f"{'/'.join(map(str, sorted(set(tiles))))} LR pixels; runtime is the sum over tiles"
+        )
+    sittings = record["runtime"].get("sittings", 1)
+    if sittings > 1:
+        yield f"measured in {sittings} sittings"
+    if record["status"] != "complete":
+        yield record["status"]
+
+
+def _machine(record):
+    environment = record["environment"]
+    processor = environment["gpu"] or f"{environment['cpu']}, {environment['threads']} threads"
+    return f"{processor}, torch {environment['libraries']['torch']}, {environment['date'][:10]}"
+
+
+def text_table(records):
+    """Return the aligned table and its notes."""
+    rows = [list(COLUMNS), *map(factsheet_row, records)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join([*lines, "", *notes(records)]) + "\n"
+
+
+def markdown_table(records):
+    """Return the table in Markdown, its notes as a list below."""
+    rows = [list(COLUMNS), ["---"] + ["---:"] * (len(COLUMNS) - 1), *map(factsheet_row, records)]
+    return (
+        "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", *(f"- {line}" for line in notes(records))]) + "\n"
+    )
+
+
+def latex_table(records):
+    """Return the table as a LaTeX `table` environment with the notes as comments; it needs no package."""
+    lines = [
+        *(f"% {line}" for line in notes(records)),
+        r"\begin{table}",
+        r"  \centering",
+        rf"  \begin{{tabular}}{{l{'r' * (len(COLUMNS) - 1)}}}",
+        r"    \hline",
+        *(f"    {' & '.join(map(_latex, row))} " + r"\\" for row in [list(COLUMNS)]),
+        r"    \hline",
+        *(f"    {' & '.join(map(_latex, factsheet_row(record)))} " + r"\\" for record in records),
+        r"    \hline",
+        r"  \end{tabular}",
+        rf"  \caption{{{_latex('; '.join(dict.fromkeys(record['dataset']['label'] for record in records)))}}}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex(text):
+    for character in "_%&#":
+        text = text.replace(character, f"\\{character}")
+    return "--" if text == DASH else text
+
+
+def _number(value, decimals, mark="", per=1):
+    return DASH if value is None else f"{value / per:.{decimals}f}{mark}"

@@ -1,0 +1,81 @@
+"""A team's last steps: python -m utils.submission check | pack | factsheet --model_id N
+
+check      runs the organizers' rules as a checklist; the model's code is run
+pack       checks, then writes a zip with model, checkpoint, select_model branch, results and factsheet table, and
+           proves it by running it from an empty folder
+factsheet  prints the LaTeX table and the paragraph on complexity from the results measured by eval.py
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from utils.challenge.rules import EDITIONS, get_edition
+from utils.data.datasets import SPLITS, open_dataset
+from utils.errors import HarnessError, exit_on_harness_error
+from utils.results.record import RECORDS_FILE, read_results
+from utils.results.tables import latex_table
+from utils.submission.checks import FAIL, check_submission
+from utils.submission.packing import complexity_paragraph, pack
+from utils.zoo.registry import find_entry, read_registry
+
+
+def main():
+    args = parse()
+    entry = find_entry(args.model_id, read_registry())
+    if args.command == "factsheet":
+        record = measured(entry, args.results)
+        print(f"{latex_table([record])}\n{complexity_paragraph(record)}", end="")
+        return 0
+    record = measured(entry, args.results) if args.command == "pack" else None
+    dataset = open_dataset(args.data_dir, args.dataset) if args.data_dir else None
+    requirements = read_requirements(args.requirements) if args.requirements else None
+    checks = check_submission(entry, requirements, dataset, get_edition(args.edition))
+    for check in checks:
+        print(f"{check.status}  {check.rule}: {check.detail}")
+    failed = [check.rule for check in checks if check.status == FAIL]
+    if failed:
+        print(f"\n{entry.full_name}: {len(failed)} of {len(checks)} rules broken")
+        return 1
+    print(f"\n{entry.full_name}: no rule broken")
+    if args.command == "pack":
+        path = args.out or Path("submissions") / f"{Path(entry.file).stem}.zip"
+        names = pack(entry, record, path)
+        print(f"{path}: {', '.join(names)}; unpacked into an empty folder it restores the sample bit by bit")
+    return 0
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("check", "pack", "factsheet"))
+    parser.add_argument("--model_id", type=int, required=True)
+    parser.add_argument("--data_dir", type=Path, help="judge PSNR there; only the challenge's whole folder counts")
+    parser.add_argument("--dataset", default="valid", choices=SPLITS)
+    parser.add_argument("--edition", type=int, default=max(EDITIONS), help="whose threshold (default %(default)s)")
+    parser.add_argument("--requirements", type=Path, metavar="FILE", help="the organizers' requirements.txt")
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where eval.py left them")
+    parser.add_argument("--out", type=Path, metavar="FILE.zip", help="default: submissions/teamNN_Name.zip")
+    return parser.parse_args()
+
+
+def measured(entry, folder):
+    """Return the entry's complete record. Raises HarnessError if there is none."""
+    path = folder / RECORDS_FILE
+    records = read_results(path)
+    if entry.name not in records:
+        raise HarnessError(f"{path}: holds no results of {entry.name}; run python eval.py --model_id {entry.id} first")
+    return records[entry.name]
+
+
+def read_requirements(path):
+    """Return the package names, in lower case, that a requirements.txt lists."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise HarnessError(f"{path}: cannot be read ({error})") from error
+    matches = (re.match(r"[A-Za-z0-9][\w.-]*", line.strip()) for line in lines)
+    return {match[0].lower() for match in matches if match}
+
+
+if __name__ == "__main__":
+    exit_on_harness_error(main)

@@ -1,0 +1,277 @@
+"""The organizers' submission rules as a checklist: every rule passes, fails with the reason, or is skipped with one."""
+
+import ast
+import math
+import multiprocessing
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils.data.datasets import CHALLENGE_IMAGES, open_dataset
+from utils.data.images import SCALE, read_rgb, to_tensor
+from utils.data.sample import ensure_sample
+from utils.errors import HarnessError, in_one_line
+from utils.files import ROOT
+from utils.measure.complexity import measure_complexity
+from utils.measure.evaluation import evaluate
+from utils.referee.global_state import changes_by
+from utils.results.record import mean
+from utils.zoo.checkpoints import load_state_dict, load_strictly
+from utils.zoo.registry import LoadedModel, build_model
+
+MODEL_NAME = re.compile(r"team(\d{2})_(\w+)\.py")
+CHECKPOINT_NAME = re.compile(r"team(\d{2})_(\w+)\.(pth|pt|ckpt)")
+SIZES = ((17, 23), (24, 25), (33, 32), (64, 48))  # H, W of LR images: odd ones, and sides that differ by one
+CLAIMS = {"params_m": ("params", 1e6), "flops_g": ("flops", 1e9), "activations_m": ("activations", 1e6)}
+PASS, FAIL, SKIP = "pass", "FAIL", "skip"
+START_S, IMAGE_S = 300, 60  # that the checks of a network may take, and each image on which its PSNR is judged
+
+
+@dataclass(frozen=True)
+class Check:
+    """A rule's outcome: `status` is PASS, FAIL or SKIP; `detail` says what was seen, or why not."""
+
+    rule: str
+    status: str
+    detail: str
+
+
+class BrokenRuleError(Exception):
+    """A rule is broken; the message says how."""
+
+
+class UncheckableError(Exception):
+    """A rule cannot be checked; the message says why."""
+
+
+def check_submission(entry, requirements=None, dataset=None, edition=None):
+    """Return a list of Check for a registry entry, or one made by `entry_from_file`; its code is run.
+
+    `requirements`: names of the packages that the organizers' repository installs, None if unknown. `dataset` and
+    `edition`: where, and by which threshold, PSNR is judged.
+    """
+    return [
+        _check("names and numbers", _names, entry),
+        _check("imports torch and the standard library only", _imports, entry, requirements),
+        _check("checkpoint holds plain tensors", _plain_tensors, entry),
+        *_checks_by_running(entry, dataset, edition),
+    ]
+
+
+def _checks_by_running(entry, dataset, edition):
+    """The checks that run the submission's code, made in a process of its own: it may change or end that process."""
+    limit_s = START_S + IMAGE_S * (len(dataset.pairs) if dataset else 0)
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_run_in_child, args=(entry, dataset, edition, sender), daemon=True)
+    process.start()
+    sender.close()
+    rule = "runs in a process of its own"
+    try:
+        if receiver.poll(limit_s):
+            return [Check(rule, PASS, "imported, built and run"), *receiver.recv()]
+        return [Check(rule, FAIL, f"did not end within {limit_s:g} s")]
+    except EOFError:
+        process.join()
+        return [Check(rule, FAIL, f"ends its process with status {process.exitcode}")]
+    finally:
+        process.kill()
+
+
+def _run_in_child(entry, dataset, edition, sender):
+    checks = [
+        _check("leaves global state alone", _global_state, entry),
+        _check("checkpoint loads strictly", _strict_load, entry),
+    ]
+    network = _network(entry)
+    checks += [
+        _check(f"output is {SCALE}x the input, at odd sizes too", _output_size, network, entry),
+        _check("output is finite", _finite, network, entry),
+        _check("output is deterministic, on a second call too", _deterministic, network, entry),
+        _check("output fits data_range", _value_range, network, entry),
+        _check("parameters and FLOPs as claimed", _claims, network, entry),
+        _check("PSNR reaches the threshold", _threshold, network, entry, dataset, edition),
+    ]
+    sender.send(checks)
+
+
+def _check(rule, function, *arguments):
+    try:
+        return Check(rule, PASS, function(*arguments))
+    except UncheckableError as reason:
+        return Check(rule, SKIP, str(reason))
+    except (BrokenRuleError, HarnessError) as fault:
+        return Check(rule, FAIL, str(fault))
+    except Exception as error:  # a stranger's code may raise anything
+        return Check(rule, FAIL, in_one_line(error))
+
+
+def _names(entry):
+    file, checkpoint = (
+        MODEL_NAME.fullmatch(Path(entry.file).name),
+        CHECKPOINT_NAME.fullmatch(entry.checkpoint_path.name),
+    )
+    if not file:
+        raise BrokenRuleError(f"{Path(entry.file).name}: a model file is named teamNN_Name.py, NN two digits")
+    if not checkpoint:
+        raise BrokenRuleError(f"{entry.checkpoint_path.name}: a checkpoint is named teamNN_Name.pth, .pt or .ckpt")
+    if file.groups() != checkpoint.groups()[:2]:
+        raise BrokenRuleError(f"{file[0]} and {checkpoint[0]}: number and name differ; give both the same")
+    if int(file[1]) != entry.id:
+        raise BrokenRuleError(f"{file[0]}: team number {file[1]}, but the model's id is {entry.id}")
+    return f"models/{file[0]}, model_zoo/{checkpoint[0]}"
+
+
+def _imports(entry, requirements):
+    path = ROOT / entry.file
+    allowed = {*sys.stdlib_module_names, "torch"}
+    others = sorted(_imported_names(path) - allowed)
+    local = [name for name in others if (ROOT / name).exists() or path.with_name(f"{name}.py").exists()]
+    if local or "." in others:
+        raise BrokenRuleError(
+            f"imports {', '.join(local) or 'a neighbour'} of its own; a submission is one file, merge it in"
+        )
+    missing = [name for name in others if requirements is None or name.lower() not in requirements]
+    if missing and requirements is None:
+        raise BrokenRuleError(
+            f"imports {', '.join(missing)}; name the organizers' requirements.txt by --requirements if it has it"
+        )
+    if missing:
+        raise BrokenRuleError(f"imports {', '.join(missing)}, which the organizers' requirements do not hold")
+    return f"also {', '.join(others)}, which the organizers' requirements hold" if others else "nothing else"
+
+
+def _imported_names(path):
+    """Top-level names of a Python file's imports; "." for a relative one."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add("." if node.level else node.module.partition(".")[0])
+    return names
+
+
+def _plain_tensors(entry):
+    state = load_state_dict(entry.checkpoint_path, entry.state_key)
+    return f"{len(state)} tensors"
+
+
+def _strict_load(entry):
+    if entry.lenient:
+        raise BrokenRuleError("loads with strict=False; the rules ask for load_state_dict(strict=True)")
+    load_strictly(build_model(entry), load_state_dict(entry.checkpoint_path, entry.state_key), entry.checkpoint)
+    return "strict=True"
+
+
+def _global_state(entry):
+    changed = changes_by(entry)
+    if changed:
+        raise BrokenRuleError(f"changes {', '.join(changed)}")
+    return "imported, built and run once"
+
+
+def _network(entry):
+    """The network with its weights if they load, else None."""
+    try:
+        network = build_model(entry)
+        network.load_state_dict(load_state_dict(entry.checkpoint_path, entry.state_key), strict=not entry.lenient)
+        return network.eval().requires_grad_(False)
+    except Exception:  # the checks before have said why
+        return None
+
+
+def _need(network):
+    if network is None:
+        raise UncheckableError("needs a network that can be built and loaded")
+
+
+def _random_lr(entry, size, seed=0):
+    return torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(seed)) * entry.data_range
+
+
+@torch.no_grad()
+def _output_size(network, entry):
+    _need(network)
+    for height, width in SIZES:
+        try:
+            sr = network(_random_lr(entry, (height, width)))
+        except Exception as error:
+            raise BrokenRuleError(f"fails on an LR image of {width} x {height} ({in_one_line(error)})") from error
+        shape = tuple(sr.shape) if isinstance(sr, torch.Tensor) else type(sr).__name__
+        if shape != (1, 3, SCALE * height, SCALE * width):
+            raise BrokenRuleError(f"output is {shape} for an LR image of {width} x {height}")
+    return ", ".join(f"{width} x {height}" for height, width in SIZES)
+
+
+@torch.no_grad()
+def _finite(network, entry):
+    _need(network)
+    inputs = {"black": 0.0, "white": entry.data_range}
+    for name, value in inputs.items():
+        if not torch.isfinite(network(torch.full((1, 3, *SIZES[-1]), value))).all():
+            raise BrokenRuleError(f"NaN or infinite values for a {name} image")
+    if not torch.isfinite(network(_random_lr(entry, SIZES[-1]))).all():
+        raise BrokenRuleError("NaN or infinite values for random pixels")
+    return "black, white and random images"
+
+
+@torch.no_grad()
+def _deterministic(network, entry):
+    _need(network)
+    lr = _random_lr(entry, SIZES[-1])
+    first = network(lr.clone()).clone()
+    network(_random_lr(entry, SIZES[1], seed=1))
+    if not torch.equal(first, network(lr.clone())):
+        raise BrokenRuleError("the same image gives another result on a second call")
+    return "equal to the last bit, another size in between"
+
+
+@torch.no_grad()
+def _value_range(network, entry):
+    _need(network)
+    lr = read_rgb(open_dataset(ensure_sample()).pairs[0].lr)
+    sr = network(to_tensor(lr, entry.data_range)).float()
+    ratio = sr.mean().item() / (lr.mean() / 255 * entry.data_range)
+    low, high = (np.percentile(sr.numpy(), q) / entry.data_range for q in (1, 99))
+    if not (0.8 < ratio < 1.25 and low > -0.25 and high < 1.25):
+        raise BrokenRuleError(
+            f"on a photograph the output's mean is {ratio:.3g} times the input's, 1 to 99 % of values lie in "
+            f"{low:.3g} to {high:.3g} of data_range {entry.data_range:g}; is it the other one, or are weights missing?"
+        )
+    return f"mean {ratio:.3f} times the input's on a photograph, data_range {entry.data_range:g}"
+
+
+def _claims(network, entry):
+    _need(network)
+    if not entry.published:
+        raise UncheckableError("the registry's entry publishes no figures")
+    counts = measure_complexity(network)
+    seen = []
+    for key, (name, unit) in CLAIMS.items():
+        if key in entry.published:
+            claim = entry.published[key]
+            digits = len(str(claim).partition(".")[2])
+            actual = getattr(counts, name) / unit
+            if round(actual, digits) != claim:
+                raise BrokenRuleError(f"{key} is claimed as {claim}, counted as {actual:.{max(digits, 3)}f}")
+            seen.append(f"{key} {claim}")
+    return ", ".join(seen)
+
+
+def _threshold(network, entry, dataset, edition):
+    _need(network)
+    if dataset is None or edition is None or not dataset.has_hr:
+        raise UncheckableError("no data given; name the challenge's folder by --data_dir")
+    if dataset.label != f"DIV2K_LSDIR_{dataset.split} ({CHALLENGE_IMAGES} images)":
+        raise UncheckableError(f"the threshold speaks of DIV2K_LSDIR_{dataset.split}, the data is {dataset.label}")
+    loaded = LoadedModel(network, entry, None, None)
+    psnr = mean(image.psnr for image in evaluate(loaded, dataset, torch.device("cpu"))) or -math.inf
+    wanted = edition.threshold[dataset.split]
+    if round(psnr, 2) < wanted:
+        raise BrokenRuleError(f"{psnr:.4f} dB, {edition.year} asks for {wanted:.2f}")
+    return f"{psnr:.4f} dB, {edition.year} asks for {wanted:.2f}"

@@ -1,0 +1,158 @@
+"""The submission archive: what it holds, and the proof that it runs where nothing of this project is."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils.data.datasets import open_dataset
+from utils.data.images import read_rgb
+from utils.data.sample import ensure_sample
+from utils.errors import HarnessError
+from utils.files import ROOT
+from utils.measure.evaluation import restore
+from utils.results.record import protocol_runtime_ms
+from utils.results.tables import latex_table, markdown_table
+from utils.zoo.registry import load_model
+
+SELECT_MODEL = '''\
+"""The branch to paste into select_model of the organizers' test_demo.py, in a function that runs as it stands."""
+
+import os
+
+import torch
+
+
+def select_model(args, device):
+    model_id = args.model_id
+    {branch}
+    else:
+        raise NotImplementedError(f"model {{model_id}} is not in this archive")
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    return model.to(device), name, data_range, None
+'''
+BRANCH = """\
+if model_id == {id}:
+        from models.{module} import {class_name}
+        name, data_range = f"{{model_id:02}}_{name}", {data_range}
+        model = {class_name}({arguments})
+        model_path = os.path.join("model_zoo", "{checkpoint}")
+        state = torch.load(model_path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state{key}, strict=True)"""
+# Runs in the unpacked archive with nothing else on the path: LR images in, SR images and the parameter count out.
+PROOF = """\
+import argparse, numpy, torch
+from select_model import select_model
+model, name, data_range, tile = select_model(argparse.Namespace(model_id={id}), torch.device("cpu"))
+torch.set_num_threads({threads})
+results = {{"params": sum(p.numel() for p in model.parameters())}}
+for key, lr in numpy.load("proof_lr.npz").items():
+    with torch.no_grad():
+        sr = model(torch.from_numpy(lr.transpose(2, 0, 1)).unsqueeze(0).float() / 255 * data_range)
+    sr = (sr.squeeze(0).float().clamp(0, data_range) * 255 / data_range).round()
+    results[key] = sr.to(torch.uint8).permute(1, 2, 0).numpy()
+numpy.savez("proof_sr.npz", **results)
+"""
+
+
+def pack(entry, record, path):
+    """Write the archive of an entry with its results record, prove it, and return the names that it holds.
+
+    Raises HarnessError if the archive does not run on its own or gives other images than this project; then no archive
+    is left under `path`.
+    """
+    files = {
+        f"models/{Path(entry.file).name}": (ROOT / entry.file).read_bytes(),
+        f"model_zoo/{entry.checkpoint_path.name}": entry.checkpoint_path.read_bytes(),
+        "select_model.py": select_model_source(entry).encode(),
+        "record.json": (json.dumps(record, indent=1) + "\n").encode(),
+        "factsheet.tex": (latex_table([record]) + "\n" + complexity_paragraph(record)).encode(),
+        "factsheet.md": markdown_table([record]).encode(),
+    }
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+        prove(entry, partial)
+        partial.replace(path)
+    except OSError as error:
+        raise HarnessError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return list(files)
+
+
+def select_model_source(entry):
+    """Return the text of select_model.py: the organizers' function with this model's branch."""
+    if isinstance(entry.arguments, dict):
+        arguments = ", ".join(f"{key}={value!r}" for key, value in entry.arguments.items())
+    else:
+        arguments = ", ".join(map(repr, entry.arguments))
+    branch = BRANCH.format(
+        id=entry.id,
+        module=Path(entry.file).stem,
+        class_name=entry.class_name,
+        name=entry.name,
+        data_range=entry.data_range,
+        arguments=arguments,
+        checkpoint=entry.checkpoint_path.name,
+        key=f"[{entry.state_key!r}]" if entry.state_key else "",
+    )
+    return SELECT_MODEL.format(branch=branch)
+
+
+def prove(entry, archive):
+    """Unpack an archive into an empty folder, run it there in a process of its own, and compare with this project.
+
+    Every image of the sample must come out equal to the last bit. Raises HarnessError otherwise.
+    """
+    images = {pair.name: read_rgb(pair.lr) for pair in open_dataset(ensure_sample()).pairs}
+    loaded = load_model(entry, "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(archive) as opened:
+            opened.extractall(folder)
+        np.savez(Path(folder) / "proof_lr.npz", **images)
+        code = PROOF.format(id=entry.id, threads=torch.get_num_threads())
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        result = subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
+        )
+        if result.returncode:
+            reason = (result.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+            raise HarnessError(f"{entry.file}: the archive does not run on its own ({reason})")
+        with np.load(Path(folder) / "proof_sr.npz") as restored:
+            if restored["params"] != sum(parameter.numel() for parameter in loaded.model.parameters()):
+                raise HarnessError(f"{entry.file}: the archive's network has {restored['params']} parameters")
+            for name, lr in images.items():
+                if not np.array_equal(restored[name], restore(loaded, lr, torch.device("cpu"))[0]):
+                    raise HarnessError(f"{entry.file}: the archive restores {name} otherwise than this project")
+
+
+def complexity_paragraph(record):
+    """Return the factsheet's paragraph on the method's complexity, in LaTeX, from a complete results record."""
+    counts, environment, steady = record["complexity"], record["environment"], record["runtime"]["steady"]
+    machine = environment["gpu"] or f"{environment['cpu']} ({environment['threads']} threads)"
+    height, width = counts["input_shape"][2:]
+    text = (
+        f"\\paragraph{{Method complexity.}} {record['model']['name']} has {counts['params'] / 1e6:.3f} M parameters. "
+        f"On an input of {width} $\\times$ {height} it takes {counts['flops'] / 1e9:.2f} G FLOPs "
+        f"(multiply-accumulates) in {counts['convs']} convolutions "
+        f"with {counts['activations'] / 1e6:.2f} M activations. "
+        f"On {machine} the forward pass takes {protocol_runtime_ms(record):.2f} ms on average over the "
+        f"{record['dataset']['images']} images of {record['dataset']['label']}, "
+        f"{len(record['runtime']['runs'])} runs, and {steady['median_ms']:.2f} ms after a warm-up on "
+        f"{steady['lr_width']} $\\times$ {steady['lr_height']}; "
+        f"the peak memory is {record['memory']['peak_mib']:.2f} MiB."
+    )
+    return text.replace("_", r"\_").replace("%", r"\%") + "\n"

@@ -1,0 +1,4 @@
+"""How a model comes to be: the registry's tables or a file of no registry, the class, the weights.
+
+It uses no other room.
+"""

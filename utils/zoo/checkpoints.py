@@ -1,0 +1,110 @@
+"""Reading checkpoints safely, plain tensors only, never code; writing them so that the file is always whole."""
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+
+import torch
+
+from utils.errors import HarnessError
+
+WRAPPERS = ("params_ema", "params", "state_dict", "model")  # under which training frameworks nest the weights
+MAGICS = (b"PK\x03\x04", b"\x80")  # of torch.save's archives, and of the pickles that it wrote before
+NAMED_KEYS = 4  # of the missing or unexpected ones, in an error
+
+
+def file_sha256(path):
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_state_dict(path, key="", trust=False):
+    """Read a state dict of CPU tensors, taken from under `key`, or from `params_ema`, `params`, `state_dict`, `model`.
+
+    Nothing but tensors is unpickled (`weights_only`), unless `trust` is set: then whatever the file holds is unpickled,
+    which may run code, and a whole pickled network counts as its state dict. Raises HarnessError if the file is
+    missing, is not a checkpoint, or holds anything but plain tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise HarnessError(f"{path}: no such checkpoint; put the file there or name another")
+    with open(path, "rb") as file:
+        known = file.read(4).startswith(MAGICS)
+    try:
+        if not known:
+            raise EOFError("neither a zip archive nor a pickle")
+        state = torch.load(path, map_location="cpu", weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        raise HarnessError(
+            f"{path}: not plain tensors, so loading it could run code; save it again as model.state_dict(), "
+            "or add --trust-checkpoint if you would run its author's code"
+        ) from error
+    except Exception as error:  # torch raises many kinds for a broken file
+        raise HarnessError(f"{path}: not a readable PyTorch checkpoint; copy or download it again") from error
+    if isinstance(state, torch.nn.Module):
+        state = state.state_dict()
+    if key and not (isinstance(state, dict) and isinstance(state.get(key), dict)):
+        found = ", ".join(map(str, list(state)[:NAMED_KEYS])) if isinstance(state, dict) else type(state).__name__
+        raise HarnessError(f"{path}: holds nothing under {key}, but {found}; name another --state_key")
+    if key:
+        state = state[key]
+    elif isinstance(state, dict):
+        state = next((state[key] for key in WRAPPERS if isinstance(state.get(key), dict)), state)
+    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise HarnessError(f"{path}: holds no state dict of tensors; save it again as model.state_dict()")
+    return state
+
+
+def load_strictly(model, state, path):
+    """`load_state_dict(strict=True)`; a HarnessError names missing and unexpected keys and wrong shapes."""
+    problems = _differences(model.state_dict(), state)
+    if problems:
+        raise HarnessError(f"{path}: does not fit {type(model).__name__} ({problems})")
+    model.load_state_dict(state, strict=True)
+
+
+def load_leniently(model, state, path):
+    """`load_state_dict(strict=False)`; return a line naming what did not fit, None if all did.
+
+    Raises HarnessError if nothing fits or a shape is wrong, which strict=False does not allow either.
+    """
+    expected = model.state_dict()
+    problems = _differences(expected, state)
+    if not expected.keys() & state.keys() or "wrong shapes" in problems:
+        raise HarnessError(f"{path}: does not fit {type(model).__name__} even leniently ({problems})")
+    model.load_state_dict(state, strict=False)
+    return problems or None
+
+
+def _differences(expected, state):
+    wrong_shapes = [
+        f"{key} is {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
+        for key in expected.keys() & state.keys()
+        if state[key].shape != expected[key].shape
+    ]
+    return "; ".join(
+        f"{len(keys)} {kind}: {', '.join(sorted(keys)[:NAMED_KEYS])}{' …' if len(keys) > NAMED_KEYS else ''}"
+        for kind, keys in (
+            ("missing keys", expected.keys() - state.keys()),
+            ("unexpected keys", state.keys() - expected.keys()),
+            ("wrong shapes", wrong_shapes),
+        )
+        if keys
+    )
+
+
+def save_atomically(values, path):
+    """torch.save to `path` by way of a partial file. Raises HarnessError, keeping the old file, if that fails."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            torch.save(values, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
+        partial.unlink(missing_ok=True)
+        reason = " ".join(str(error).split())[:200]
+        raise HarnessError(f"{path}: cannot be written ({reason}); make room and go on with --resume") from error

@@ -1,0 +1,215 @@
+"""The models: `model_zoo/models.toml` lists them, `load_model` turns an entry into a network ready to run."""
+
+import importlib
+import importlib.util
+import re
+import tomllib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import tomli_w
+from torch import nn
+
+from utils.errors import HarnessError, in_one_line
+from utils.files import ROOT, write_text
+from utils.zoo.checkpoints import file_sha256, load_leniently, load_state_dict, load_strictly
+
+REGISTRY = ROOT / "model_zoo" / "models.toml"
+TEAM_FILE = re.compile(r"team(?P<id>\d+)_(?P<name>\w+)\.py")
+REQUIRED = {"id", "name", "file", "class", "arguments", "checkpoint", "sha256", "data_range", "provenance", "licence"}
+OPTIONAL = {"published", "state_key", "lenient", "variant"}
+INHERITED = ("checkpoint", "sha256", "data_range", "provenance", "licence")  # by a variant, from what it is one of
+PLAIN = {"backend": "plain", "precision": "float32"}  # how a model runs that is no variant of another
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One table of the registry. `data_range` is that of the network's input and output, 1.0 or 255.0.
+
+    `state_key` names the checkpoint's key under which the weights lie, if it is not one that is tried anyway; `lenient`
+    loads with strict=False; `trust_checkpoint` unpickles more than tensors, and no registry can ask for it. `variant`,
+    of an entry that computes another one's function in another way, holds the other one's id as `of`, and the `backend`
+    and `precision` that choose it.
+    """
+
+    id: int
+    name: str
+    file: str
+    class_name: str
+    arguments: dict
+    checkpoint: str
+    sha256: str
+    data_range: float
+    provenance: str
+    licence: str
+    published: dict = field(default_factory=dict)
+    state_key: str = ""
+    lenient: bool = False
+    trust_checkpoint: bool = False
+    variant: dict = field(default_factory=dict)
+
+    @property
+    def full_name(self):
+        """The organizers' name of the model, such as 07_NanoSR."""
+        return f"{self.id:02}_{self.name}"
+
+    @property
+    def checkpoint_path(self):
+        """Where the checkpoint lies; relative paths count from the project's folder."""
+        return ROOT / self.checkpoint
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network in eval mode on its device. Without weights, `missing_weights` says why and quality means nothing.
+
+    `ignored` lists what lenient loading passed over.
+    """
+
+    model: nn.Module
+    entry: ModelEntry
+    sha256: str | None
+    missing_weights: str | None
+    ignored: str | None = None
+
+    @property
+    def provenance(self):
+        """Where the loaded weights come from, as far as the registry vouches for them."""
+        if self.sha256 and self.sha256 != self.entry.sha256:
+            return "unknown: the sha256 differs from the registry's"
+        return self.entry.provenance
+
+
+def read_registry(path=REGISTRY):
+    """Return the entries in the file's order. Raises HarnessError for bad TOML, a missing key, or an id used twice."""
+    path = Path(path)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8")).get("model", [])
+    except (OSError, ValueError) as error:
+        raise HarnessError(f"{path}: not a readable registry ({error})") from error
+    entries = []
+    for number, table in enumerate(tables, start=1):
+        where = f"{path}: model {table.get('name', number)}"
+        of = table.get("variant", {}).get("of")
+        plain = next((other for other in tables if of is not None and other.get("id") == of), {})
+        table = {key: plain[key] for key in INHERITED if key in plain} | table
+        for problem, keys in (("missing", REQUIRED - table.keys()), ("unknown", table.keys() - REQUIRED - OPTIONAL)):
+            if keys:
+                raise HarnessError(f"{where}: {problem} key {', '.join(sorted(keys))}")
+        values = {"class_name" if key == "class" else key: value for key, value in table.items()}
+        entry = ModelEntry(**values)
+        if entry.id in {other.id for other in entries}:
+            raise HarnessError(f"{where}: id {entry.id} is taken; choose another")
+        entries.append(entry)
+    return entries
+
+
+def find_entry(model_id, entries):
+    """Return the entry with this id. Raises HarnessError, listing the known ones, if there is none."""
+    for entry in entries:
+        if entry.id == model_id:
+            return entry
+    known = ", ".join(f"{entry.id} {entry.name}" for entry in entries)
+    raise HarnessError(f"--model_id {model_id}: not in model_zoo/models.toml; it holds {known}")
+
+
+def find_variant(entry, entries, backend=None, precision=None):
+    """Return the entry that computes `entry`'s function with a backend and a precision; None leaves either open.
+
+    The plain float32 form is `entry` itself. Raises HarnessError, listing what there is, if nothing fits.
+    """
+    wanted = {key: value for key, value in (("backend", backend), ("precision", precision)) if value}
+    variants = [entry, *(other for other in entries if other.variant.get("of") == entry.id)]
+    ways = [PLAIN | other.variant for other in variants]
+    for other, way in zip(variants, ways, strict=True):
+        if wanted.items() <= way.items():
+            return other
+    known = ", ".join(f"{way['backend']} {way['precision']}" for way in ways)
+    asked = " ".join(f"--{key} {value}" for key, value in wanted.items())
+    raise HarnessError(f"{asked}: {entry.name} has no such variant; it runs as {known}")
+
+
+def load_model(entry, device, checkpoint=None):
+    """Build an entry's network and load its checkpoint, or `checkpoint` in its stead, strictly.
+
+    An absent checkpoint of the registry is no error: the network can still be timed and counted, and
+    `missing_weights` says what is missing. Raises HarnessError if the class cannot be built or the weights do not fit.
+    """
+    model = build_model(entry)
+    path = Path(checkpoint) if checkpoint else entry.checkpoint_path
+    sha256, missing, ignored = None, None, None
+    if checkpoint is None and not path.is_file():
+        missing = f"{entry.checkpoint}: no checkpoint ({entry.provenance})"
+    else:
+        state = load_state_dict(path, entry.state_key, entry.trust_checkpoint)
+        if entry.lenient:
+            ignored = load_leniently(model, state, path)
+        else:
+            load_strictly(model, state, path)
+        sha256 = file_sha256(path)
+    model.requires_grad_(False)
+    return LoadedModel(model.eval().to(device), entry, sha256, missing, ignored)
+
+
+def entry_from_file(file, class_name, arguments, checkpoint, data_range=1.0, state_key="", lenient=False):
+    """Return the entry of a model that no registry lists: a Python file, which will be run, and its checkpoint.
+
+    Id and name come from a file name such as team07_Name.py, else the id is 0 and the name the class's. Raises
+    HarnessError if the file or the checkpoint does not exist.
+    """
+    file, checkpoint = Path(file).resolve(), Path(checkpoint).resolve()
+    for path in (file, checkpoint):
+        if not path.is_file():
+            raise HarnessError(f"{path}: no such file; check --model_file and --checkpoint")
+    team = TEAM_FILE.fullmatch(file.name)
+    return ModelEntry(
+        id=int(team["id"]) if team else 0,
+        name=team["name"] if team else class_name,
+        file=str(file),
+        class_name=class_name,
+        arguments=arguments,
+        checkpoint=str(checkpoint),
+        sha256=file_sha256(checkpoint),
+        data_range=data_range,
+        provenance="not in the registry",
+        licence="unknown",
+        state_key=state_key,
+        lenient=lenient,
+    )
+
+
+def register(entry, path=REGISTRY):
+    """Append an entry to the registry, its files as they lie. Raises HarnessError if its id is taken."""
+    taken = {other.id: other.name for other in read_registry(path)}
+    if entry.id in taken:
+        raise HarnessError(f"--register {entry.id}: {path.name} has this id for {taken[entry.id]}; choose another")
+    table = {"class" if key == "class_name" else key: value for key, value in asdict(entry).items()}
+    table = {key: value for key, value in table.items() if key in REQUIRED or (key in OPTIONAL and value)}
+    for key in ("file", "checkpoint"):
+        if Path(table[key]).is_relative_to(ROOT):
+            table[key] = str(Path(table[key]).relative_to(ROOT))
+    write_text(path, path.read_text(encoding="utf-8") + "\n" + tomli_w.dumps({"model": [table]}))
+
+
+def build_model(entry):
+    """Return an entry's network with its initial weights. Raises HarnessError, in one line, for whatever it raises."""
+    positional, named = ([], entry.arguments) if isinstance(entry.arguments, dict) else (entry.arguments, {})
+    try:
+        return getattr(import_model(entry), entry.class_name)(*positional, **named)
+    except ModuleNotFoundError as error:
+        raise HarnessError(
+            f"{entry.file}: imports {error.name}, which is not installed; install it or remove the import"
+        ) from error
+    except Exception as error:  # a stranger's code may raise anything
+        raise HarnessError(f"{entry.file}: cannot build {entry.class_name} ({in_one_line(error)})") from error
+
+
+def import_model(entry):
+    """Run an entry's Python file and return its module."""
+    path = ROOT / entry.file
+    if path.is_relative_to(ROOT):
+        return importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    spec = importlib.util.spec_from_file_location(f"submission_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
