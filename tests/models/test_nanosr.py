@@ -35,7 +35,6 @@ def test_training_form_has_the_published_complexity():
     [
         ("team07_NanoSR.py", {"torch"}),
         ("nanosr_fast.py", {"torch", "triton"}),  # where it is wanted; it comes with torch
-        ("nanosr_winograd.py", {"torch"}),
     ],
 )
 def test_what_an_organizer_copies_needs_torch_alone(name, packages):
