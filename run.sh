@@ -9,13 +9,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 find_python() {
     local candidate
-    for candidate in python3.12 python3.11 python3 python; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
+    for candidate in python3.{13,12,11,14} python3 python; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    echo "error: needs Python 3.11 or 3.12 on the PATH; install one and run again" >&2
+    echo "error: needs Python 3.11 to 3.14 on the PATH; install one and run again" >&2
     return 1
 }
 

@@ -99,7 +99,20 @@ def test_lr_alone_is_restored_and_saved_with_dashes(run, tmp_path, pairs, weight
 
 
 def test_eval_measures_everything_and_writes_three_tables(run, tmp_path, pairs, weights):
-    arguments = ("--data_dir", pairs, "--model_id", 7, "--checkpoint", weights, "--runs", 2, "--repeats", 3)
+    arguments = (
+        "--data_dir",
+        pairs,
+        "--model_id",
+        7,
+        "--checkpoint",
+        weights,
+        "--runs",
+        2,
+        "--warmup",
+        0,
+        "--repeats",
+        3,
+    )
     result = run("eval.py", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     record = json.loads((tmp_path / "results" / "records.json").read_text())["models"]["NanoSR_inference"]

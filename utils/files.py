@@ -1,10 +1,10 @@
 """Writing files so that readers see the old one or the new one, never a part; JSON with room for infinite PSNR."""
 
+import contextlib
 import fcntl
 import json
 import math
 import os
-from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import HarnessError
@@ -50,18 +50,34 @@ def write_text(path, text):
         raise HarnessError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(path):
-    """Hold a file's lock (a `.lock` file beside it), so that two runs do not lose each other's results."""
+    """Hold a file's lock, so that two runs do not lose each other's results.
+
+    It is a `.lock` file beside it, which goes when the lock does.
+    """
     lock_path = Path(path).with_name(f".{Path(path).name}.lock")
     try:
         lock_path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(lock_path, "w")
+        lock = _lock(lock_path)
     except OSError as error:
         raise HarnessError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            lock_path.unlink(missing_ok=True)
+
+
+def _lock(path):
+    """Open and lock a file that is still the one under its name when it is locked: the holder before removes it."""
+    while True:
+        file = open(path, "w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()
 
 
 def _map_psnr(values, change, key=""):

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from tests.conftest import write_pairs
-from utils.measure import evaluation
 from utils.data.datasets import open_dataset
 from utils.data.images import read_rgb
 from utils.errors import HarnessError
+from utils.measure import evaluation
 from utils.measure.evaluation import ahead, evaluate
 from utils.zoo.registry import LoadedModel, ModelEntry
 

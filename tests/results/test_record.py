@@ -50,6 +50,12 @@ def test_writers_at_once_lose_nothing(tmp_path):
     assert read_results(path) == {name: record(19) for name in "ABC"}
 
 
+def test_nothing_is_left_beside_the_file(tmp_path):
+    (tmp_path / ".results.json.lock").touch()  # of a writer that was killed
+    store_record(tmp_path / "results.json", "A", record(1))
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

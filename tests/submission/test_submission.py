@@ -1,5 +1,6 @@
 """utils/submission/__main__.py and what it calls: each broken rule is named, and what is packed runs elsewhere."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -9,9 +10,10 @@ import pytest
 import torch
 
 from models.team07_NanoSR import NanoSR_inference
+from tests.results.test_tables import record
 from utils.files import ROOT
 from utils.submission.checks import FAIL, PASS, SKIP, check_submission
-from utils.submission.packing import select_model_source
+from utils.submission.packing import pack, select_model_source
 from utils.zoo.registry import entry_from_file, find_entry, read_registry
 
 NETWORK = """
@@ -152,10 +154,33 @@ def test_team_07_is_packed_and_runs_from_an_empty_folder(command, pairs, tmp_pat
     assert "36.02 G FLOPs" in factsheet.stdout
 
 
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_sources_beside_the_file_are_packed_with_it(tmp_path):
+    entry = find_entry(210, read_registry())
+    steady = dict.fromkeys(("median_ms", "p10_ms", "p90_ms", "warmup", "repeats", "lr_height", "lr_width"), 1)
+    measured = record(
+        dataset={"label": "data", "images": 2, "has_hr": True},
+        runtime=record()["runtime"] | {"steady": steady},
+        complexity=record()["complexity"] | {"input_shape": [1, 3, 256, 256]},
+    )
+    names = pack(entry, measured, tmp_path / "a.zip")  # which runs it in an empty folder
+    assert set(names) >= {f"models/{name}" for name in ("nanosr_winograd.py", "nanosr_winograd.c", "team07_NanoSR.py")}
+
+
 def test_pack_asks_for_results_first(command, tmp_path):
     result = command("-m", "utils.submission", "pack", "--model_id", 7, cwd=tmp_path)
     assert result.returncode == 2
     assert "run python eval.py --model_id 7 first" in result.stderr
+
+
+def test_model_of_no_registry_is_checked_as_eval_measures_it(command, candidate, tmp_path):
+    entry = candidate()
+    what = ("--model_file", entry.file, "--class", "Net", "--checkpoint", entry.checkpoint)
+    result = command("-m", "utils.submission", "check", *what, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "pass  checkpoint loads strictly: strict=True" in result.stdout
+    result = command("-m", "utils.submission", "check", *what, "--model_id", 7, cwd=tmp_path)
+    assert "name one model, by --model_id or by --model_file" in result.stderr
 
 
 def test_branch_names_class_arguments_and_key():
@@ -163,5 +188,6 @@ def test_branch_names_class_arguments_and_key():
     source = select_model_source(entry)
     compile(source, "select_model.py", "exec")
     assert "model = NanoSR_inference(3, 3)" in source
+    assert "(3, upscale=4)" in select_model_source(replace(entry, arguments={"*": [3], "upscale": 4}))
     assert "state['params'], strict=True" in source
     assert NanoSR_inference(3, 3)

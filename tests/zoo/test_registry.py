@@ -1,5 +1,6 @@
 """utils/zoo/registry.py: reading models.toml and building what it lists."""
 
+import hashlib
 import re
 
 import pytest
@@ -7,7 +8,16 @@ import torch
 
 from utils.errors import HarnessError
 from utils.files import ROOT
-from utils.zoo.registry import entry_from_file, find_entry, find_variant, load_model, read_registry, register
+from utils.zoo.registry import (
+    entry_from_file,
+    find_entry,
+    find_variant,
+    load_model,
+    read_registry,
+    register,
+    source_files,
+    sources_sha256,
+)
 
 ENTRY = """
 [[model]]
@@ -84,6 +94,7 @@ def test_weights_that_the_registry_does_not_know_have_no_provenance(tmp_path):
         ([ENTRY.format(id=1, checkpoint="x") + "scale = 4\n"], "unknown key scale"),
         ([ENTRY.format(id=1, checkpoint="x"), ENTRY.format(id=1, checkpoint="y")], "id 1 is taken"),
         (["[[model]\n"], "not a readable registry"),
+        (["[[model]]\nid = 2\nname = 'V'\nvariant = { of = 99 }\n"], "model V: variant of 99, which is no model's id"),
     ],
 )
 def test_bad_registry_names_the_key(tmp_path, tables, reason):
@@ -138,3 +149,21 @@ def test_registered_model_is_read_back_as_it_was(tmp_path):
     assert read_registry(path)[1] == entry
     with pytest.raises(HarnessError, match=r"--register 42: .* has this id for Net; choose another"):
         register(entry, path)
+
+
+def test_sources_are_the_file_its_compiled_companion_and_the_models_it_imports():
+    names = [path.name for path in source_files(find_entry(210, read_registry()))]
+    assert names == ["nanosr_winograd.py", "nanosr_winograd.c", "team07_NanoSR.py"]
+
+
+def test_hash_follows_every_source(tmp_path):
+    file, checkpoint = tmp_path / "team42_Net.py", tmp_path / "team42_Net.pth"
+    file.write_text("def broken")
+    checkpoint.write_bytes(b"weights are no source")
+    entry = entry_from_file(file, "Net", [], checkpoint)
+    alone = sources_sha256(entry)
+    assert alone == hashlib.sha256(b"def broken").hexdigest()
+    file.with_suffix(".c").write_text("int x;")
+    with_c = sources_sha256(entry)
+    file.with_suffix(".c").write_text("int y;")
+    assert len({alone, with_c, sources_sha256(entry)}) == 3

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from utils.zoo.registry import build_model, entry_from_file
+
 NETWORK = """
 import torch
 from torch import nn
@@ -73,6 +75,15 @@ def test_arguments_and_state_key_and_range(submit, tmp_path):
     assert (stored(tmp_path)["model"]["id"], stored(tmp_path)["model"]["name"]) == (42, "Net")
 
 
+@pytest.mark.parametrize("arguments", ["[3, 4]", '{"*": [3], "channels": 4}', '{"colours": 3, "channels": 4}'])
+def test_arguments_come_by_place_by_name_or_both(tmp_path, arguments):
+    network = NETWORK.replace("channels=4", "colours, channels").replace("Conv2d(3,", "Conv2d(colours,")
+    (tmp_path / "net.py").write_text(network.format(constructor="pass", forward="pass"))
+    (tmp_path / "w.pth").touch()
+    entry = entry_from_file(tmp_path / "net.py", "Net", json.loads(arguments), tmp_path / "w.pth")
+    assert build_model(entry).conv.weight.shape == (48, 3, 3, 3)
+
+
 def test_register_writes_the_registry_once_the_model_has_run(submit, tmp_path, monkeypatch):
     registered = []
     monkeypatch.setattr("utils.zoo.registry.register", registered.append)
@@ -138,7 +149,12 @@ def test_cuda_in_the_constructor_costs_one_line_without_a_gpu(submit):
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
-    [(("--args", "{"), "not JSON"), (("--args", "3"), "neither a list"), (("--state_key", "ema"), "nothing under ema")],
+    [
+        (("--args", "{"), "not JSON"),
+        (("--args", "3"), "neither a list"),
+        (("--args", '{"*": 3}'), "a list"),
+        (("--state_key", "ema"), "nothing under ema"),
+    ],
 )
 def test_bad_arguments_are_named(submit, arguments, part):
     result = submit(*arguments)

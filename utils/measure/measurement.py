@@ -5,15 +5,13 @@ from dataclasses import asdict, dataclass, replace
 
 from utils.data.images import to_tensor
 from utils.errors import HarnessError, in_one_line
-from utils.files import ROOT
 from utils.measure.complexity import INPUT_SHAPE, measure_complexity
 from utils.measure.environment import describe_environment
 from utils.measure.evaluation import default_workers, evaluate, largest_lr, time_dataset
 from utils.measure.memory import METHODS, cpu_peak_mib, gpu_peak_mib, reset_peak
 from utils.measure.runtime import CLOCKS, PROTOCOL_METHOD, THROUGHPUT_MODE, measure_steady_runtime
 from utils.measure.sharding import Shard, interleave
-from utils.zoo.checkpoints import file_sha256
-from utils.zoo.registry import LoadedModel
+from utils.zoo.registry import LoadedModel, sources_sha256
 
 ALONE = Shard()
 MACHINE = ("device", "gpu", "cpu", "threads", "libraries")  # what of the environment must not change in a measurement
@@ -171,7 +169,7 @@ def _start_record(loaded, dataset, device):
             "id": entry.id,
             "name": entry.name,
             "file": entry.file,
-            "file_sha256": file_sha256(ROOT / entry.file),
+            "file_sha256": sources_sha256(entry),
             "class": entry.class_name,
             "arguments": entry.arguments,
             "data_range": entry.data_range,

@@ -5,10 +5,10 @@ measured, or whose measurement stopped, stands under "incomplete" until it is co
 stays under "models" meanwhile. A record:
 
     status       "complete", or "incomplete: " and the reason
-    model        id, name, file, file_sha256, class, arguments, data_range, checkpoint, sha256 (null without weights),
-                 provenance,
-                 variant_of (null, or the id of the model whose function it computes in another way), missing_weights
-                 (null, or why quality is absent), ignored (null, or what lenient loading passed over)
+    model        id, name, file, file_sha256 (over all its sources if there are several), class, arguments, data_range,
+                 checkpoint, sha256 (null without weights), provenance, variant_of (null, or the id of the model whose
+                 function it computes in another way), missing_weights (null, or why quality is absent), ignored (null,
+                 or what lenient loading passed over)
     environment  date, device, gpu, cuda, cpu, cores, threads, memory_gib, platform, python, libraries
     dataset      label, split, folder, images, has_hr
     images       name, lr_pixels, psnr [dB], ssim, tile: lists, one value per image; a quality value may be null; tile
@@ -64,6 +64,12 @@ def _read(path):
             f"{path}: results of another version (schema {values.get('schema')}, this is {SCHEMA}); move it away"
         )
     return values
+
+
+def current_records(path, names):
+    """Return the models' records in a results file, in order; what did not end well is marked incomplete."""
+    complete, incomplete = read_results(path), read_incomplete(path)
+    return [incomplete.get(name) or complete[name] for name in names]
 
 
 def mean(values):

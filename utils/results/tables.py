@@ -1,5 +1,6 @@
 """The factsheet table, as text, Markdown and LaTeX: a view of the results record."""
 
+from utils.files import write_text
 from utils.results.record import mean, protocol_runtime_ms
 
 COLUMNS = (
@@ -131,6 +132,12 @@ def latex_table(records):
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def write_tables(folder, records):
+    """Write the table as factsheet.txt, .md and .tex into a folder."""
+    for suffix, view in (("txt", text_table), ("md", markdown_table), ("tex", latex_table)):
+        write_text(folder / f"factsheet.{suffix}", view(records))
 
 
 def _latex(text):

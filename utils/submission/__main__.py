@@ -1,4 +1,4 @@
-"""A team's last steps: python -m utils.submission check | pack | factsheet --model_id N
+"""A team's last steps: python -m utils.submission check | pack | factsheet --model_id N (or --model_file FILE.py …)
 
 check      runs the organizers' rules as a checklist; the model's code is run
 pack       checks, then writes a zip with model, checkpoint, select_model branch, results and factsheet table, and
@@ -10,6 +10,7 @@ import argparse
 import re
 from pathlib import Path
 
+from utils.arguments import add_model_file, one_entry
 from utils.challenge.rules import EDITIONS, get_edition
 from utils.data.datasets import SPLITS, open_dataset
 from utils.errors import HarnessError, exit_on_harness_error
@@ -17,12 +18,11 @@ from utils.results.record import RECORDS_FILE, read_results
 from utils.results.tables import latex_table
 from utils.submission.checks import FAIL, check_submission
 from utils.submission.packing import complexity_paragraph, pack
-from utils.zoo.registry import find_entry, read_registry
 
 
 def main():
     args = parse()
-    entry = find_entry(args.model_id, read_registry())
+    entry = one_entry(args)
     if args.command == "factsheet":
         record = measured(entry, args.results)
         print(f"{latex_table([record])}\n{complexity_paragraph(record)}", end="")
@@ -48,7 +48,8 @@ def main():
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("check", "pack", "factsheet"))
-    parser.add_argument("--model_id", type=int, required=True)
+    parser.add_argument("--model_id", type=int)
+    add_model_file(parser)
     parser.add_argument("--data_dir", type=Path, help="judge PSNR there; only the challenge's whole folder counts")
     parser.add_argument("--dataset", default="valid", choices=SPLITS)
     parser.add_argument("--edition", type=int, default=max(EDITIONS), help="whose threshold (default %(default)s)")
@@ -63,7 +64,8 @@ def measured(entry, folder):
     path = folder / RECORDS_FILE
     records = read_results(path)
     if entry.name not in records:
-        raise HarnessError(f"{path}: holds no results of {entry.name}; run python eval.py --model_id {entry.id} first")
+        way = "--model_file …" if Path(entry.file).is_absolute() else f"--model_id {entry.id}"
+        raise HarnessError(f"{path}: holds no results of {entry.name}; run python eval.py {way} first")
     return records[entry.name]
 
 

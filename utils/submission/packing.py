@@ -15,11 +15,10 @@ from utils.data.datasets import open_dataset
 from utils.data.images import read_rgb
 from utils.data.sample import ensure_sample
 from utils.errors import HarnessError
-from utils.files import ROOT
 from utils.measure.evaluation import restore
 from utils.results.record import protocol_runtime_ms
 from utils.results.tables import latex_table, markdown_table
-from utils.zoo.registry import load_model
+from utils.zoo.registry import load_model, source_files, split_arguments
 
 SELECT_MODEL = '''\
 """The branch to paste into select_model of the organizers' test_demo.py, in a function that runs as it stands."""
@@ -70,7 +69,7 @@ def pack(entry, record, path):
     is left under `path`.
     """
     files = {
-        f"models/{Path(entry.file).name}": (ROOT / entry.file).read_bytes(),
+        **{f"models/{path.name}": path.read_bytes() for path in source_files(entry)},
         f"model_zoo/{entry.checkpoint_path.name}": entry.checkpoint_path.read_bytes(),
         "select_model.py": select_model_source(entry).encode(),
         "record.json": (json.dumps(record, indent=1) + "\n").encode(),
@@ -95,10 +94,8 @@ def pack(entry, record, path):
 
 def select_model_source(entry):
     """Return the text of select_model.py: the organizers' function with this model's branch."""
-    if isinstance(entry.arguments, dict):
-        arguments = ", ".join(f"{key}={value!r}" for key, value in entry.arguments.items())
-    else:
-        arguments = ", ".join(map(repr, entry.arguments))
+    positional, named = split_arguments(entry.arguments)
+    arguments = ", ".join([*map(repr, positional), *(f"{key}={value!r}" for key, value in named.items())])
     branch = BRANCH.format(
         id=entry.id,
         module=Path(entry.file).stem,

@@ -1,5 +1,7 @@
 """The models: `model_zoo/models.toml` lists them, `load_model` turns an entry into a network ready to run."""
 
+import ast
+import hashlib
 import importlib
 import importlib.util
 import re
@@ -16,6 +18,7 @@ from utils.zoo.checkpoints import file_sha256, load_leniently, load_state_dict, 
 
 REGISTRY = ROOT / "model_zoo" / "models.toml"
 TEAM_FILE = re.compile(r"team(?P<id>\d+)_(?P<name>\w+)\.py")
+COMPILED = (".c", ".cpp", ".cu")
 REQUIRED = {"id", "name", "file", "class", "arguments", "checkpoint", "sha256", "data_range", "provenance", "licence"}
 OPTIONAL = {"published", "state_key", "lenient", "variant"}
 INHERITED = ("checkpoint", "sha256", "data_range", "provenance", "licence")  # by a variant, from what it is one of
@@ -26,6 +29,7 @@ PLAIN = {"backend": "plain", "precision": "float32"}  # how a model runs that is
 class ModelEntry:
     """One table of the registry. `data_range` is that of the network's input and output, 1.0 or 255.0.
 
+    `arguments` are the class's: a list, or a table of named ones with the positional ones as a list under "*".
     `state_key` names the checkpoint's key under which the weights lie, if it is not one that is tried anyway; `lenient`
     loads with strict=False; `trust_checkpoint` unpickles more than tensors, and no registry can ask for it. `variant`,
     of an entry that computes another one's function in another way, holds the other one's id as `of`, and the `backend`
@@ -36,7 +40,7 @@ class ModelEntry:
     name: str
     file: str
     class_name: str
-    arguments: dict
+    arguments: dict | list
     checkpoint: str
     sha256: str
     data_range: float
@@ -91,6 +95,8 @@ def read_registry(path=REGISTRY):
     for number, table in enumerate(tables, start=1):
         where = f"{path}: model {table.get('name', number)}"
         of = table.get("variant", {}).get("of")
+        if "variant" in table and of not in [other.get("id") for other in tables]:
+            raise HarnessError(f"{where}: variant of {of}, which is no model's id; correct `of`")
         plain = next((other for other in tables if of is not None and other.get("id") == of), {})
         table = {key: plain[key] for key in INHERITED if key in plain} | table
         for problem, keys in (("missing", REQUIRED - table.keys()), ("unknown", table.keys() - REQUIRED - OPTIONAL)):
@@ -193,7 +199,7 @@ def register(entry, path=REGISTRY):
 
 def build_model(entry):
     """Return an entry's network with its initial weights. Raises HarnessError, in one line, for whatever it raises."""
-    positional, named = ([], entry.arguments) if isinstance(entry.arguments, dict) else (entry.arguments, {})
+    positional, named = split_arguments(entry.arguments)
     try:
         return getattr(import_model(entry), entry.class_name)(*positional, **named)
     except ModuleNotFoundError as error:
@@ -202,6 +208,34 @@ def build_model(entry):
         ) from error
     except Exception as error:  # a stranger's code may raise anything
         raise HarnessError(f"{entry.file}: cannot build {entry.class_name} ({in_one_line(error)})") from error
+
+
+def split_arguments(arguments):
+    """Return the positional and the named arguments of an entry's class: a list, or a table with a list under "*"."""
+    if isinstance(arguments, list):
+        return arguments, {}
+    return arguments.get("*", []), {key: value for key, value in arguments.items() if key != "*"}
+
+
+def source_files(entry):
+    """Return the files that an entry's network is written in: its Python file, compiled sources of the same stem beside
+    it, and the model files of this project that it imports.
+    """
+    path = ROOT / entry.file
+    files = [path, *(path.with_suffix(suffix) for suffix in COMPILED if path.with_suffix(suffix).is_file())]
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return files  # whoever runs it says so
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    imported = (ROOT / f"{name.replace('.', '/')}.py" for name in sorted(modules) if name.startswith("models."))
+    return [*files, *(other for other in imported if other.is_file() and path.is_relative_to(ROOT))]
+
+
+def sources_sha256(entry):
+    """Hex digest of an entry's file, or of all its `source_files` if there are several."""
+    digests = [file_sha256(path) for path in source_files(entry)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def import_model(entry):

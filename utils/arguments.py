@@ -1,0 +1,91 @@
+"""What the command-line files share: the arguments that name a model, and the registry entry that they mean."""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from utils.errors import HarnessError
+from utils.zoo.registry import entry_from_file, find_entry, find_variant, read_registry
+
+
+def add_model_file(parser):
+    """Add the arguments that describe a model of no registry."""
+    group = parser.add_argument_group("a model of no registry")
+    group.add_argument("--model_file", type=Path, metavar="FILE.py", help="its file, whose code is run")
+    group.add_argument("--class", dest="class_name", metavar="NAME", help="the class in --model_file")
+    example = '{"*": [3, 3], "upscale": 4}'
+    group.add_argument("--args", default="[]", metavar="JSON", help=f"its arguments, a list or an object, or {example}")
+    group.add_argument("--checkpoint", type=Path, help="its weights; with --model_id: instead of the registry's")
+    group.add_argument("--state_key", default="", help="where in --checkpoint the weights of --model_file lie")
+    group.add_argument("--data_range", type=float, default=1.0, help="of --model_file's input and output")
+    group.add_argument("--lenient", action="store_true", help="load --model_file's weights with strict=False")
+
+
+def submitted_entry(args):
+    """Return the entry of the model that `add_model_file`'s arguments describe; giving it is the consent to run it."""
+    if not (args.class_name and args.checkpoint):
+        raise HarnessError("--model_file: needs --class and --checkpoint too")
+    try:
+        arguments = json.loads(args.args)
+    except ValueError as error:
+        raise HarnessError(f"--args {args.args}: not JSON ({error}); write a list or an object") from error
+    if not isinstance(arguments, (list, dict)):
+        raise HarnessError(f"--args {args.args}: neither a list nor an object")
+    if isinstance(arguments, dict) and not isinstance(arguments.get("*", []), list):
+        raise HarnessError(f'--args {args.args}: "*" holds the positional arguments, a list')
+    return entry_from_file(
+        args.model_file, args.class_name, arguments, args.checkpoint, args.data_range, args.state_key, args.lenient
+    )
+
+
+def one_entry(args):
+    """Return the one entry that `--model_id` or `--model_file` names. Raises HarnessError unless it is one of them."""
+    if (args.model_id is None) == (args.model_file is None):
+        raise HarnessError("name one model, by --model_id or by --model_file")
+    if args.model_file:
+        return submitted_entry(args)
+    entry = find_entry(args.model_id, read_registry())
+    return replace(entry, checkpoint=str(args.checkpoint.resolve())) if args.checkpoint else entry
+
+
+def chosen_entries(args, baseline=None):
+    """Return the entries to measure, in order: those asked for, a variant's plain form, the model named `baseline`."""
+    registry = read_registry()
+    if args.register is not None and not args.model_file:
+        raise HarnessError("--register: needs --model_file, the model to write into the registry")
+    if args.checkpoint and not args.model_file and len(args.model_id or ()) != 1:
+        raise HarnessError("--checkpoint: needs exactly one --model_id, the model that it belongs to")
+    if args.model_file:
+        entries = [submitted_entry(args)]
+        if args.register is not None:
+            entries = [replace(entries[0], id=args.register)]
+    elif args.model_id:
+        entries = [find_entry(model_id, registry) for model_id in args.model_id]
+    else:
+        entries = [entry for entry in registry if not entry.variant]
+    if args.trust_checkpoint:
+        entries = [replace(entry, trust_checkpoint=True) for entry in entries]
+    if args.backend or args.precision:
+        chosen = [find_variant(entry, registry, args.backend, args.precision) for entry in entries]
+        entries = [*chosen, *(entry for entry in entries if entry not in chosen)]
+    if baseline and baseline not in {entry.name for entry in entries}:
+        entries = [*entries, next(entry for entry in registry if entry.name == baseline)]
+    return entries
+
+
+def positive(text):
+    """An argument's whole number above 0."""
+    return _at_least(1, text, "positive")
+
+
+def natural(text):
+    """An argument's whole number from 0."""
+    return _at_least(0, text, "a count")
+
+
+def _at_least(least, text, name):
+    value = int(text)
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{value} is not {name}")
+    return value
