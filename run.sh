@@ -3,13 +3,14 @@
 # bash run.sh test    lint and test
 # bash run.sh all     measure every model but variants of others, each in its own process: a bad one costs its own row
 # bash run.sh speed   measure the speed of evaluation and network, as ratios to the plain protocol
+# PYTHON=python3.14 bash run.sh …      make the environment with this one
 # bash run.sh COMMAND ARGUMENTS …    run a command in the environment, such as: bash run.sh python eval.py --model_id 7
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 find_python() {
     local candidate
-    for candidate in python3.{13,12,11,14} python3 python; do
+    for candidate in ${PYTHON:-} python3.{13,12,11} python3 python; do
         if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then
             echo "$candidate"
             return
