@@ -12,10 +12,10 @@ from utils.challenge.score_tables import score_markdown, score_records
 from utils.data.datasets import SPLITS, open_dataset
 from utils.data.sample import default_data_dir
 from utils.errors import HarnessError, exit_on_harness_error
+from utils.evaluate.measurement import Plan, measure
+from utils.evaluate.sharding import joined_shard
 from utils.files import write_text
 from utils.measure.environment import choose_device
-from utils.measure.measurement import Plan, measure
-from utils.measure.sharding import joined_shard
 from utils.referee.rows import measure_isolated
 from utils.results.record import RECORDS_FILE, current_records, read_incomplete, read_results, store_record
 from utils.results.report import write_report

@@ -17,9 +17,9 @@ from utils.challenge.organizers_files import (
 from utils.data.datasets import SPLITS, open_dataset
 from utils.data.sample import default_data_dir
 from utils.errors import HarnessError, exit_on_harness_error
+from utils.evaluate.evaluation import default_workers, evaluate, largest_lr
 from utils.measure.complexity import measure_complexity
 from utils.measure.environment import choose_device
-from utils.measure.evaluation import default_workers, evaluate, largest_lr
 from utils.measure.memory import measure_peak_mib, reset_peak
 from utils.results.record import mean
 from utils.zoo.registry import find_entry, load_model, read_registry

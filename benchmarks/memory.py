@@ -20,8 +20,8 @@ from utils.data.datasets import open_dataset
 from utils.data.images import bicubic_downscale, read_rgb, write_png
 from utils.data.sample import ensure_sample
 from utils.errors import exit_on_harness_error
+from utils.evaluate.measurement import Plan, measure
 from utils.measure.environment import choose_device, describe_environment
-from utils.measure.measurement import Plan, measure
 from utils.measure.memory import peak_rss_bytes
 from utils.results.record import RECORDS_FILE, store_record
 from utils.zoo.registry import find_entry, load_model, read_registry

@@ -31,9 +31,9 @@ from utils.data.datasets import open_dataset
 from utils.data.images import read_rgb, to_tensor
 from utils.data.sample import default_data_dir
 from utils.errors import HarnessError, exit_on_harness_error
+from utils.evaluate.evaluation import default_workers, evaluate
 from utils.measure.complexity import measure_complexity
 from utils.measure.environment import choose_device, describe_environment
-from utils.measure.evaluation import default_workers, evaluate
 from utils.measure.runtime import timed_forward
 from utils.results.record import mean
 from utils.zoo.registry import find_entry, load_model, read_registry

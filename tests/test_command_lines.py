@@ -10,7 +10,7 @@ import torch
 from models.team07_NanoSR import NanoSR_inference
 from tests.conftest import write_pairs
 from utils.data.images import read_rgb
-from utils.measure.metrics import psnr, ssim
+from utils.evaluate.metrics import psnr, ssim
 
 FULL_NAME = "07_NanoSR_inference"
 

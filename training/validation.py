@@ -4,7 +4,7 @@ import torch
 
 from utils.data.datasets import read_fitting_hr
 from utils.data.images import read_rgb, to_image, to_tensor
-from utils.measure.metrics import psnr
+from utils.evaluate.metrics import psnr
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The figures: what PSNR, SSIM, runtime, memory and complexity are, and how a model is measured over a data set.
+"""A model alone: its runtime, memory, FLOPs and activations, and the machine that they were measured on.
 
-`evaluation` runs a model over images, `measurement` makes one record of everything. It uses `data` and `zoo`.
+It uses `data` and `zoo`.
 """

@@ -1,4 +1,4 @@
 """Strangers' code: running it where it cannot harm other rows, and seeing what it does.
 
-It uses `zoo`, `measure` and `results`.
+It uses `zoo`, `evaluate` and `results`.
 """

@@ -4,8 +4,8 @@ import sys
 
 import psutil
 
+from utils.evaluate.measurement import empty_record
 from utils.files import ROOT
-from utils.measure.measurement import empty_record
 from utils.referee.isolation import run_isolated
 from utils.results.record import read_incomplete, read_results, store_record
 

@@ -15,9 +15,9 @@ from utils.data.datasets import CHALLENGE_IMAGES, open_dataset
 from utils.data.images import SCALE, read_rgb, to_tensor
 from utils.data.sample import ensure_sample
 from utils.errors import HarnessError, in_one_line
+from utils.evaluate.evaluation import evaluate
 from utils.files import ROOT
 from utils.measure.complexity import measure_complexity
-from utils.measure.evaluation import evaluate
 from utils.referee.global_state import changes_by
 from utils.results.record import mean
 from utils.zoo.checkpoints import load_state_dict, load_strictly

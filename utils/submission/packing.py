@@ -15,7 +15,7 @@ from utils.data.datasets import open_dataset
 from utils.data.images import read_rgb
 from utils.data.sample import ensure_sample
 from utils.errors import HarnessError
-from utils.measure.evaluation import restore
+from utils.evaluate.evaluation import restore
 from utils.results.record import protocol_runtime_ms
 from utils.results.tables import latex_table, markdown_table
 from utils.zoo.registry import load_model, source_files, split_arguments

@@ -13,7 +13,7 @@ import torch
 from utils.data.datasets import read_fitting_hr
 from utils.data.images import SCALE, read_rgb, to_image, to_tensor, write_png
 from utils.errors import HarnessError, in_one_line
-from utils.measure.metrics import psnr, ssim
+from utils.evaluate.metrics import psnr, ssim
 from utils.measure.tiles import forward_within_memory
 
 

@@ -1,4 +1,4 @@
-"""utils/measure/sharding.py: an evaluation by several processes ends in the results of one."""
+"""utils/evaluate/sharding.py: an evaluation by several processes ends in the results of one."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from models.team07_NanoSR import NanoSR_inference
 from tests.conftest import write_pairs
 from tests.training.test_train_command import free_port
 from utils.data.datasets import open_dataset
+from utils.evaluate.sharding import Shard, interleave
 from utils.files import ROOT
-from utils.measure.sharding import Shard, interleave
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])

@@ -1,4 +1,4 @@
-"""utils/measure/metrics.py against scikit-image and arithmetic on paper."""
+"""utils/evaluate/metrics.py against scikit-image and arithmetic on paper."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tests.conftest import photograph
-from utils.measure.metrics import psnr, ssim
+from utils.evaluate.metrics import psnr, ssim
 
 
 def noisy_pair(height=40, width=33):

@@ -1,4 +1,4 @@
-"""utils/measure/evaluation.py: the same results whether images are judged one by one or meanwhile."""
+"""utils/evaluate/evaluation.py: the same results whether images are judged one by one or meanwhile."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +13,8 @@ from tests.conftest import write_pairs
 from utils.data.datasets import open_dataset
 from utils.data.images import read_rgb
 from utils.errors import HarnessError
-from utils.measure import evaluation
-from utils.measure.evaluation import ahead, evaluate
+from utils.evaluate import evaluation
+from utils.evaluate.evaluation import ahead, evaluate
 from utils.zoo.registry import LoadedModel, ModelEntry
 
 

@@ -1,4 +1,4 @@
-"""utils/measure/measurement.py: a measurement that was stopped goes on, and never mixes circumstances."""
+"""utils/evaluate/measurement.py: a measurement that was stopped goes on, and never mixes circumstances."""
 
 from copy import deepcopy
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tests.conftest import write_pairs
-from tests.measure.test_evaluation import CPU, Enlarge
+from tests.evaluate.test_evaluation import CPU, Enlarge
 from utils.data.datasets import open_dataset
-from utils.measure.measurement import Plan, measure
+from utils.evaluate.measurement import Plan, measure
 from utils.zoo.registry import LoadedModel, find_entry, read_registry
 
 
@@ -24,7 +24,7 @@ def dataset(tmp_path):
 @pytest.fixture
 def loaded(monkeypatch):
     """A quick network under the registry's name; counting it and its memory is not what is tested here."""
-    monkeypatch.setattr("utils.measure.measurement.cpu_peak_mib", lambda entry, shape: 1.0)
+    monkeypatch.setattr("utils.evaluate.measurement.cpu_peak_mib", lambda entry, shape: 1.0)
     network = Enlarge()
     network.weight = torch.nn.Parameter(torch.ones(1))
     return LoadedModel(network, find_entry(7, read_registry()), "sha", None)

@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass, replace
 
 from utils.data.images import to_tensor
 from utils.errors import HarnessError, in_one_line
+from utils.evaluate.evaluation import default_workers, evaluate, largest_lr, time_dataset
+from utils.evaluate.sharding import Shard, interleave
 from utils.measure.complexity import INPUT_SHAPE, measure_complexity
 from utils.measure.environment import describe_environment
-from utils.measure.evaluation import default_workers, evaluate, largest_lr, time_dataset
 from utils.measure.memory import METHODS, cpu_peak_mib, gpu_peak_mib, reset_peak
 from utils.measure.runtime import CLOCKS, PROTOCOL_METHOD, THROUGHPUT_MODE, measure_steady_runtime
-from utils.measure.sharding import Shard, interleave
 from utils.zoo.registry import LoadedModel, sources_sha256
 
 ALONE = Shard()
