@@ -13,6 +13,7 @@ from utils.data.datasets import SPLITS, open_dataset
 from utils.data.sample import default_data_dir
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.evaluate.measurement import Plan, measure
+from utils.evaluate.runner import Runner
 from utils.evaluate.sharding import joined_shard
 from utils.files import write_text
 from utils.measure.environment import choose_device
@@ -72,7 +73,7 @@ def measure_here(entries, dataset, device, results, args, shard):
         earlier = None if args.fresh else read_incomplete(results).get(entry.name)
         passes = plan.passes(len(shard.part_of(dataset).pairs))
         with tqdm(total=passes, desc=entry.name, unit="pass", disable=not shard.is_first) as bar:
-            measure(loaded, dataset, device, plan, save_dir, bar.update, store, shard, earlier)
+            measure(Runner(loaded, device), dataset, plan, save_dir, bar.update, store, shard, earlier)
         shard.wait()  # the first process still times its steady passes, and not beside the next model
 
 

@@ -18,6 +18,7 @@ from utils.data.datasets import SPLITS, open_dataset
 from utils.data.sample import default_data_dir
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.evaluate.evaluation import default_workers, evaluate, largest_lr
+from utils.evaluate.runner import Runner
 from utils.measure.complexity import measure_complexity
 from utils.measure.environment import choose_device
 from utils.measure.memory import measure_peak_mib, reset_peak
@@ -89,7 +90,7 @@ def run(loaded, dataset, device, args, log):
         log.info("restored images: %s", save_dir)
     reset_peak(device)
     images = []
-    results = evaluate(loaded, dataset, device, args.ssim, save_dir, default_workers(device))
+    results = evaluate(Runner(loaded, device), dataset, args.ssim, save_dir, default_workers(device))
     for result in tqdm(results, total=len(dataset.pairs), desc=dataset.split, unit="image"):
         images.append(result)
         log.info(image_line(result))

@@ -16,6 +16,7 @@ from utils.data.sample import ensure_sample
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.evaluate.evaluation import restore
 from utils.evaluate.metrics import psnr
+from utils.evaluate.runner import Runner
 from utils.measure.environment import choose_device
 from utils.zoo.registry import find_entry, load_model, read_registry
 
@@ -41,9 +42,9 @@ def panels(pair, model_ids):
     bicubic = cv2.resize(lr, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
     shown = [(f"bicubic\n{psnr(bicubic, hr):.2f} dB", bicubic)]
     for model_id in model_ids:
-        loaded = load_model(find_entry(model_id, read_registry()), choose_device())
-        sr, *_ = restore(loaded, lr, choose_device())
-        shown.append((f"{loaded.entry.name}\n{psnr(sr, hr):.2f} dB", sr))
+        runner = Runner(load_model(find_entry(model_id, read_registry()), choose_device()), choose_device())
+        sr, *_ = restore(runner, lr)
+        shown.append((f"{runner.entry.name}\n{psnr(sr, hr):.2f} dB", sr))
     return [*shown, ("original\n", hr)]
 
 

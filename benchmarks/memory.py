@@ -21,6 +21,7 @@ from utils.data.images import bicubic_downscale, read_rgb, write_png
 from utils.data.sample import ensure_sample
 from utils.errors import exit_on_harness_error
 from utils.evaluate.measurement import Plan, measure
+from utils.evaluate.runner import Runner
 from utils.measure.environment import choose_device, describe_environment
 from utils.measure.memory import peak_rss_bytes
 from utils.results.record import RECORDS_FILE, store_record
@@ -62,7 +63,7 @@ def _evaluate(count, model_id, workers, device_name):
             store_record(folder / RECORDS_FILE, loaded.entry.name, record)
             peaks.append((peak_rss_bytes(), time.perf_counter()))
 
-        measure(loaded, dataset, device, Plan(1, 1, 1, workers), folder / "images", on_progress=store)
+        measure(Runner(loaded, device), dataset, Plan(1, 1, 1, workers), folder / "images", on_progress=store)
         peak, end = peaks[count - 1]
         return (peak - before) / 2**20, end - start
 

@@ -32,6 +32,7 @@ from utils.data.images import read_rgb, to_tensor
 from utils.data.sample import default_data_dir
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.evaluate.evaluation import default_workers, evaluate
+from utils.evaluate.runner import Runner
 from utils.measure.complexity import measure_complexity
 from utils.measure.environment import choose_device, describe_environment
 from utils.measure.runtime import timed_forward
@@ -102,9 +103,10 @@ def evaluation_table(models, dataset, device):
         print(f"| reference | {reference_s:.3f} | 1.00 | | |", flush=True)
         quality = {}
         for id_, loaded in models.items():
-            list(evaluate(loaded, replace(dataset, pairs=dataset.pairs[:1]), device, True, Path(folder)))
+            runner = Runner(loaded, device)
+            list(evaluate(runner, replace(dataset, pairs=dataset.pairs[:1]), True, Path(folder)))
             start = time.perf_counter()
-            images = list(evaluate(loaded, dataset, device, True, Path(folder), default_workers(device)))
+            images = list(evaluate(runner, dataset, True, Path(folder), default_workers(device)))
             seconds = (time.perf_counter() - start) / len(paths)
             quality[id_] = mean(image.psnr for image in images)
             differences = quality[id_] - psnr, mean(image.ssim for image in images) - ssim

@@ -15,6 +15,7 @@ from utils.data.images import read_rgb
 from utils.errors import HarnessError
 from utils.evaluate import evaluation
 from utils.evaluate.evaluation import ahead, evaluate
+from utils.evaluate.runner import Runner
 from utils.zoo.registry import LoadedModel, ModelEntry
 
 
@@ -27,7 +28,7 @@ class Enlarge(nn.Module):
 
 def loaded(data_range=1.0, missing=None):
     entry = ModelEntry(1, "Enlarge", "enlarge.py", "Enlarge", {}, "", "", data_range, "", "")
-    return LoadedModel(Enlarge(), entry, None, missing)
+    return Runner(LoadedModel(Enlarge(), entry, None, missing), CPU)
 
 
 CPU = torch.device("cpu")
@@ -45,8 +46,8 @@ def many(tmp_path):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_change_no_bit(many, tmp_path, workers):
     dataset = open_dataset(many)
-    alone = quality(evaluate(loaded(), dataset, CPU, True, tmp_path / "alone"))
-    beside = quality(evaluate(loaded(), dataset, CPU, True, tmp_path / "beside", workers))
+    alone = quality(evaluate(loaded(), dataset, True, tmp_path / "alone"))
+    beside = quality(evaluate(loaded(), dataset, True, tmp_path / "beside", workers))
     assert beside == alone
     assert [name for name, *_ in alone] == sorted(name for name, *_ in alone)
     for pair in dataset.pairs:
@@ -71,22 +72,22 @@ def test_nothing_runs_beside_a_forward_pass_without_workers(many, tmp_path, monk
         monkeypatch.setattr(evaluation, name, watched(getattr(evaluation, name)))
     network = loaded()
     network.model.register_forward_hook(lambda *_: beside.extend(under_way))
-    assert len(list(evaluate(network, open_dataset(many), CPU, True, tmp_path / "out"))) == 12
+    assert len(list(evaluate(network, open_dataset(many), True, tmp_path / "out"))) == 12
     assert beside == []
-    list(evaluate(network, open_dataset(many), CPU, True, tmp_path / "out", workers=3))
+    list(evaluate(network, open_dataset(many), True, tmp_path / "out", workers=3))
     assert beside  # in throughput mode it does, so it would have been noticed
 
 
 def test_range_of_the_network_does_not_change_the_result(many):
     dataset = open_dataset(many)
-    one, other = (quality(evaluate(loaded(data_range), dataset, CPU)) for data_range in (1.0, 255.0))
+    one, other = (quality(evaluate(loaded(data_range), dataset)) for data_range in (1.0, 255.0))
     assert [psnr for *_, psnr, _ in one] == pytest.approx([psnr for *_, psnr, _ in other], abs=0.01)
 
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_everything_before_a_broken_image_is_yielded(many, workers):
     (many / "HR" / "07.png").write_bytes(b"broken")
-    names, results = [], evaluate(loaded(), open_dataset(many), CPU, workers=workers)
+    names, results = [], evaluate(loaded(), open_dataset(many), workers=workers)
     with pytest.raises(HarnessError, match=r"07\.png"):
         names.extend(result.name for result in results)
     assert names == [f"{number:02}.png" for number in range(7)]
@@ -97,12 +98,12 @@ def test_grey_hr_counts_as_three_equal_channels(many):
         path = many / kind / f"00{suffix}.png"
         grey = read_rgb(path)[:, :, 1]
         cv2.imwrite(str(path), grey)
-    first = next(evaluate(loaded(), open_dataset(many), CPU))
+    first = next(evaluate(loaded(), open_dataset(many)))
     assert 10 < first.psnr < 60
 
 
 def test_without_weights_nothing_is_judged(many):
-    first = next(evaluate(loaded(missing="no checkpoint"), open_dataset(many), CPU, True))
+    first = next(evaluate(loaded(missing="no checkpoint"), open_dataset(many), True))
     assert (first.psnr, first.ssim) == (None, None)
     assert first.runtime_ms > 0
 

@@ -9,6 +9,7 @@ from tests.conftest import write_pairs
 from tests.evaluate.test_evaluation import CPU, Enlarge
 from utils.data.datasets import open_dataset
 from utils.evaluate.measurement import Plan, measure
+from utils.evaluate.runner import Runner
 from utils.zoo.registry import LoadedModel, find_entry, read_registry
 
 
@@ -24,10 +25,10 @@ def dataset(tmp_path):
 @pytest.fixture
 def loaded(monkeypatch):
     """A quick network under the registry's name; counting it and its memory is not what is tested here."""
-    monkeypatch.setattr("utils.evaluate.measurement.cpu_peak_mib", lambda entry, shape: 1.0)
+    monkeypatch.setattr("utils.evaluate.runner.cpu_peak_mib", lambda entry, shape: 1.0)
     network = Enlarge()
     network.weight = torch.nn.Parameter(torch.ones(1))
-    return LoadedModel(network, find_entry(7, read_registry()), "sha", None)
+    return Runner(LoadedModel(network, find_entry(7, read_registry()), "sha", None), CPU)
 
 
 def stopped_after(loaded, dataset, passes, **arguments):
@@ -40,17 +41,17 @@ def stopped_after(loaded, dataset, passes, **arguments):
             raise Killed
 
     with pytest.raises(Killed):
-        measure(loaded, dataset, CPU, Plan(2, 1, 1), on_progress=store, **arguments)
+        measure(loaded, dataset, Plan(2, 1, 1), on_progress=store, **arguments)
     return stored[passes - 1]
 
 
 @pytest.mark.parametrize("passes", [1, 3, 4, 6, 8])
 def test_going_on_gives_the_record_of_an_unbroken_measurement(loaded, dataset, passes):
-    whole = measure(loaded, dataset, CPU, Plan(2, 1, 1))
+    whole = measure(loaded, dataset, Plan(2, 1, 1))
     earlier = stopped_after(loaded, dataset, passes)
     assert earlier["status"].startswith("incomplete")
     timed = []
-    resumed = measure(loaded, dataset, CPU, Plan(2, 1, 1), earlier=earlier, on_progress=lambda r: timed.append(1))
+    resumed = measure(loaded, dataset, Plan(2, 1, 1), earlier=earlier, on_progress=lambda r: timed.append(1))
     assert len(timed) == 8 - passes + 1
     assert resumed["runtime"]["sittings"] == 2
     assert resumed["runtime"]["runs"][0][:passes] == earlier["runtime"]["runs"][0]
@@ -61,7 +62,7 @@ def test_going_on_gives_the_record_of_an_unbroken_measurement(loaded, dataset, p
 
 def test_fewer_runs_than_were_begun_are_enough(loaded, dataset):
     earlier = stopped_after(loaded, dataset, 6)
-    record = measure(loaded, dataset, CPU, Plan(1, 1, 1), earlier=earlier)
+    record = measure(loaded, dataset, Plan(1, 1, 1), earlier=earlier)
     assert [len(run) for run in record["runtime"]["runs"]] == [4]
 
 
@@ -93,15 +94,15 @@ def other_method(record):
 def test_other_circumstances_start_anew(loaded, dataset, change):
     earlier = stopped_after(loaded, dataset, 3)
     change(earlier)
-    assert measure(loaded, dataset, CPU, Plan(2, 1, 1), earlier=earlier)["runtime"]["sittings"] == 1
+    assert measure(loaded, dataset, Plan(2, 1, 1), earlier=earlier)["runtime"]["sittings"] == 1
 
 
 def test_missing_restored_images_start_anew(loaded, dataset, tmp_path):
     earlier = stopped_after(loaded, dataset, 3, save_dir=tmp_path / "images")
-    again = measure(loaded, dataset, CPU, Plan(2, 1, 1), tmp_path / "images", earlier=deepcopy(earlier))
+    again = measure(loaded, dataset, Plan(2, 1, 1), tmp_path / "images", earlier=deepcopy(earlier))
     assert again["runtime"]["sittings"] == 2
     (tmp_path / "images" / "a.png").unlink()
-    again = measure(loaded, dataset, CPU, Plan(2, 1, 1), tmp_path / "images", earlier=deepcopy(earlier))
+    again = measure(loaded, dataset, Plan(2, 1, 1), tmp_path / "images", earlier=deepcopy(earlier))
     assert again["runtime"]["sittings"] == 1
 
 
@@ -112,13 +113,13 @@ def test_tiles_are_recorded_and_leave_no_steady_time(loaded, dataset):
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().forward(x)
 
-    hungry = LoadedModel(Hungry(), loaded.entry, "sha", None)
+    hungry = Runner(LoadedModel(Hungry(), loaded.entry, "sha", None), CPU)
     hungry.model.weight = torch.nn.Parameter(torch.ones(1))
     large = open_dataset(write_pairs(dataset.folder.parent / "large", ["big"], size=(480, 640)))
-    record = measure(hungry, large, CPU, Plan(1, 1, 1))
+    record = measure(hungry, large, Plan(1, 1, 1))
     assert record["images"]["tile"] == [64]
     assert record["runtime"]["steady"] is None
     mixed = write_pairs(dataset.folder, ["big"], size=(480, 640))
-    record = measure(hungry, open_dataset(mixed), CPU, Plan(1, 1, 1))
+    record = measure(hungry, open_dataset(mixed), Plan(1, 1, 1))
     assert record["images"]["tile"] == [None, None, 64, None, None]
     assert record["runtime"]["steady"]["lr_height"] == 12

@@ -14,7 +14,6 @@ from utils.data.datasets import read_fitting_hr
 from utils.data.images import SCALE, read_rgb, to_image, to_tensor, write_png
 from utils.errors import HarnessError, in_one_line
 from utils.evaluate.metrics import psnr, ssim
-from utils.measure.tiles import forward_within_memory
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,8 @@ class ImageResult:
     tile: int | None = None
 
 
-def evaluate(loaded, dataset, device, with_ssim=False, save_dir=None, workers=0):
-    """Yield an ImageResult per pair, in order; restored images go to `save_dir` under the HR's name.
+def evaluate(runner, dataset, with_ssim=False, save_dir=None, workers=0):
+    """Yield an ImageResult per pair, in order, restored by a Runner; images go to `save_dir` under the HR's name.
 
     With `workers` threads, images are decoded ahead, judged and written while the network runs, at most
     2 `workers` of each at a time. On a GPU that leaves the timed forward pass alone on its device; on a CPU it does
@@ -43,7 +42,7 @@ def evaluate(loaded, dataset, device, with_ssim=False, save_dir=None, workers=0)
     Raises HarnessError at an image that cannot be read, does not fit its partner, or is restored to another size than
     4x; what was yielded before stays good.
     """
-    judged = dataset.has_hr and not loaded.missing_weights
+    judged = dataset.has_hr and not runner.missing_weights
 
     def read(pair):
         lr = read_rgb(pair.lr)
@@ -61,14 +60,14 @@ def evaluate(loaded, dataset, device, with_ssim=False, save_dir=None, workers=0)
     if workers:
         with ThreadPoolExecutor(workers) as pool:
             images = ahead(pool, lambda pair: (pair, *read(pair)), dataset.pairs, 2 * workers)
-            restored = ((pair, lr, hr, restore(loaded, lr, device)) for pair, lr, hr in images)
+            restored = ((pair, lr, hr, restore(runner, lr)) for pair, lr, hr in images)
             yield from ahead(pool, lambda work: judge(*work), restored, 2 * workers)
         return
     with ThreadPoolExecutor(4) as pool:  # the next image, SSIM, PSNR, PNG
         reading = None
         for pair, following in pairwise([*dataset.pairs, None]):
             lr, hr = reading.result() if reading else read(pair)
-            restored = restore(loaded, lr, device)
+            restored = restore(runner, lr)
             reading = pool.submit(read, following) if following else None
             yield judge(pair, lr, hr, restored, lambda *call: pool.submit(*call).result)
 
@@ -78,11 +77,11 @@ def default_workers(device):
     return 8 if device.type == "cuda" else 0
 
 
-def time_dataset(loaded, dataset, device, workers=0):
+def time_dataset(runner, dataset, workers=0):
     """Yield the runtime [ms] of each image's forward pass, in order, judging nothing; `workers` decode ahead."""
     with ThreadPoolExecutor(workers) if workers else nullcontext() as pool:
         for lr in ahead(pool, read_rgb, (pair.lr for pair in dataset.pairs), 2 * workers):
-            yield restore(loaded, lr, device)[1]
+            yield restore(runner, lr)[1]
 
 
 def ahead(pool, function, items, limit):
@@ -107,25 +106,25 @@ def ahead(pool, function, items, limit):
         yield waiting.popleft().result()
 
 
-def restore(loaded, lr, device):
+def restore(runner, lr):
     """Return (SR, runtime [ms], tile): H x W x 3 uint8 upscaled to 4H x 4W x 3 uint8 by the protocol's conversions.
 
     When GPU memory runs out the image is restored in tiles of `tile` x `tile` LR pixels, and the runtime is the sum of
     theirs; otherwise `tile` is None.
     """
-    data_range = loaded.entry.data_range
+    entry = runner.entry
     try:
-        sr, runtime_ms, tile = forward_within_memory(loaded.model, to_tensor(lr, data_range).to(device))
-    except Exception as error:  # a stranger's code may raise anything
+        sr, runtime_ms, tile = runner.forward(to_tensor(lr, entry.data_range))
+    except HarnessError:
+        raise
+    except Exception as error:  # a model's code may raise anything
         size = f"{lr.shape[1]} x {lr.shape[0]}"
-        raise HarnessError(f"{loaded.entry.file}: fails on an LR image of {size} ({in_one_line(error)})") from error
+        raise HarnessError(f"{entry.file}: fails on an LR image of {size} ({in_one_line(error)})") from error
     expected = (1, 3, SCALE * lr.shape[0], SCALE * lr.shape[1])
     if not isinstance(sr, torch.Tensor) or sr.shape != expected:
         given = tuple(sr.shape) if isinstance(sr, torch.Tensor) else type(sr).__name__
-        raise HarnessError(
-            f"{loaded.entry.file}: output is {given} for an LR image of {lr.shape[:2]}, expected {expected}"
-        )
-    return to_image(sr, data_range), runtime_ms, tile
+        raise HarnessError(f"{entry.file}: output is {given} for an LR image of {lr.shape[:2]}, expected {expected}")
+    return to_image(sr, entry.data_range), runtime_ms, tile
 
 
 def largest_lr(dataset, lr_pixels):

@@ -3,13 +3,13 @@
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 
-from utils.data.images import to_tensor
 from utils.errors import HarnessError, in_one_line
 from utils.evaluate.evaluation import default_workers, evaluate, largest_lr, time_dataset
+from utils.evaluate.fresh import fresh_inputs
 from utils.evaluate.sharding import Shard, interleave
-from utils.measure.complexity import INPUT_SHAPE, measure_complexity
+from utils.measure.complexity import INPUT_SHAPE
 from utils.measure.environment import describe_environment
-from utils.measure.memory import METHODS, cpu_peak_mib, gpu_peak_mib, reset_peak
+from utils.measure.memory import METHODS
 from utils.measure.runtime import CLOCKS, PROTOCOL_METHOD, THROUGHPUT_MODE, measure_steady_runtime
 from utils.zoo.registry import LoadedModel, sources_sha256
 
@@ -35,9 +35,8 @@ class Plan:
 
 
 def measure(
-    loaded,
+    runner,
     dataset,
-    device,
     plan,
     save_dir=None,
     on_pass=lambda: None,
@@ -45,7 +44,7 @@ def measure(
     shard=ALONE,
     earlier=None,
 ):
-    """Measure a loaded model and return its record; see `utils/results/record.py` for the schema.
+    """Measure the model that a Runner runs and return its record; see `utils/results/record.py` for the schema.
 
     `on_pass()` is called after each forward pass, `on_progress(record)` with what is there after each image of each
     run and at the end. When anything stops the measurement, the record so far, marked incomplete with the reason, is
@@ -55,28 +54,29 @@ def measure(
     With a `shard` of several processes each measures its part of the images; the record of the first one ends with all
     of them, that of the others stays incomplete and is only given back.
     """
-    workers = default_workers(device) if plan.workers is None else plan.workers
-    record = _start_record(loaded, dataset, device)
-    if workers and device.type == "cpu":
+    workers = default_workers(runner.device) if plan.workers is None else plan.workers
+    record = _start_record(runner, dataset, runner.device)
+    if workers and runner.device.type == "cpu":
         record["runtime"]["method"] += THROUGHPUT_MODE
     if shard.world > 1:
         record["runtime"]["method"] += f"; images shared by {shard.world} processes"
     elif earlier and _can_go_on(earlier, record, save_dir):
         _go_on(record, earlier, plan, on_pass)
-    reset_peak(device)
+    runner.reset_peak()
     try:
-        _run_over_images(loaded, shard.part_of(dataset), device, plan, workers, save_dir, record, on_pass, on_progress)
+        _run_over_images(runner, shard.part_of(dataset), plan, workers, save_dir, record, on_pass, on_progress)
         parts = shard.gather(record)
         if not shard.is_first:
             return record
         _merge(record, parts)
-        if device.type == "cpu":
+        if runner.device.type == "cpu":
             lr = largest_lr(dataset, record["images"]["lr_pixels"])
-            record["memory"]["peak_mib"] = cpu_peak_mib(loaded.entry, (1, 3, *lr.shape[:2]))
-        _measure_steady(loaded, dataset, device, plan, record)
+            record["memory"]["peak_mib"] = runner.cpu_peak_mib((1, 3, *lr.shape[:2]))
+        _measure_steady(runner, dataset, plan, record)
         for _ in range(plan.warmup + plan.repeats):
             on_pass()
-        record["complexity"] = {**asdict(_count(loaded)), "input_shape": list(INPUT_SHAPE)}
+        record["complexity"] = {**asdict(_count(runner)), "input_shape": list(INPUT_SHAPE)}
+        record["audit"] = runner.audit(record, dataset)
         record["status"] = "complete"
     except HarnessError as error:
         record["status"] = f"incomplete: {error}"
@@ -104,13 +104,13 @@ def _go_on(record, earlier, plan, on_pass):
         on_pass()
 
 
-def _run_over_images(loaded, dataset, device, plan, workers, save_dir, record, on_pass, on_progress):
+def _run_over_images(runner, dataset, plan, workers, save_dir, record, on_pass, on_progress):
     images, runs, memory = record["images"], record["runtime"]["runs"], record["memory"]
 
     def finish_pass(run, runtime_ms):
         run.append(runtime_ms)
-        if device.type == "cuda":
-            memory["peak_mib"] = max(memory["peak_mib"] or 0, gpu_peak_mib(device))
+        if runner.device.type == "cuda":
+            memory["peak_mib"] = max(memory["peak_mib"] or 0, runner.gpu_peak_mib())
         on_pass()
         on_progress(record)
 
@@ -120,24 +120,25 @@ def _run_over_images(loaded, dataset, device, plan, workers, save_dir, record, o
         run = runs[number]
         rest = replace(dataset, pairs=dataset.pairs[len(run) :])
         if number == 0:
-            for result in evaluate(loaded, rest, device, with_ssim=True, save_dir=save_dir, workers=workers):
+            for result in evaluate(runner, rest, with_ssim=True, save_dir=save_dir, workers=workers):
                 for key in images:
                     images[key].append(getattr(result, key))
                 finish_pass(run, result.runtime_ms)
         else:
-            for runtime_ms in time_dataset(loaded, rest, device, workers):
+            for runtime_ms in time_dataset(runner, rest, workers):
                 finish_pass(run, runtime_ms)
 
 
-def _measure_steady(loaded, dataset, device, plan, record):
+def _measure_steady(runner, dataset, plan, record):
     """Time the largest image that was restored as a whole; without one there is no steady time."""
     whole = [
         0 if tile else pixels
         for tile, pixels in zip(record["images"]["tile"], record["images"]["lr_pixels"], strict=True)
     ]
     if any(whole):
-        lr = to_tensor(largest_lr(dataset, whole), loaded.entry.data_range).to(device)
-        record["runtime"]["steady"] = asdict(measure_steady_runtime(loaded.model, lr, plan.warmup, plan.repeats))
+        inputs = fresh_inputs(largest_lr(dataset, whole), runner.entry.data_range)
+        steady = measure_steady_runtime(runner.forward, inputs, plan.warmup, plan.repeats)
+        record["runtime"]["steady"] = asdict(steady)
 
 
 def _merge(record, parts):
@@ -149,11 +150,13 @@ def _merge(record, parts):
     record["memory"]["peak_mib"] = max((peak for peak in peaks if peak is not None), default=None)
 
 
-def _count(loaded):
+def _count(runner):
     try:
-        return measure_complexity(loaded.model)
+        return runner.count()
+    except HarnessError:
+        raise
     except Exception as error:  # a stranger's code may raise anything
-        raise HarnessError(f"{loaded.entry.file}: cannot be counted on {INPUT_SHAPE} ({in_one_line(error)})") from error
+        raise HarnessError(f"{runner.entry.file}: cannot be counted on {INPUT_SHAPE} ({in_one_line(error)})") from error
 
 
 def empty_record(entry, dataset, device):
@@ -198,4 +201,5 @@ def _start_record(loaded, dataset, device):
         },
         "memory": {"method": METHODS[device.type], "peak_mib": None},
         "complexity": None,
+        "audit": None,
     }

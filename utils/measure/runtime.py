@@ -39,10 +39,17 @@ class SteadyRuntime:
     p90_ms: float
 
 
-def measure_steady_runtime(model, lr, warmup, repeats):
-    """Time `repeats` passes over one 1 x 3 x H x W input, after `warmup` passes that do not count."""
+def measure_steady_runtime(forward, inputs, warmup, repeats):
+    """Time `repeats` passes after `warmup` passes that do not count, each on the next of `inputs`, of one size.
+
+    `forward(lr)` of 1 x 3 x H x W gives a tuple whose second value is the runtime [ms].
+    """
+    inputs = iter(inputs)
     for _ in range(warmup):
-        timed_forward(model, lr)
-    runtimes = [timed_forward(model, lr)[1] for _ in range(repeats)]
+        forward(next(inputs))
+    runtimes = []
+    for _ in range(repeats):
+        lr = next(inputs)
+        runtimes.append(forward(lr)[1])
     p10, median, p90 = np.percentile(runtimes, [10, 50, 90])
     return SteadyRuntime(*lr.shape[2:], warmup, repeats, float(median), float(p10), float(p90))

@@ -16,6 +16,7 @@ from utils.data.images import SCALE, read_rgb, to_tensor
 from utils.data.sample import ensure_sample
 from utils.errors import HarnessError, in_one_line
 from utils.evaluate.evaluation import evaluate
+from utils.evaluate.runner import Runner
 from utils.files import ROOT
 from utils.measure.complexity import measure_complexity
 from utils.referee.global_state import changes_by
@@ -269,8 +270,8 @@ def _threshold(network, entry, dataset, edition):
         raise UncheckableError("no data given; name the challenge's folder by --data_dir")
     if dataset.label != f"DIV2K_LSDIR_{dataset.split} ({CHALLENGE_IMAGES} images)":
         raise UncheckableError(f"the threshold speaks of DIV2K_LSDIR_{dataset.split}, the data is {dataset.label}")
-    loaded = LoadedModel(network, entry, None, None)
-    psnr = mean(image.psnr for image in evaluate(loaded, dataset, torch.device("cpu"))) or -math.inf
+    runner = Runner(LoadedModel(network, entry, None, None), torch.device("cpu"))
+    psnr = mean(image.psnr for image in evaluate(runner, dataset)) or -math.inf
     wanted = edition.threshold[dataset.split]
     if round(psnr, 2) < wanted:
         raise BrokenRuleError(f"{psnr:.4f} dB, {edition.year} asks for {wanted:.2f}")

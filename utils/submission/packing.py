@@ -16,6 +16,7 @@ from utils.data.images import read_rgb
 from utils.data.sample import ensure_sample
 from utils.errors import HarnessError
 from utils.evaluate.evaluation import restore
+from utils.evaluate.runner import Runner
 from utils.results.record import protocol_runtime_ms
 from utils.results.tables import latex_table, markdown_table
 from utils.zoo.registry import load_model, source_files, split_arguments
@@ -115,7 +116,7 @@ def prove(entry, archive):
     Every image of the sample must come out equal to the last bit. Raises HarnessError otherwise.
     """
     images = {pair.name: read_rgb(pair.lr) for pair in open_dataset(ensure_sample()).pairs}
-    loaded = load_model(entry, "cpu")
+    runner = Runner(load_model(entry, "cpu"), torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(archive) as opened:
             opened.extractall(folder)
@@ -129,10 +130,10 @@ def prove(entry, archive):
             reason = (result.stderr.strip().splitlines() or ["it ended without a word"])[-1]
             raise HarnessError(f"{entry.file}: the archive does not run on its own ({reason})")
         with np.load(Path(folder) / "proof_sr.npz") as restored:
-            if restored["params"] != sum(parameter.numel() for parameter in loaded.model.parameters()):
+            if restored["params"] != sum(parameter.numel() for parameter in runner.model.parameters()):
                 raise HarnessError(f"{entry.file}: the archive's network has {restored['params']} parameters")
             for name, lr in images.items():
-                if not np.array_equal(restored[name], restore(loaded, lr, torch.device("cpu"))[0]):
+                if not np.array_equal(restored[name], restore(runner, lr)[0]):
                     raise HarnessError(f"{entry.file}: the archive restores {name} otherwise than this project")
 
 

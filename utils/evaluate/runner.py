@@ -1,0 +1,38 @@
+"""Who runs a model: this process, for models that are trusted; `utils/referee` has the same methods for strangers'."""
+
+from utils.measure.complexity import measure_complexity
+from utils.measure.memory import cpu_peak_mib, gpu_peak_mib, reset_peak
+from utils.measure.tiles import forward_within_memory
+
+
+class Runner:
+    """Runs a `LoadedModel` in this process, on a torch device."""
+
+    def __init__(self, loaded, device):
+        self.model, self.device = loaded.model, device
+        self.entry, self.sha256, self.provenance = loaded.entry, loaded.sha256, loaded.provenance
+        self.missing_weights, self.ignored = loaded.missing_weights, loaded.ignored
+
+    def forward(self, lr):
+        """Return (output, runtime [ms], tile) of a 1 x 3 x H x W tensor on the CPU; see `forward_within_memory`."""
+        return forward_within_memory(self.model, lr.to(self.device))
+
+    def count(self):
+        """Return the network's Complexity."""
+        return measure_complexity(self.model)
+
+    def reset_peak(self):
+        """Start a new peak of memory on a GPU."""
+        reset_peak(self.device)
+
+    def gpu_peak_mib(self):
+        """Peak GPU memory [MiB] since `reset_peak`; None on a CPU."""
+        return gpu_peak_mib(self.device)
+
+    def cpu_peak_mib(self, lr_shape):
+        """Peak resident growth [MiB] of a fresh process for one pass over 1 x 3 x H x W."""
+        return cpu_peak_mib(self.entry, lr_shape)
+
+    def audit(self, record, dataset):
+        """Return what was found amiss while the record's figures were taken; None where nobody looked."""
+        return None
