@@ -1,33 +1,33 @@
 """Measure models and print the factsheet table: python eval.py [--model_id N …] [--data_dir D]"""
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.arguments import add_model_file, chosen_entries, natural, positive
+from utils.arguments import add_model_file, chosen_entries, is_stranger, natural, positive
 from utils.challenge.rules import get_edition
 from utils.challenge.score_tables import score_markdown, score_records
 from utils.data.datasets import SPLITS, open_dataset
 from utils.data.sample import default_data_dir
 from utils.errors import HarnessError, exit_on_harness_error
-from utils.evaluate.measurement import Plan, measure
-from utils.evaluate.runner import Runner
+from utils.evaluate.measurement import Plan
 from utils.evaluate.sharding import joined_shard
 from utils.files import write_text
 from utils.measure.environment import choose_device
-from utils.referee.rows import measure_isolated
-from utils.results.record import RECORDS_FILE, current_records, read_incomplete, read_results, store_record
+from utils.referee.process import Limits
+from utils.referee.rows import Row, Rules, measured_before
+from utils.referee.sandbox import MODES
+from utils.results.record import RECORDS_FILE, current_records, read_results
 from utils.results.report import write_report
-from utils.results.tables import text_table, write_tables
-from utils.zoo.registry import load_model, register
+from utils.results.tables import write_tables
+from utils.zoo.registry import register
 
 
 def main():
     args = parse()
     with joined_shard() as shard:
-        if args.isolated and shard.world > 1:
+        if (args.isolated or args.repository) and shard.world > 1:
             raise HarnessError("--isolated: measures one model after the other; leave out torchrun or --isolated")
         return run(args, shard)
 
@@ -40,15 +40,12 @@ def run(args, shard):
     dataset = open_data(args, shard)
     results = args.results / RECORDS_FILE
     read_results(results)  # a file that cannot be used is better known before the work than after it
-    if args.isolated:
-        measure_apart(entries, dataset, device, results, args)
-    else:
-        measure_here(entries, dataset, device, results, args, shard)
-    if not shard.is_first or args.no_tables:
+    names = [measure_entry(entry, entries, dataset, device, results, args, shard) for entry in entries]
+    if not shard.is_first:
         return 0
     if args.register is not None:
         register(entries[0])  # now that it has been seen to run
-    return show(current_records(results, [entry.name for entry in entries]), dataset, edition, args)
+    return show(current_records(results, names), dataset, edition, args)
 
 
 def open_data(args, shard):
@@ -62,33 +59,46 @@ def open_data(args, shard):
     return dataset
 
 
-def measure_here(entries, dataset, device, results, args, shard):
-    """Measure the models one after the other in this process; what stops one stops all."""
+def measure_entry(entry, entries, dataset, device, results, args, shard):
+    """Measure one model into the results; return the name of its row.
+
+    A stranger's model runs in a process of its own. What stops a model stops all, unless each is to cost its own row.
+    """
+    stranger = args.isolated or is_stranger(entry, args)
+    if args.repository and not args.fresh and (name := measured_before(entry, dataset, results)):
+        tqdm.write(f"{name}: measured before, unchanged")
+        return name
+    keep = args.save_images or args.report or not dataset.has_hr
     plan = Plan(args.runs, args.warmup, args.repeats, args.workers)
-    for entry in entries:
-        loaded = load_model(entry, device, args.checkpoint if entry is entries[0] else None)
-        keep = args.save_images or args.report or not dataset.has_hr
-        save_dir = args.results / "images" / entry.full_name if keep else None
-        store = partial(store_record, results, entry.name) if shard.is_first else lambda record: None
-        earlier = None if args.fresh else read_incomplete(results).get(entry.name)
-        passes = plan.passes(len(shard.part_of(dataset).pairs))
-        with tqdm(total=passes, desc=entry.name, unit="pass", disable=not shard.is_first) as bar:
-            measure(Runner(loaded, device), dataset, plan, save_dir, bar.update, store, shard, earlier)
-        shard.wait()  # the first process still times its steady passes, and not beside the next model
+    row = Row(entry, args.checkpoint if entry is entries[0] else None, results, args.fresh)
+    with tqdm(total=plan.passes(len(shard.part_of(dataset).pairs)), desc=entry.name, disable=not shard.is_first) as bar:
+        reason = row.measure(
+            rules_of(args) if stranger else None,
+            device,
+            dataset=dataset,
+            plan=plan,
+            save_dir=args.results / "images" / entry.full_name if keep else None,
+            on_pass=bar.update,
+            shard=shard,
+        )
+    shard.wait()  # the first process still times its steady passes, and not beside the next model
+    if reason and not (args.isolated or args.repository):
+        raise HarnessError(reason)
+    if reason:
+        tqdm.write(f"{row.name}: {reason} (its output: {args.results / 'logs'})")
+    return row.name
 
 
-def measure_apart(entries, dataset, device, results, args):
-    """Measure each model in a process of its own; one that fails costs its own row, which then holds the reason."""
-    rows = measure_isolated(entries, dataset, device, results, args)
-    for entry, reason, log in tqdm(rows, total=len(entries), unit="model"):
-        if reason:
-            tqdm.write(f"{entry.name}: {reason} (its output: {log})")
+def rules_of(args):
+    """How strangers' models are run."""
+    memory = args.memory_limit * 2**30 if args.memory_limit else Limits.memory_bytes
+    limits = Limits(60 * args.time_limit, memory)
+    return Rules(args.results / "logs", limits, args.sandbox, args.repository)
 
 
 def show(records, dataset, edition, args):
     """Write and print the views of the records; return the exit status, 1 if a model has no complete one."""
-    write_tables(args.results, records)
-    print(f"\n{text_table(records)}")
+    print(f"\n{write_tables(args.results, records)}")
     print(f"Results: {args.results / RECORDS_FILE}; tables: {args.results}/factsheet.txt, .md, .tex")
     complete = [record for record in records if record["status"] == "complete"]
     if edition:
@@ -111,6 +121,7 @@ def parse():
     )
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="number type of the arithmetic")
     add_model_file(parser)
+    parser.add_argument("--repository", type=Path, metavar="DIR", help="an organizers' checkout, whose models to take")
     parser.add_argument("--register", type=int, metavar="ID", help="write --model_file into the registry under this id")
     parser.add_argument(
         "--trust-checkpoint", action="store_true", help="unpickle more than tensors; that may run the author's code"
@@ -135,7 +146,7 @@ def parse():
         "--time_limit", type=float, default=60, metavar="MINUTES", help="per isolated model (default 60)"
     )
     parser.add_argument("--memory_limit", type=float, metavar="GIB", help="per isolated model (default: 0.9 of all)")
-    parser.add_argument("--no_tables", action="store_true", help="measure and store only")
+    parser.add_argument("--sandbox", default="auto", choices=MODES, help="for strangers' code (default: auto)")
     return parser.parse_args()
 
 

@@ -11,13 +11,14 @@ import matplotlib
 from matplotlib import pyplot as plt
 
 from utils.data.datasets import open_dataset, read_fitting_hr
-from utils.data.images import SCALE, read_rgb
+from utils.data.images import read_rgb
 from utils.data.sample import ensure_sample
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.evaluate.evaluation import restore
 from utils.evaluate.metrics import psnr
 from utils.evaluate.runner import Runner
 from utils.measure.environment import choose_device
+from utils.protocol import SCALE
 from utils.zoo.registry import find_entry, load_model, read_registry
 
 

@@ -10,12 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import photograph
-from utils.data.images import SCALE, bicubic_downscale, crop_to_multiple, encode_png, read_rgb, to_image, to_tensor
+from utils.data.images import bicubic_downscale, crop_to_multiple, encode_png, read_rgb, to_image, to_tensor
 from utils.errors import HarnessError
 from utils.evaluate.evaluation import ahead
 from utils.evaluate.metrics import SHAVE, WINDOW, psnr, ssim
 from utils.evaluate.sharding import Shard, interleave
 from utils.measure.tiles import forward_in_tiles
+from utils.protocol import SCALE
 from utils.results.record import read_results
 from utils.zoo.checkpoints import load_state_dict
 

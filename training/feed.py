@@ -9,8 +9,8 @@ import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from utils.data.images import SCALE
 from utils.errors import HarnessError
+from utils.protocol import SCALE
 
 RESIDENT_SHARE = 0.5  # of the free memory that the whole set may take
 

@@ -17,9 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from training.subimages import FORMAT, verify
-from utils.data.images import SCALE, bicubic_downscale, crop_to_multiple, read_rgb
+from utils.data.images import bicubic_downscale, crop_to_multiple, read_rgb
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.files import write_json
+from utils.protocol import SCALE
 from utils.zoo.checkpoints import file_sha256
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")

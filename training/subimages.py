@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.data.images import SCALE
 from utils.errors import HarnessError
+from utils.protocol import SCALE
 from utils.zoo.checkpoints import file_sha256
 
 FORMAT = 1

@@ -1,1 +1,1 @@
-"""The measuring library, in rooms; each one's docstring says what lives there. `errors` and `files` serve them all."""
+"""The measuring library, in rooms: each docstring says what lives there. `errors`, `files`, `protocol` serve all."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from utils.errors import HarnessError
+from utils.referee.repository import repository_entries
 from utils.zoo.registry import entry_from_file, find_entry, find_variant, read_registry
 
 
@@ -54,12 +55,16 @@ def chosen_entries(args, baseline=None):
     registry = read_registry()
     if args.register is not None and not args.model_file:
         raise HarnessError("--register: needs --model_file, the model to write into the registry")
+    if args.repository and (args.model_file or args.checkpoint):
+        raise HarnessError("--repository: brings files and weights of its own; leave out --model_file and --checkpoint")
     if args.checkpoint and not args.model_file and len(args.model_id or ()) != 1:
         raise HarnessError("--checkpoint: needs exactly one --model_id, the model that it belongs to")
     if args.model_file:
         entries = [submitted_entry(args)]
         if args.register is not None:
             entries = [replace(entries[0], id=args.register)]
+    elif args.repository:
+        entries = repository_models(args)
     elif args.model_id:
         entries = [find_entry(model_id, registry) for model_id in args.model_id]
     else:
@@ -72,6 +77,22 @@ def chosen_entries(args, baseline=None):
     if baseline and baseline not in {entry.name for entry in entries}:
         entries = [*entries, next(entry for entry in registry if entry.name == baseline)]
     return entries
+
+
+def repository_models(args):
+    """Return the entries of `--repository`, those of `--model_id` if it is given."""
+    entries = repository_entries(args.repository, args.trust_checkpoint)
+    if not args.model_id:
+        return entries
+    if unknown := set(args.model_id) - {entry.id for entry in entries}:
+        known = ", ".join(str(entry.id) for entry in entries)
+        raise HarnessError(f"--model_id {min(unknown)}: not in {args.repository}/test_demo.py, which knows {known}")
+    return [entry for entry in entries if entry.id in args.model_id]
+
+
+def is_stranger(entry, args):
+    """Whether an entry comes from `--model_file` or `--repository`, so that its code is nobody's we know."""
+    return bool(args.repository or args.model_file) and Path(entry.file).is_absolute()
 
 
 def positive(text):

@@ -7,9 +7,14 @@ class HarnessError(Exception):
     """Bad input. The message is one line: the file or argument, what is wrong with it, and how to mend it."""
 
 
+class ForeignError(Exception):
+    """What a stranger's code raised in its own process; the message is the description that came from there."""
+
+
 def in_one_line(error, length=200):
     """Describe an exception, of any type and size, in part of a line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:length]
+    text = str(error) if isinstance(error, ForeignError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:length]
 
 
 def exit_on_harness_error(main):

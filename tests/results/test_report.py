@@ -11,7 +11,8 @@ import pytest
 from tests.conftest import photograph
 from tests.results.test_tables import record
 from utils.data.datasets import open_dataset
-from utils.data.images import SCALE, read_rgb, write_png
+from utils.data.images import read_rgb, write_png
+from utils.protocol import SCALE
 from utils.results.plots import pareto_front
 from utils.results.report import SIDE, crop_rows, place_of_difference, write_report
 

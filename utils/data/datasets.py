@@ -4,8 +4,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.data.images import SCALE, crop_to_multiple, read_rgb
+from utils.data.images import crop_to_multiple, read_rgb
 from utils.errors import HarnessError
+from utils.protocol import SCALE
 
 SPLITS = ("valid", "test")
 CHALLENGE_IMAGES = 200  # in DIV2K_LSDIR_valid

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from utils.errors import HarnessError
+from utils.protocol import SCALE
 
-SCALE = 4  # of the challenge
 PNG_SIGNATURE, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 JPEG_SIGNATURE, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 

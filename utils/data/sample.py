@@ -9,9 +9,10 @@ from pathlib import Path
 import skimage
 
 from utils.data.datasets import LABEL_FILE, challenge_folders
-from utils.data.images import SCALE, bicubic_downscale, crop_to_multiple, read_rgb, write_png
+from utils.data.images import bicubic_downscale, crop_to_multiple, read_rgb, write_png
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.files import ROOT
+from utils.protocol import SCALE
 
 SAMPLE_DIR = ROOT / "data" / "sample"
 PHOTOGRAPHS = (

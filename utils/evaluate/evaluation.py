@@ -8,12 +8,12 @@ from functools import partial
 from itertools import pairwise
 
 import numpy as np
-import torch
 
 from utils.data.datasets import read_fitting_hr
-from utils.data.images import SCALE, read_rgb, to_image, to_tensor, write_png
+from utils.data.images import read_rgb, to_image, to_tensor, write_png
 from utils.errors import HarnessError, in_one_line
 from utils.evaluate.metrics import psnr, ssim
+from utils.measure.runtime import check_output
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,7 @@ def restore(runner, lr):
     except Exception as error:  # a model's code may raise anything
         size = f"{lr.shape[1]} x {lr.shape[0]}"
         raise HarnessError(f"{entry.file}: fails on an LR image of {size} ({in_one_line(error)})") from error
-    expected = (1, 3, SCALE * lr.shape[0], SCALE * lr.shape[1])
-    if not isinstance(sr, torch.Tensor) or sr.shape != expected:
-        given = tuple(sr.shape) if isinstance(sr, torch.Tensor) else type(sr).__name__
-        raise HarnessError(f"{entry.file}: output is {given} for an LR image of {lr.shape[:2]}, expected {expected}")
+    check_output(sr, lr.shape[:2], entry.file)
     return to_image(sr, entry.data_range), runtime_ms, tile
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from utils.errors import HarnessError, in_one_line
 from utils.evaluate.evaluation import default_workers, evaluate, largest_lr, time_dataset
 from utils.evaluate.fresh import fresh_inputs
+from utils.evaluate.runner import Runner
 from utils.evaluate.sharding import Shard, interleave
 from utils.measure.complexity import INPUT_SHAPE
 from utils.measure.environment import describe_environment
@@ -55,7 +56,7 @@ def measure(
     of them, that of the others stays incomplete and is only given back.
     """
     workers = default_workers(runner.device) if plan.workers is None else plan.workers
-    record = _start_record(runner, dataset, runner.device)
+    record = _start_record(runner, dataset)
     if workers and runner.device.type == "cpu":
         record["runtime"]["method"] += THROUGHPUT_MODE
     if shard.world > 1:
@@ -76,7 +77,8 @@ def measure(
         for _ in range(plan.warmup + plan.repeats):
             on_pass()
         record["complexity"] = {**asdict(_count(runner)), "input_shape": list(INPUT_SHAPE)}
-        record["audit"] = runner.audit(record, dataset)
+        if shard.world == 1:
+            record["audit"] = runner.audit(record, dataset)
         record["status"] = "complete"
     except HarnessError as error:
         record["status"] = f"incomplete: {error}"
@@ -88,7 +90,7 @@ def measure(
 
 def _can_go_on(earlier, record, save_dir):
     """Whether an earlier record holds the same model, data and machine, and restored images that are still there."""
-    same = all(earlier.get(key) == record[key] for key in ("model", "dataset"))
+    same = all(earlier.get(key) == record[key] for key in ("model", "repository", "dataset"))
     places = [[one["environment"][key] for key in MACHINE] for one in (earlier, record)]
     method = earlier["runtime"]["method"] == record["runtime"]["method"]
     images = save_dir is None or all((save_dir / name).is_file() for name in earlier["images"]["name"])
@@ -161,11 +163,11 @@ def _count(runner):
 
 def empty_record(entry, dataset, device):
     """Return the record of a model of which nothing is known yet, not even whether it loads."""
-    return _start_record(LoadedModel(None, entry, None, None), dataset, device)
+    return _start_record(Runner(LoadedModel(None, entry, None, None), device), dataset)
 
 
-def _start_record(loaded, dataset, device):
-    entry = loaded.entry
+def _start_record(runner, dataset):
+    entry, device = runner.entry, runner.device
     return {
         "status": "incomplete: still running, or killed",
         "model": {
@@ -177,12 +179,13 @@ def _start_record(loaded, dataset, device):
             "arguments": entry.arguments,
             "data_range": entry.data_range,
             "checkpoint": entry.checkpoint,
-            "sha256": loaded.sha256,
-            "provenance": loaded.provenance,
+            "sha256": runner.sha256,
+            "provenance": runner.provenance,
             "variant_of": entry.variant.get("of"),
-            "missing_weights": loaded.missing_weights,
-            "ignored": loaded.ignored,
+            "missing_weights": runner.missing_weights,
+            "ignored": runner.ignored,
         },
+        "repository": runner.repository,
         "environment": describe_environment(device),
         "dataset": {
             "label": dataset.label,

@@ -12,6 +12,7 @@ class Runner:
         self.model, self.device = loaded.model, device
         self.entry, self.sha256, self.provenance = loaded.entry, loaded.sha256, loaded.provenance
         self.missing_weights, self.ignored = loaded.missing_weights, loaded.ignored
+        self.repository = None  # an organizers' repository that the model comes from
 
     def forward(self, lr):
         """Return (output, runtime [ms], tile) of a 1 x 3 x H x W tensor on the CPU; see `forward_within_memory`."""

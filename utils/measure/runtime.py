@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from utils.errors import HarnessError
+from utils.protocol import SCALE
+
 PROTOCOL_METHOD = "forward pass alone, every image once per run, the first unwarmed one included, plain mean of all"
 THROUGHPUT_MODE = "; throughput mode: images were read and judged on the same CPU meanwhile"
 CLOCKS = {"cuda": "torch.cuda.Event pair", "cpu": "time.perf_counter (CPU)"}
@@ -24,6 +27,19 @@ def timed_forward(model, lr):
     end.record()
     torch.cuda.synchronize(lr.device)
     return sr, start.elapsed_time(end)
+
+
+def check_output(output, lr_size, file):
+    """Raise HarnessError unless a network's output for an LR image of (H, W) is a plain tensor of 1 x 3 x 4H x 4W.
+
+    A subclass of torch.Tensor could compute when it is read, after the clock has stopped.
+    """
+    expected = (1, 3, SCALE * lr_size[0], SCALE * lr_size[1])
+    plain = type(output) is torch.Tensor
+    if not plain or tuple(output.shape) != expected:
+        given = tuple(output.shape) if plain else type(output).__name__
+        size = f"{lr_size[1]} x {lr_size[0]}"
+        raise HarnessError(f"{file}: output is {given} for an LR image of {size}, expected {expected}")
 
 
 @dataclass(frozen=True)

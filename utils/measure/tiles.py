@@ -2,8 +2,8 @@
 
 import torch
 
-from utils.data.images import SCALE
 from utils.measure.runtime import timed_forward
+from utils.protocol import SCALE
 
 SIDES = (512, 256, 128, 64)  # of the tiles tried [LR pixels]
 # What surrounds a tile and is thrown away [LR pixels]. A pixel of NanoSR's output depends on 27 around it, one for each

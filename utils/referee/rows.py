@@ -1,47 +1,75 @@
-"""Measuring models that may do anything, each in a process of its own: one that fails costs its own row."""
+"""One model, one row: who runs it, this process or a contestant, and what is left of it when it fails."""
 
-import sys
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 
-import psutil
-
-from utils.evaluate.measurement import empty_record
-from utils.files import ROOT
-from utils.referee.isolation import run_isolated
+from utils.errors import HarnessError
+from utils.evaluate.measurement import empty_record, measure
+from utils.evaluate.runner import Runner
+from utils.referee.judge import Contestant
+from utils.referee.process import Limits
+from utils.referee.repository import fingerprint
 from utils.results.record import read_incomplete, read_results, store_record
-
-MEMORY_SHARE = 0.9  # of the machine's, that an isolated model may take
-
-
-def measure_isolated(entries, dataset, device, results, args):
-    """Measure each model by an eval.py of its own; yield (entry, reason, log), where `reason` is None if all went well.
-
-    `args` are eval.py's. The row of one that fails holds the reason.
-    """
-    memory_limit = args.memory_limit * 2**30 if args.memory_limit else MEMORY_SHARE * psutil.virtual_memory().total
-    for entry in entries:
-        log = args.results / "logs" / f"{entry.full_name}.log"
-        before = read_results(results).get(entry.name)
-        reason = run_isolated(command_for(entry, entries, args), log, 60 * args.time_limit, memory_limit)
-        # A record of an earlier run is no result of this one, whose timings at least would differ.
-        if reason is None and read_results(results).get(entry.name) == before:
-            reason = "ended its process without a result"
-        if reason:
-            record = read_incomplete(results).get(entry.name) or empty_record(entry, dataset, device)
-            store_record(results, entry.name, record | {"status": f"incomplete: {reason}"})
-        yield entry, reason, log
+from utils.zoo.registry import load_model
 
 
-def command_for(entry, entries, args):
-    """The command that measures one model only and shows nothing."""
-    words = [sys.executable, ROOT / "eval.py", "--no_tables"]
-    for name in ("data_dir", "dataset", "runs", "warmup", "repeats", "workers", "device", "results"):
-        if getattr(args, name) is not None:
-            words += [f"--{name}", getattr(args, name)]
-    words += ["--save_images"] * bool(args.save_images or args.report)
-    words += ["--fresh"] * args.fresh + ["--trust-checkpoint"] * args.trust_checkpoint
-    if entry is entries[0] and args.checkpoint:
-        words += ["--checkpoint", args.checkpoint]
-    if entry is not entries[0] or not args.model_file:
-        return [*words, "--model_id", entry.id]
-    words += ["--model_file", args.model_file, "--class", args.class_name, "--args", args.args]
-    return [*words, "--state_key", args.state_key, "--data_range", args.data_range, *["--lenient"] * args.lenient]
+@dataclass(frozen=True)
+class Rules:
+    """How strangers' models are run: their logs' folder, limits, sandbox, and the repository that they come from."""
+
+    logs: Path
+    limits: Limits = field(default_factory=Limits)
+    sandbox: str = "auto"
+    repository: Path | None = None
+
+
+@contextmanager
+def opened_runner(entry, device, rules, checkpoint=None):
+    """Give the Runner of an entry: a Contestant if there are `rules` for strangers, this process if they are None."""
+    if rules is None:
+        yield Runner(load_model(entry, device, checkpoint), device)
+        return
+    log = rules.logs / f"{entry.full_name}.log"
+    with Contestant(entry, device, log, rules.limits, rules.sandbox, checkpoint, rules.repository) as contestant:
+        yield contestant
+
+
+class Row:
+    """One model's row in a results file. A repository's model may say its `name` only once it is built."""
+
+    def __init__(self, entry, checkpoint, results, fresh=False):
+        self.entry, self.checkpoint, self.results, self.fresh = entry, checkpoint, results, fresh
+        self.name, self.begun = entry.name, {}
+
+    def measure(self, rules, device, dataset, shard, **options):
+        """Measure the model; return None, or the reason, in a line, why there is no complete record.
+
+        `rules` and `device` are those of `opened_runner`, `options` those of `measure`. An incomplete record of an
+        earlier run is gone on with, unless the row is to be `fresh`.
+        """
+        store = self._store if shard.is_first else lambda record: None
+        try:
+            with opened_runner(self.entry, device, rules, self.checkpoint) as runner:
+                self.name = runner.entry.name
+                earlier = None if self.fresh else read_incomplete(self.results).get(self.name)
+                measure(runner, dataset, on_progress=store, earlier=earlier, shard=shard, **options)
+        except HarnessError as error:
+            # A record of an earlier run is no result of this one.
+            store(empty_record(self.entry, dataset, device) | self.begun | {"status": f"incomplete: {error}"})
+            return str(error)
+        return None
+
+    def _store(self, record):
+        self.begun = record
+        store_record(self.results, self.name, record)
+
+
+def measured_before(entry, dataset, results):
+    """Return the name of a complete record of a repository's entry, of this data, that is still true; None without."""
+    for name, record in read_results(results).items():
+        known = record.get("repository")
+        same = known and (known["folder"], known["model_id"]) == (str(Path(entry.file).parent), entry.id)
+        if same and record["dataset"]["folder"] == str(dataset.folder) and fingerprint(entry, known["files"]) == known:
+            return name
+    return None

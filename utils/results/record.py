@@ -17,6 +17,10 @@ stays under "models" meanwhile. A record:
                  one list of ms per run, one value per image; steady: lr_height, lr_width, warmup, repeats, median_ms,
                  p10_ms, p90_ms (null until measured)
     memory       method, peak_mib (null until measured)
+    repository   null, or what was measured of an organizers' checkout: folder, model_id, branch_sha256, files (their
+                 sha256 by name)
+    audit        null for a model that ran in this process; else ran, sandbox (which, or why none), notes, findings (a
+                 line each; none: clean), figures (what the judge saw; utils/referee/audit.py names them)
     complexity   params, flops (multiply-accumulates), activations, convs: exact counts; input_shape
 
 An infinite PSNR (identical images) is stored as the string "inf".

@@ -10,9 +10,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from utils.data.datasets import read_fitting_hr
-from utils.data.images import SCALE, encode_png, read_rgb
+from utils.data.images import encode_png, read_rgb
 from utils.evaluate.metrics import psnr
 from utils.files import write_text
+from utils.protocol import SCALE
 from utils.results.plots import psnr_difference, psnr_distribution, runtime_by_size, trade_offs
 from utils.results.record import mean
 from utils.results.tables import COLUMNS, factsheet_row, notes

@@ -47,6 +47,8 @@ def notes(records):
         lines.append(f"Val Time: {records[0]['runtime']['method']}; average of {runs} run{'s' * (runs != 1)}")
     for method in dict.fromkeys(record["memory"]["method"] for record in records if record["memory"]):
         lines.append(f"Mem: {method}")
+    if inside := [record["model"]["name"] for record in records if "audit" in record and not record["audit"]]:
+        lines.append(f"Not audited, run in this process as trusted: {', '.join(inside)}")
     plain = {record["model"].get("id"): record for record in records}
     for record in records:
         name = record["model"]["name"]
@@ -88,8 +90,17 @@ def _model_notes(record):
     sittings = record["runtime"].get("sittings", 1)
     if sittings > 1:
         yield f"measured in {sittings} sittings"
+    yield from _audit_notes(record.get("audit"))
     if record["status"] != "complete":
         yield record["status"]
+
+
+def _audit_notes(audit):
+    """What the referee found, a line each, for a model that ran in a process of its own."""
+    if audit:
+        yield f"audit: {'clean' if not audit['findings'] else 'not clean'} ({audit['sandbox']})"
+        yield from (f"audit: {finding}" for finding in audit["findings"])
+        yield from (f"note: {note}" for note in audit["notes"])
 
 
 def _machine(record):
@@ -105,6 +116,19 @@ def text_table(records):
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join([*lines, "", *notes(records)]) + "\n"
+
+
+def reasons_table(records):
+    """Return a table of the models that have no complete record, and why, as text."""
+    rows = [("No row", "Reason"), *((record["model"]["name"], _reason(record)) for record in records)]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name.ljust(width)}  {reason}" for name, reason in rows]
+    lines.insert(1, f"{'-' * width}  {'-' * 6}")
+    return "\n".join(lines) + "\n"
+
+
+def _reason(record):
+    return record["status"].removeprefix("incomplete: ")
 
 
 def markdown_table(records):
@@ -135,9 +159,17 @@ def latex_table(records):
 
 
 def write_tables(folder, records):
-    """Write the table as factsheet.txt, .md and .tex into a folder."""
-    for suffix, view in (("txt", text_table), ("md", markdown_table), ("tex", latex_table)):
-        write_text(folder / f"factsheet.{suffix}", view(records))
+    """Write the table of the complete records as factsheet.txt, .md and .tex into a folder; return it as text.
+
+    Models without one follow in the text, with the reason.
+    """
+    complete = [record for record in records if record["status"] == "complete"]
+    others = [record for record in records if record["status"] != "complete"]
+    text = "\n".join([text_table(complete)] * bool(complete) + [reasons_table(others)] * bool(others))
+    write_text(folder / "factsheet.txt", text)
+    write_text(folder / "factsheet.md", markdown_table(complete))
+    write_text(folder / "factsheet.tex", latex_table(complete))
+    return text
 
 
 def _latex(text):

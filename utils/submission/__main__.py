@@ -14,6 +14,7 @@ from utils.arguments import add_model_file, one_entry
 from utils.challenge.rules import EDITIONS, get_edition
 from utils.data.datasets import SPLITS, open_dataset
 from utils.errors import HarnessError, exit_on_harness_error
+from utils.referee.sandbox import MODES
 from utils.results.record import RECORDS_FILE, read_results
 from utils.results.tables import latex_table
 from utils.submission.checks import FAIL, check_submission
@@ -30,7 +31,7 @@ def main():
     record = measured(entry, args.results) if args.command == "pack" else None
     dataset = open_dataset(args.data_dir, args.dataset) if args.data_dir else None
     requirements = read_requirements(args.requirements) if args.requirements else None
-    checks = check_submission(entry, requirements, dataset, get_edition(args.edition))
+    checks = check_submission(entry, requirements, dataset, get_edition(args.edition), args.sandbox)
     for check in checks:
         print(f"{check.status}  {check.rule}: {check.detail}")
     failed = [check.rule for check in checks if check.status == FAIL]
@@ -40,7 +41,7 @@ def main():
     print(f"\n{entry.full_name}: no rule broken")
     if args.command == "pack":
         path = args.out or Path("submissions") / f"{Path(entry.file).stem}.zip"
-        names = pack(entry, record, path)
+        names = pack(entry, record, path, args.sandbox)
         print(f"{path}: {', '.join(names)}; unpacked into an empty folder it restores the sample bit by bit")
     return 0
 
@@ -55,6 +56,7 @@ def parse():
     parser.add_argument("--edition", type=int, default=max(EDITIONS), help="whose threshold (default %(default)s)")
     parser.add_argument("--requirements", type=Path, metavar="FILE", help="the organizers' requirements.txt")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where eval.py left them")
+    parser.add_argument("--sandbox", default="auto", choices=MODES, help="for the submission's code (default: auto)")
     parser.add_argument("--out", type=Path, metavar="FILE.zip", help="default: submissions/teamNN_Name.zip")
     return parser.parse_args()
 

@@ -2,9 +2,9 @@
 
 import ast
 import math
-import multiprocessing
 import re
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,17 +12,16 @@ import numpy as np
 import torch
 
 from utils.data.datasets import CHALLENGE_IMAGES, open_dataset
-from utils.data.images import SCALE, read_rgb, to_tensor
+from utils.data.images import read_rgb, to_tensor
 from utils.data.sample import ensure_sample
-from utils.errors import HarnessError, in_one_line
+from utils.errors import ForeignError, HarnessError, in_one_line
 from utils.evaluate.evaluation import evaluate
-from utils.evaluate.runner import Runner
 from utils.files import ROOT
-from utils.measure.complexity import measure_complexity
-from utils.referee.global_state import changes_by
+from utils.protocol import SCALE
+from utils.referee.judge import Contestant
+from utils.referee.process import Limits
 from utils.results.record import mean
-from utils.zoo.checkpoints import load_state_dict, load_strictly
-from utils.zoo.registry import LoadedModel, build_model
+from utils.zoo.checkpoints import load_state_dict
 
 MODEL_NAME = re.compile(r"team(\d{2})_(\w+)\.py")
 CHECKPOINT_NAME = re.compile(r"team(\d{2})_(\w+)\.(pth|pt|ckpt)")
@@ -49,8 +48,8 @@ class UncheckableError(Exception):
     """A rule cannot be checked; the message says why."""
 
 
-def check_submission(entry, requirements=None, dataset=None, edition=None):
-    """Return a list of Check for a registry entry, or one made by `entry_from_file`; its code is run.
+def check_submission(entry, requirements=None, dataset=None, edition=None, sandbox="auto"):
+    """Return a list of Check for a registry entry, or one made by `entry_from_file`; its code is run, in a contestant.
 
     `requirements`: names of the packages that the organizers' repository installs, None if unknown. `dataset` and
     `edition`: where, and by which threshold, PSNR is judged.
@@ -59,45 +58,39 @@ def check_submission(entry, requirements=None, dataset=None, edition=None):
         _check("names and numbers", _names, entry),
         _check("imports torch and the standard library only", _imports, entry, requirements),
         _check("checkpoint holds plain tensors", _plain_tensors, entry),
-        *_checks_by_running(entry, dataset, edition),
+        *_checks_by_running(entry, dataset, edition, sandbox),
     ]
 
 
-def _checks_by_running(entry, dataset, edition):
-    """The checks that run the submission's code, made in a process of its own: it may change or end that process."""
-    limit_s = START_S + IMAGE_S * (len(dataset.pairs) if dataset else 0)
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_run_in_child, args=(entry, dataset, edition, sender), daemon=True)
-    process.start()
-    sender.close()
-    rule = "runs in a process of its own"
-    try:
-        if receiver.poll(limit_s):
-            return [Check(rule, PASS, "imported, built and run"), *receiver.recv()]
-        return [Check(rule, FAIL, f"did not end within {limit_s:g} s")]
-    except EOFError:
-        process.join()
-        return [Check(rule, FAIL, f"ends its process with status {process.exitcode}")]
-    finally:
-        process.kill()
+def _checks_by_running(entry, dataset, edition, sandbox):
+    """The checks that run the submission's code; if its process ends early, that is the first one's failure."""
+    limits = Limits(START_S + IMAGE_S * (len(dataset.pairs) if dataset else 0))
+    with tempfile.TemporaryDirectory() as folder:
+        contestant = Contestant(
+            entry, torch.device("cpu"), Path(folder) / "log", limits, sandbox, entry.checkpoint_path
+        )
+        try:
+            checks = _checks_of(contestant, entry, dataset, edition)
+            contestant.ask("changed")  # whether it still answers
+        except HarnessError as error:
+            return [Check("runs in a process of its own", FAIL, str(error))]
+        finally:
+            contestant.close()
+    return [Check("runs in a process of its own", PASS, contestant.sandbox_line), *checks]
 
 
-def _run_in_child(entry, dataset, edition, sender):
+def _checks_of(contestant, entry, dataset, edition):
+    strict = _check("checkpoint loads strictly", _strict_load, contestant, entry)
+    runs = None if contestant.watched.process.poll() is not None or not contestant.loaded else contestant
     checks = [
-        _check("leaves global state alone", _global_state, entry),
-        _check("checkpoint loads strictly", _strict_load, entry),
+        _check(f"output is {SCALE}x the input, at odd sizes too", _output_size, runs, entry),
+        _check("output is finite", _finite, runs, entry),
+        _check("output is deterministic, on a second call too", _deterministic, runs, entry),
+        _check("output fits data_range", _value_range, runs, entry),
+        _check("parameters and FLOPs as claimed", _claims, runs, entry),
+        _check("PSNR reaches the threshold", _threshold, runs, dataset, edition),
     ]
-    network = _network(entry)
-    checks += [
-        _check(f"output is {SCALE}x the input, at odd sizes too", _output_size, network, entry),
-        _check("output is finite", _finite, network, entry),
-        _check("output is deterministic, on a second call too", _deterministic, network, entry),
-        _check("output fits data_range", _value_range, network, entry),
-        _check("parameters and FLOPs as claimed", _claims, network, entry),
-        _check("PSNR reaches the threshold", _threshold, network, entry, dataset, edition),
-    ]
-    sender.send(checks)
+    return [_check("leaves global state alone", _global_state, contestant), strict, *checks]
 
 
 def _check(rule, function, *arguments):
@@ -162,32 +155,22 @@ def _plain_tensors(entry):
     return f"{len(state)} tensors"
 
 
-def _strict_load(entry):
+def _strict_load(contestant, entry):
+    contestant.load()
     if entry.lenient:
         raise BrokenRuleError("loads with strict=False; the rules ask for load_state_dict(strict=True)")
-    load_strictly(build_model(entry), load_state_dict(entry.checkpoint_path, entry.state_key), entry.checkpoint)
     return "strict=True"
 
 
-def _global_state(entry):
-    changed = changes_by(entry)
+def _global_state(contestant):
+    changed = contestant.ask("changed")
     if changed:
-        raise BrokenRuleError(f"changes {', '.join(changed)}")
-    return "imported, built and run once"
+        raise BrokenRuleError(f"changes {', '.join(map(str, changed))}")
+    return "imported, built and run"
 
 
-def _network(entry):
-    """The network with its weights if they load, else None."""
-    try:
-        network = build_model(entry)
-        network.load_state_dict(load_state_dict(entry.checkpoint_path, entry.state_key), strict=not entry.lenient)
-        return network.eval().requires_grad_(False)
-    except Exception:  # the checks before have said why
-        return None
-
-
-def _need(network):
-    if network is None:
+def _need(contestant):
+    if contestant is None:
         raise UncheckableError("needs a network that can be built and loaded")
 
 
@@ -195,48 +178,41 @@ def _random_lr(entry, size, seed=0):
     return torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(seed)) * entry.data_range
 
 
-@torch.no_grad()
-def _output_size(network, entry):
-    _need(network)
+def _output_size(runs, entry):
+    _need(runs)
     for height, width in SIZES:
         try:
-            sr = network(_random_lr(entry, (height, width)))
-        except Exception as error:
-            raise BrokenRuleError(f"fails on an LR image of {width} x {height} ({in_one_line(error)})") from error
-        shape = tuple(sr.shape) if isinstance(sr, torch.Tensor) else type(sr).__name__
-        if shape != (1, 3, SCALE * height, SCALE * width):
-            raise BrokenRuleError(f"output is {shape} for an LR image of {width} x {height}")
+            runs.forward(_random_lr(entry, (height, width)))
+        except ForeignError as error:
+            raise BrokenRuleError(f"fails on an LR image of {width} x {height} ({error})") from error
     return ", ".join(f"{width} x {height}" for height, width in SIZES)
 
 
-@torch.no_grad()
-def _finite(network, entry):
-    _need(network)
+def _finite(runs, entry):
+    _need(runs)
     inputs = {"black": 0.0, "white": entry.data_range}
     for name, value in inputs.items():
-        if not torch.isfinite(network(torch.full((1, 3, *SIZES[-1]), value))).all():
+        if not torch.isfinite(runs.forward(torch.full((1, 3, *SIZES[-1]), value))[0]).all():
             raise BrokenRuleError(f"NaN or infinite values for a {name} image")
-    if not torch.isfinite(network(_random_lr(entry, SIZES[-1]))).all():
+    if not torch.isfinite(runs.forward(_random_lr(entry, SIZES[-1]))[0]).all():
         raise BrokenRuleError("NaN or infinite values for random pixels")
     return "black, white and random images"
 
 
-@torch.no_grad()
-def _deterministic(network, entry):
-    _need(network)
+def _deterministic(runs, entry):
+    _need(runs)
     lr = _random_lr(entry, SIZES[-1])
-    first = network(lr.clone()).clone()
-    network(_random_lr(entry, SIZES[1], seed=1))
-    if not torch.equal(first, network(lr.clone())):
+    first, *_ = runs.forward(lr)
+    runs.forward(_random_lr(entry, SIZES[1], seed=1))
+    if not torch.equal(first, runs.forward(lr)[0]):
         raise BrokenRuleError("the same image gives another result on a second call")
     return "equal to the last bit, another size in between"
 
 
-@torch.no_grad()
-def _value_range(network, entry):
-    _need(network)
+def _value_range(runs, entry):
+    _need(runs)
     lr = read_rgb(open_dataset(ensure_sample()).pairs[0].lr)
-    sr = network(to_tensor(lr, entry.data_range)).float()
+    sr, *_ = runs.forward(to_tensor(lr, entry.data_range))
     ratio = sr.mean().item() / (lr.mean() / 255 * entry.data_range)
     low, high = (np.percentile(sr.numpy(), q) / entry.data_range for q in (1, 99))
     if not (0.8 < ratio < 1.25 and low > -0.25 and high < 1.25):
@@ -247,11 +223,11 @@ def _value_range(network, entry):
     return f"mean {ratio:.3f} times the input's on a photograph, data_range {entry.data_range:g}"
 
 
-def _claims(network, entry):
-    _need(network)
+def _claims(runs, entry):
+    _need(runs)
     if not entry.published:
         raise UncheckableError("the registry's entry publishes no figures")
-    counts = measure_complexity(network)
+    counts = runs.count()
     seen = []
     for key, (name, unit) in CLAIMS.items():
         if key in entry.published:
@@ -264,14 +240,13 @@ def _claims(network, entry):
     return ", ".join(seen)
 
 
-def _threshold(network, entry, dataset, edition):
-    _need(network)
+def _threshold(runs, dataset, edition):
+    _need(runs)
     if dataset is None or edition is None or not dataset.has_hr:
         raise UncheckableError("no data given; name the challenge's folder by --data_dir")
     if dataset.label != f"DIV2K_LSDIR_{dataset.split} ({CHALLENGE_IMAGES} images)":
         raise UncheckableError(f"the threshold speaks of DIV2K_LSDIR_{dataset.split}, the data is {dataset.label}")
-    runner = Runner(LoadedModel(network, entry, None, None), torch.device("cpu"))
-    psnr = mean(image.psnr for image in evaluate(runner, dataset)) or -math.inf
+    psnr = mean(image.psnr for image in evaluate(runs, dataset)) or -math.inf
     wanted = edition.threshold[dataset.split]
     if round(psnr, 2) < wanted:
         raise BrokenRuleError(f"{psnr:.4f} dB, {edition.year} asks for {wanted:.2f}")

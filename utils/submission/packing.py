@@ -1,8 +1,6 @@
 """The submission archive: what it holds, and the proof that it runs where nothing of this project is."""
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -16,10 +14,11 @@ from utils.data.images import read_rgb
 from utils.data.sample import ensure_sample
 from utils.errors import HarnessError
 from utils.evaluate.evaluation import restore
-from utils.evaluate.runner import Runner
+from utils.referee.judge import Contestant
+from utils.referee.sandbox import run_apart
 from utils.results.record import protocol_runtime_ms
 from utils.results.tables import latex_table, markdown_table
-from utils.zoo.registry import load_model, source_files, split_arguments
+from utils.zoo.registry import source_files, split_arguments
 
 SELECT_MODEL = '''\
 """The branch to paste into select_model of the organizers' test_demo.py, in a function that runs as it stands."""
@@ -63,7 +62,7 @@ numpy.savez("proof_sr.npz", **results)
 """
 
 
-def pack(entry, record, path):
+def pack(entry, record, path, sandbox="auto"):
     """Write the archive of an entry with its results record, prove it, and return the names that it holds.
 
     Raises HarnessError if the archive does not run on its own or gives other images than this project; then no archive
@@ -84,7 +83,7 @@ def pack(entry, record, path):
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, data in files.items():
                 archive.writestr(name, data)
-        prove(entry, partial)
+        prove(entry, partial, sandbox)
         partial.replace(path)
     except OSError as error:
         raise HarnessError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
@@ -110,31 +109,32 @@ def select_model_source(entry):
     return SELECT_MODEL.format(branch=branch)
 
 
-def prove(entry, archive):
+def prove(entry, archive, sandbox="auto"):
     """Unpack an archive into an empty folder, run it there in a process of its own, and compare with this project.
 
     Every image of the sample must come out equal to the last bit. Raises HarnessError otherwise.
     """
     images = {pair.name: read_rgb(pair.lr) for pair in open_dataset(ensure_sample()).pairs}
-    runner = Runner(load_model(entry, "cpu"), torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
         with zipfile.ZipFile(archive) as opened:
-            opened.extractall(folder)
-        np.savez(Path(folder) / "proof_lr.npz", **images)
+            opened.extractall(folder / "archive")
+        np.savez(folder / "archive" / "proof_lr.npz", **images)
         code = PROOF.format(id=entry.id, threads=torch.get_num_threads())
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        result = subprocess.run(
-            [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
-        )
-        if result.returncode:
-            reason = (result.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        reason = run_apart([sys.executable, "-c", code], folder / "archive", folder / "log", sandbox)
+        if reason:
             raise HarnessError(f"{entry.file}: the archive does not run on its own ({reason})")
-        with np.load(Path(folder) / "proof_sr.npz") as restored:
-            if restored["params"] != sum(parameter.numel() for parameter in runner.model.parameters()):
-                raise HarnessError(f"{entry.file}: the archive's network has {restored['params']} parameters")
-            for name, lr in images.items():
-                if not np.array_equal(restored[name], restore(runner, lr)[0]):
-                    raise HarnessError(f"{entry.file}: the archive restores {name} otherwise than this project")
+        with np.load(folder / "archive" / "proof_sr.npz") as restored:
+            _compare(entry, images, restored, folder / "reference.log", sandbox)
+
+
+def _compare(entry, images, restored, log, sandbox):
+    with Contestant(entry, torch.device("cpu"), log, sandbox=sandbox) as reference:
+        if restored["params"] != reference.count().params:
+            raise HarnessError(f"{entry.file}: the archive's network has {restored['params']} parameters")
+        for name, lr in images.items():
+            if not np.array_equal(restored[name], restore(reference, lr)[0]):
+                raise HarnessError(f"{entry.file}: the archive restores {name} otherwise than this project")
 
 
 def complexity_paragraph(record):

@@ -1,0 +1,177 @@
+"""What a dishonest model file can fake: python -m benchmarks.audit [--honest 20] [--sandbox auto|require|off]
+
+Method. Each trial is an `eval.py --model_file …` as a user would run it, on four images of 64 x 64 LR pixels, two runs.
+
+1. Cheats: NanoSR with one way to fake a figure added, from `benchmarks/cheats.py`. It is *named* if the row has a
+   finding, or no figures but a reason; *prevented* if its PSNR (0.01 dB), its times (at most a
+   quarter faster) and its counts are the honest network's, nothing was written outside, and no process is left; else
+   *missed*.
+2. Honest models: NanoSR in both forms and its ancestors, each measured so many times; all must be clean.
+3. From inside the sandbox: what a contestant tries, and the system's own words.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+
+from benchmarks.cheats import CHEATS, Cheat, written
+from benchmarks.memory import make_data
+from benchmarks.robustness import run_eval
+from utils.errors import HarnessError, exit_on_harness_error
+from utils.files import ROOT
+from utils.referee.sandbox import MODES, sandboxed, why_not
+from utils.results.record import RECORDS_FILE, mean, protocol_runtime_ms, read_incomplete, read_results
+from utils.zoo.registry import read_registry
+
+MEASURE = ("--device", "cpu", "--runs", 2, "--warmup", 1, "--repeats", 5, "--memory_limit", 4)
+HONEST = ("NanoSR_train", "NanoSR_inference", "EFDN", "SPAN", "PAN", "PlainUSR")
+PSNR_DB, TIME_RATIO = 0.01, 1.25  # how far from the honest network's a prevented cheat's figures may be
+INSIDE = {  # what is tried: the code
+    "read an HR image": "open({hr!r}).read(1)",
+    "read a file of the home folder": "open({home!r} + '/.profile')",
+    "write to the project": "open({project!r} + '/written', 'w')",
+    "write to the system": "open('/usr/written', 'w')",
+    "open a socket to the network": "socket.create_connection(('192.0.2.1', 80), 2)",
+    "signal the judge": "os.kill({pid}, 0)",
+    "see other processes": "assert len([p for p in os.listdir('/proc') if p.isdigit()]) > 2, 'sees its own alone'",
+    "mount something": "raise OSError(*(lambda c: (c.mount(b'x', b'/tmp', b'tmpfs', 0, None), (ctypes.get_errno(),"
+    " os.strerror(ctypes.get_errno())))[1])(ctypes.CDLL(None, use_errno=True)))",
+}
+
+GREEDY = {  # what would bring the machine down: the forward pass
+    "fill the memory": "self.all = [torch.ones(2**26) for _ in range(10000)]; return honest(x)",
+    "fork without end": "\nfor _ in range(10000):\n    if os.fork() == 0: time.sleep(300)\nreturn honest(x)",
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--honest", type=int, default=20, help="measurements of each honest model (default 20)")
+    parser.add_argument("--sandbox", default="auto", choices=MODES)
+    parser.add_argument("--only", help="only the cheats whose name holds this")
+    args = parser.parse_args()
+    print(f"Sandbox: {args.sandbox}; {why_not() or 'bubblewrap works here'}\n")
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        data = make_data(folder / "data", 4)
+        failed = try_cheats(folder, data, args)
+        failed += try_honest(folder, data, args)
+        if args.sandbox != "off" and why_not() is None:
+            failed += try_inside(folder, data, args)
+    print(f"\n{failed} trials failed" if failed else "\nall trials passed")
+    return min(failed, 1)
+
+
+def try_cheats(folder, data, args):
+    """Print what became of each cheat; return how many were missed."""
+    source = (ROOT / "models" / "team07_NanoSR.py").read_text(encoding="utf-8")
+    earlier, outside = folder / "earlier", folder / "outside"
+    honest = measured(folder, data, earlier, ROOT / "models" / "team07_NanoSR.py", "NanoSR_inference", args)
+    if honest["status"] != "complete" or honest["audit"]["findings"]:
+        raise HarnessError(f"the honest network is {honest['status']}, {honest['audit']}; nothing to compare with")
+    print("| what the file does | | what the row says |\n| --- | --- | --- |")
+    missed = 0
+    for name, cheat in CHEATS.items():
+        if args.only and args.only not in name:
+            continue
+        file = folder / "team66_Cheat.py"
+        file.write_text(written(source, cheat, hr=data / "HR", outside=outside, earlier=earlier), encoding="utf-8")
+        before = (earlier / RECORDS_FILE).read_bytes()
+        record = measured(folder, data, folder / "results", file, "Cheat", args)
+        left = outlived()
+        harm = [text for text, done in (
+            ("wrote outside", outside.exists() or (earlier / RECORDS_FILE).read_bytes() != before),
+            ("left a process", left),
+        ) if done]  # fmt: skip
+        outside.unlink(missing_ok=True)
+        (earlier / RECORDS_FILE).write_bytes(before)
+        outcome, words = verdict(record, honest, harm)
+        missed += outcome == "MISSED"
+        print(f"| {name} | {outcome} | {words} |", flush=True)
+    return missed
+
+
+def measured(folder, data, results, file, class_name, args):
+    """Return the record of a model file, complete or not."""
+    weights = ROOT / "model_zoo" / "team07_NanoSR.pth"
+    what = ("--model_file", file, "--class", class_name, "--checkpoint", weights, "--save_images", "--fresh")
+    run_eval(*what, "--data_dir", data, "--results", results, "--sandbox", args.sandbox, *MEASURE)
+    name = "Cheat" if class_name == "Cheat" else "NanoSR"
+    records = read_results(results / RECORDS_FILE) | read_incomplete(results / RECORDS_FILE)
+    return records[name]
+
+
+def verdict(record, honest, harm):
+    """Return ("prevented", "named", both, or "MISSED"; words for the table)."""
+    findings = (record["audit"] or {}).get("findings", [])
+    if harm:
+        return "MISSED", ", ".join(harm)
+    if record["status"] != "complete":
+        return "named", record["status"]
+    psnr = mean(record["images"]["psnr"]) - mean(honest["images"]["psnr"])
+    steady = [one["runtime"]["steady"]["median_ms"] for one in (honest, record)]
+    protocol = [protocol_runtime_ms(one) for one in (honest, record)]
+    ratio = max(steady[0] / steady[1], protocol[0] / protocol[1])
+    same = abs(psnr) < PSNR_DB and ratio < TIME_RATIO and record["complexity"] == honest["complexity"]
+    if findings:
+        return "prevented and named" if same else "named", "; ".join(findings)
+    words = f"clean: PSNR {psnr:+.3f} dB, {ratio:.2f} times as fast, {record['complexity']['flops'] / 1e9:.2f} G"
+    return "prevented" if same else "MISSED", words
+
+
+def outlived():
+    """Whether a process is left of those that call themselves so; it is ended."""
+    left = [process for process in psutil.process_iter(["name"]) if process.info["name"] == "outlives-me"]
+    for process in left:
+        process.kill()
+    return bool(left)
+
+
+def try_honest(folder, data, args):
+    """Print how often each honest model was clean; return how many rows were not."""
+    print("\n| honest model | clean rows | findings |\n| --- | ---: | --- |")
+    unclean = 0
+    for entry in read_registry():
+        if entry.name not in HONEST or not args.honest:
+            continue
+        findings = []
+        for _ in range(args.honest):
+            results = folder / "honest"
+            arguments = ("--model_id", entry.id, "--isolated", "--data_dir", data, "--results", results, "--fresh")
+            run_eval(*arguments, "--sandbox", args.sandbox, *MEASURE)
+            record = (read_results(results / RECORDS_FILE) | read_incomplete(results / RECORDS_FILE))[entry.name]
+            status = [] if record["status"] == "complete" else [record["status"]]
+            if lines := [*status, *(record["audit"] or {}).get("findings", [])]:
+                findings.append("; ".join(lines))
+        unclean += len(findings)
+        print(f"| {entry.name} | {args.honest - len(findings)} of {args.honest} | {' / '.join(findings)} |", flush=True)
+    return unclean
+
+
+def try_inside(folder, data, args):
+    """Print the answers to what is tried from inside; return how many tries went through."""
+    print("\n| tried from inside the sandbox | answer |\n| --- | --- |")
+    file, through = folder / "inside.py", 0
+    hr = str(next((data / "HR").iterdir()))
+    for name, code in INSIDE.items():
+        code = code.format(hr=hr, home=str(Path.home()), project=str(ROOT), pid=psutil.Process().pid)
+        file.write_text(f"import ctypes, os, socket\n{code}\n", encoding="utf-8")
+        run = subprocess.run(sandboxed([sys.executable, file], [file]), capture_output=True, text=True)
+        words = (run.stderr.strip().splitlines() or ["it went through"])[-1]
+        through += run.returncode == 0
+        print(f"| {name} | {words} |", flush=True)
+    source = (ROOT / "models" / "team07_NanoSR.py").read_text(encoding="utf-8")
+    for name, code in GREEDY.items():
+        (folder / "team66_Cheat.py").write_text(written(source, Cheat(forward=code)), encoding="utf-8")
+        record = measured(folder, data, folder / "results", folder / "team66_Cheat.py", "Cheat", args)
+        through += record["status"] == "complete"
+        print(f"| {name} | {record['status']} |", flush=True)
+    return through
+
+
+if __name__ == "__main__":
+    exit_on_harness_error(main)

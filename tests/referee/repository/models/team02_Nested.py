@@ -1,0 +1,5 @@
+from models.team01_Plain import Plain
+
+
+class Nested(Plain):
+    pass

@@ -1,0 +1,55 @@
+"""eval.py --isolated and --model_file: a stranger's model costs its own row at most, and gets the row it earned."""
+
+import json
+import os
+import re
+
+from utils.results.record import read_incomplete, read_results, store_record
+
+QUICK = ("--device", "cpu", "--runs", 1, "--warmup", 1, "--repeats", 2)
+
+
+def test_bad_model_costs_its_row_and_the_baseline_keeps_its(command, stranger, pairs, tmp_path):
+    records = tmp_path / "results" / "records.json"
+    store_record(records, "Net", {"status": "complete"})  # of an earlier run; it is no result of this one
+    words = stranger(forward="os._exit(0)")
+    result = command("eval.py", "--isolated", *QUICK, "--data_dir", pairs, *words, "--score", cwd=tmp_path)
+    assert result.returncode == 1, result.stderr
+    assert re.search(r"Net +ended its process without a result", result.stdout)
+    assert read_results(records)["EFDN"]["status"] == "complete"
+    assert read_incomplete(records).keys() == {"Net"}
+    assert (tmp_path / "results" / "logs" / "42_Net.log").exists()
+
+
+def test_contestant_gets_the_figures_of_this_process(command, pairs, tmp_path):
+    arguments = (*QUICK, "--data_dir", pairs, "--model_id", 7)
+    for name, more in (("plain", ()), ("apart", ("--isolated",))):
+        assert command("eval.py", *arguments, *more, "--results", tmp_path / name, cwd=tmp_path).returncode == 0
+    plain, apart = (
+        json.loads((tmp_path / name / "records.json").read_text())["models"]["NanoSR_inference"]
+        for name in ("plain", "apart")
+    )
+    for key in ("images", "complexity", "model", "dataset"):
+        assert apart[key] == plain[key], key
+    assert plain["audit"] is None
+    assert apart["audit"]["findings"] == []
+    assert set(os.listdir(tmp_path / "apart" / "logs")) >= {"07_NanoSR_inference.log"}
+
+
+def test_what_a_model_prints_is_in_its_log(command, stranger, pairs, tmp_path):
+    words = stranger(top="print('hello from the model')")
+    result = command("eval.py", *QUICK, "--data_dir", pairs, *words, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "hello" not in result.stdout
+    assert "hello from the model" in (tmp_path / "results" / "logs" / "42_Net.log").read_text()
+
+
+def test_sandbox_that_does_not_work_is_named_or_required(command, stranger, pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.referee.sandbox.why_not", lambda: "bwrap is not installed")
+    words = (*QUICK, "--data_dir", pairs, *stranger())
+    result = command("eval.py", *words, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "audit: clean (no sandbox (bwrap is not installed))" in result.stdout
+    result = command("eval.py", *words, "--sandbox", "require", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "--sandbox require: bwrap is not installed" in result.stderr

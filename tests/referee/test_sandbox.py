@@ -1,0 +1,69 @@
+"""utils/referee/sandbox.py: what a contestant cannot reach."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.referee.conftest import needs_sandbox
+from utils.errors import HarnessError
+from utils.files import ROOT
+from utils.referee import sandbox
+from utils.referee.sandbox import choose_sandbox, run_apart, sandboxed
+
+pytestmark = needs_sandbox
+
+
+@pytest.fixture
+def inside(tmp_path):
+    """Runs Python code in the sandbox, with its own file readable; gives the last line that it complains with."""
+
+    def run(code):
+        file = tmp_path / "code.py"
+        file.write_text(f"import os, socket\n{code}")
+        result = subprocess.run(sandboxed([sys.executable, file], [file]), capture_output=True, text=True)
+        return (result.stderr.strip().splitlines() or [""])[-1]
+
+    return run
+
+
+def test_python_and_torch_run(inside):
+    assert inside("import torch; torch.zeros(2).sum()") == ""
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (f"open({str(ROOT / 'README.md')!r})", "No such file"),
+        (f"open({str(ROOT / 'utils' / 'evaluate' / 'metrics.py')!r})", "No such file"),
+        (f"open({str(ROOT / 'written')!r}, 'w')", "Read-only file system"),
+        ("open('/usr/written', 'w')", "Read-only file system"),
+        (f"os.listdir({os.path.expanduser('~/.ssh')!r})", "No such file"),
+        ("socket.create_connection(('192.0.2.1', 80), 2)", "Network is unreachable"),
+        (f"os.kill({os.getpid()}, 0)", "No such process"),
+    ],
+)
+def test_what_is_not_its_own_is_out_of_reach(inside, code, words):
+    assert words in inside(code)
+
+
+def test_temporary_folder_is_its_own(inside, tmp_path):
+    assert inside("open('/tmp/mine', 'w'); assert os.listdir('/tmp') != []") == ""
+    assert not os.path.exists("/tmp/mine")
+
+
+def test_command_may_write_to_its_folder_alone(tmp_path):
+    (tmp_path / "own").mkdir()
+    code = "open('here', 'w'); open('../there', 'w')"  # which may go to the sandbox's own /tmp
+    run_apart([sys.executable, "-c", code], tmp_path / "own", tmp_path / "log", "require")
+    assert (tmp_path / "own" / "here").exists()
+    assert not (tmp_path / "there").exists()
+
+
+def test_absent_bubblewrap_is_told(monkeypatch):
+    monkeypatch.setattr(sandbox, "why_not", lambda: "bwrap is not installed")
+    assert choose_sandbox("auto") == (False, "no sandbox (bwrap is not installed)")
+    assert choose_sandbox("off") == (False, "no sandbox (--sandbox off)")
+    with pytest.raises(HarnessError, match="--sandbox require: bwrap is not installed"):
+        choose_sandbox("require")

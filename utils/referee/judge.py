@@ -1,0 +1,252 @@
+"""The judge's side of a contestant: it has the methods of `Runner`, and takes the time itself."""
+
+import contextlib
+import hashlib
+import os
+import socket
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from utils.contestant.channel import Channel, shared_memory_fds
+from utils.errors import ForeignError, HarnessError
+from utils.files import ROOT
+from utils.measure.complexity import Complexity
+from utils.referee.audit import Audit
+from utils.referee.process import Limits, WatchedProcess
+from utils.referee.repository import described
+from utils.referee.sandbox import choose_sandbox, sandboxed
+from utils.zoo.registry import source_files
+
+ECHO_SIDES = (64, 256, 512)  # of the images by which transfers are timed [LR pixels]
+ECHOES = 5
+SAMPLES, SAME_GREY_LEVELS = 1024, 1.0  # values of an output, and how far they may move when it comes again
+PAUSE_S = 0.005  # after which an output must still be what it was
+PASSED_ON = ("PATH", "LANG", "LD_LIBRARY_PATH", "CC", "HIP_VISIBLE_DEVICES")  # of the environment; and what begins with
+PASSED_ON_PREFIXES = ("OMP_", "MKL_", "KMP_", "CUDA", "NVIDIA", "TORCH", "PYTORCH", "MALLOC_", "DNNL_", "ONEDNN_")
+PYTHON = {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}  # what is printed is in the log when it crashes
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One pass: what the contestant says that it took, and what the judge's clock says, transfers left out [ms]."""
+
+    reported_ms: float
+    judged_ms: float
+
+
+class Contestant:
+    """A model in a process of its own, run and timed from here. Entered as a context manager, it is `load`ed.
+
+    Its attributes are those of a Runner. Raises HarnessError, with the reason in a line, whenever the process fails,
+    breaks its limits, or answers nonsense.
+    """
+
+    def __init__(self, entry, device, log_path, limits=None, sandbox="auto", checkpoint=None, repository=None):
+        self.entry, self.device, self.log_path = entry, torch.device(device), Path(log_path)
+        self.limits, self.sandbox, self.checkpoint = limits or Limits(), sandbox, checkpoint
+        self.folder = repository and Path(repository).resolve()
+        self.sha256, self.provenance, self.missing_weights, self.ignored = None, entry.provenance, None, None
+        self.repository, self.notes = None, []
+        self.timings, self.findings, self.samples = [], [], {}
+        self.numbers = iter(range(1, 1 << 62))
+        self.last = None  # the output taken last, as it was, and its LR size
+        self.peak_mib, self.loaded = None, False
+        in_sandbox, self.sandbox_line = choose_sandbox(sandbox)
+        self._start(in_sandbox)
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self):
+        try:
+            self.load()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def close(self):
+        """End the process, and everything that it has started."""
+        self.watched.close()
+
+    def _start(self, in_sandbox):
+        ours, theirs = socket.socketpair()
+        memory = shared_memory_fds()
+        command = [sys.executable, "-m", "utils.contestant", theirs.fileno(), *memory]
+        folder = "/tmp" if in_sandbox else str(ROOT)
+        if in_sandbox:
+            command = sandboxed(command, self._readable(), self.device.type == "cuda", folder)
+        environment = {
+            key: value for key, value in os.environ.items() if key in PASSED_ON or key.startswith(PASSED_ON_PREFIXES)
+        }
+        environment |= {"PYTHONPATH": str(ROOT), "HOME": folder} | PYTHON
+        self.watched = WatchedProcess(
+            command, self.log_path, self.limits, pass_fds=(theirs.fileno(), *memory), env=environment, cwd=folder
+        )
+        theirs.close()
+        self.channel = Channel(ours.detach(), *memory)
+        for fd in memory:
+            os.close(fd)
+
+    def _readable(self):
+        if self.folder:
+            return [self.folder]
+        return [*source_files(self.entry), self.checkpoint or self.entry.checkpoint_path]
+
+    def _prepare(self):
+        """Set the process up and time the transfers, before any of the stranger's code is in it."""
+        self.ask("prepare", threads=torch.get_num_threads(), device=str(self.device))
+        pixels, seconds = [], []
+        for side in reversed(ECHO_SIDES):  # the largest first: memory is touched for the first time
+            times = [self._timed_ask("echo", height=side, width=side)[1] for _ in range(1 + ECHOES)]
+            pixels.append(side * side)
+            seconds.append(float(np.median(times[1:])))
+        self._slope, self._base = np.polyfit(pixels, seconds, 1)
+        self._slope, self._base = float(self._slope), max(float(self._base), 0.0)
+        family = [*self.watched.descendants()]
+        self.pid = family[-1].pid if family else self.watched.process.pid  # bubblewrap's last child is ours
+        self.own_family = set(self.watched.family)
+
+    def load(self):
+        """Build the model in the process; from here on, the stranger's code is there."""
+        if self.folder:
+            entry, folder = self.entry, str(self.folder)
+            answer = self.ask("load_from_repository", folder=folder, model_id=entry.id, trust=entry.trust_checkpoint)
+            self.entry, self.repository, self.notes = described(entry, answer)
+            self.loaded = True
+            return
+        checkpoint = str(Path(self.checkpoint).resolve()) if self.checkpoint else None
+        answer = self.ask("load", entry=asdict(self.entry), checkpoint=checkpoint)
+        self.sha256, self.provenance = answer["sha256"], answer["provenance"]
+        self.missing_weights, self.ignored = answer["missing_weights"], answer["ignored"]
+        self.loaded = True
+
+    def ask(self, do, **arguments):
+        """Return the contestant's answer to a request."""
+        return self._timed_ask(do, **arguments)[0]
+
+    def _timed_ask(self, do, **arguments):
+        number = next(self.numbers)
+        try:
+            start = time.perf_counter()
+            self.channel.send({"do": do, "number": number, **arguments})
+            reply = self.channel.receive()
+            seconds = time.perf_counter() - start
+        except (EOFError, OSError) as error:
+            self.watched.end_by_itself()
+            raise HarnessError(self.watched.reason() or "ended its process without a result") from error
+        except ValueError as error:
+            raise HarnessError("its process answers what is no answer") from error
+        if reply.get("number") != number:
+            raise HarnessError("its process answers out of turn")
+        if "error" in reply:
+            message = " ".join(str(reply["error"]).split())[:500]
+            if reply.get("mendable") is True:
+                raise HarnessError(message)
+            raise ForeignError(message)
+        return reply.get("answer"), seconds
+
+    def forward(self, lr):
+        """Return (output, runtime [ms], tile) of a 1 x 3 x H x W tensor on the CPU, as `Runner.forward` does.
+
+        The runtime is the contestant's word; the judge's is beside it in `timings`.
+        """
+        self.check_last()
+        height, width = lr.shape[2:]
+        self.channel.lr(height, width).copy_(lr)
+        answer, seconds = self._timed_ask("forward", height=height, width=width)
+        output = self.channel.sr(height, width).clone()  # at once: what comes later does not count
+        runtime_ms, tile, self.peak_mib = pass_answer(answer)
+        self.timings.append(Timing(runtime_ms, 1000 * max(seconds - self.transfer_s(height, width), 0.0)))
+        self._compare_with_before(lr, output)
+        self.last = output, (height, width), time.perf_counter()
+        return output, runtime_ms, tile
+
+    def _compare_with_before(self, lr, output):
+        """Note it if an image restored before comes out otherwise; what is compared are values at drawn places."""
+        key = hashlib.sha256(lr.numpy()).digest()
+        places = torch.randint(output.numel(), (SAMPLES,)) if key not in self.samples else self.samples[key][0]
+        values = output.view(-1)[places]
+        before = self.samples.setdefault(key, (places, values))[1]
+        if (values - before).abs().max() * 255 / self.entry.data_range > SAME_GREY_LEVELS:
+            self.findings.append("gives another output for an image that it has restored before")
+
+    def transfer_s(self, height, width):
+        """What a pass over an image of this size takes besides the network, by the echoes [s]."""
+        return self._base + self._slope * height * width
+
+    def other_processes(self):
+        """How many processes the contestant has started, as far as they were seen."""
+        self.watched.descendants()
+        return len(self.watched.family.keys() - self.own_family)
+
+    def check_last(self):
+        """Note it if the output handed over last has changed since."""
+        if self.last is None:
+            return
+        output, size, since = self.last
+        time.sleep(max(PAUSE_S - (time.perf_counter() - since), 0))
+        if not torch.equal(self.channel.sr(*size).view(torch.int32), output.view(torch.int32)):
+            self.findings.append("an output changed after it had been handed over")
+        self.last = None
+
+    def count(self):
+        """Return the network's Complexity, as the contestant counts it."""
+        answer = self.ask("count")
+        try:
+            return Complexity(**{key: int(value) for key, value in answer.items()})
+        except (TypeError, ValueError, AttributeError) as error:
+            raise HarnessError("its process counts what is no count") from error
+
+    def reset_peak(self):
+        """Start a new peak of memory on a GPU."""
+        self.ask("reset_peak")
+
+    def gpu_peak_mib(self):
+        """Peak GPU memory [MiB] since `reset_peak`; None on a CPU."""
+        return self.peak_mib
+
+    def cpu_peak_mib(self, lr_shape):
+        """Peak resident growth [MiB] of a fresh contestant for one pass over 1 x 3 x H x W, seen from outside."""
+        arguments = (self.entry, self.device, self.log_path.with_suffix(".memory.log"), self.limits)
+        more = {"sandbox": self.sandbox, "checkpoint": self.checkpoint, "repository": self.folder}
+        with Contestant(*arguments, **more) as fresh:
+            fresh.ask("echo", height=lr_shape[2], width=lr_shape[3])  # the shared images are not the network's
+            fresh.forward(torch.rand(1, 3, 16, 16) * self.entry.data_range)
+            before = psutil.Process(fresh.pid).memory_info().rss
+            fresh.forward(torch.rand(lr_shape) * self.entry.data_range)
+            peak = peak_of(fresh.pid) or fresh.ask("peak")
+        return max(peak - before, 0) / 2**20
+
+    def audit(self, record, dataset):
+        """Look for what makes the record's figures untrue; see `utils/referee/audit.py`."""
+        return Audit(self, record, dataset).result()
+
+
+def pass_answer(answer):
+    """Return (runtime [ms], tile, GPU peak [MiB]) of a contestant's answer. Raises HarnessError for anything else."""
+    with contextlib.suppress(TypeError, ValueError, KeyError):
+        runtime_ms, tile, peak = float(answer["runtime_ms"]), answer["tile"], answer["gpu_peak_mib"]
+        sound = isinstance(tile, int | None) and isinstance(peak, float | None)
+        if sound and np.isfinite(runtime_ms) and runtime_ms >= 0:
+            return runtime_ms, tile, peak
+    raise HarnessError("its process reports a pass that cannot be")
+
+
+def peak_of(pid):
+    """Peak resident memory [bytes] of a process, None where the system does not tell."""
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        return None
+    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM:"))

@@ -1,0 +1,142 @@
+"""A process that may do anything, hang, crash, eat memory, print or fork without end, watched until it is gone."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+LOG_BYTES = 1 << 20  # of a process's output that are kept
+POLL_S = 0.05
+ENDING_S = 5
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a process may take, its descendants included: time [s], resident memory [bytes], processes."""
+
+    seconds: float = 3600.0
+    memory_bytes: float = 0.9 * psutil.virtual_memory().total
+    processes: int = 64
+
+
+class WatchedProcess:
+    """A command in a session of its own. Its output, cut after `LOG_BYTES`, goes to a log; breaking a limit kills it.
+
+    `broken` is the limit that it broke, in a line, else None. `close` kills it and all that it has started.
+    """
+
+    def __init__(self, command, log_path, limits, **options):
+        self.log_path, self.limits, self.broken = Path(log_path), limits, None
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        self.family = {}  # every descendant ever seen, by pid and time of birth: it may leave its group, not this list
+        self.process = subprocess.Popen(
+            list(map(str, command)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            **options,
+        )
+        self._deadline = time.monotonic() + limits.seconds
+        self._reader = threading.Thread(target=_keep_beginning, args=(self.process.stdout, self.log_path), daemon=True)
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._reader.start()
+        self._watcher.start()
+
+    def descendants(self):
+        """Return the processes that descend from the command, as psutil.Process, and remember them."""
+        try:
+            children = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.Error:
+            children = []
+        for child in children:
+            self.family[child.pid, child.create_time()] = child
+        return children
+
+    def close(self):
+        """Kill the command and everything that it has started, as far as it was seen."""
+        self.descendants()
+        self._kill()
+        self.process.wait()
+        self._watcher.join(timeout=5)
+        self._reader.join(timeout=5)  # a process that got away may hold the pipe open; it is not waited for
+
+    def end_by_itself(self):
+        """Give the command a moment to end, which it was seen to do, so that its own reason counts; then close."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=ENDING_S)
+        self.close()
+
+    def reason(self):
+        """Why the command, which has ended, is taken to have failed; None if it ended with status 0."""
+        if self.broken:
+            return self.broken
+        status = self.process.returncode
+        if status < 0:
+            return f"killed by {signal.Signals(-status).name}"
+        if status > 128 and status - 128 in {*signal.Signals}:  # as a shell, or the sandbox, tells it
+            return f"killed by {signal.Signals(status - 128).name}"
+        return (_last_line(self.log_path) or f"ended with status {status}") if status else None
+
+    def _watch(self):
+        while self.process.poll() is None:
+            self.broken = self._broken_limit()
+            if self.broken:
+                self._kill()
+                return
+            time.sleep(POLL_S)
+
+    def _broken_limit(self):
+        limits = self.limits
+        if time.monotonic() > self._deadline:
+            return f"did not end within {limits.seconds:g} s and was killed"
+        family = self.descendants()
+        if len(family) > limits.processes:
+            return f"started more than {limits.processes} processes and was killed"
+        total = 0
+        for pid in (self.process.pid, *(member.pid for member in family)):
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                total += psutil.Process(pid).memory_info().rss
+        if total > limits.memory_bytes:
+            return f"took more than {limits.memory_bytes / 2**30:.1f} GiB of memory and was killed"
+        return None
+
+    def _kill(self):
+        with contextlib.suppress(ProcessLookupError):  # nobody is left
+            os.killpg(self.process.pid, signal.SIGKILL)
+        for member in list(self.family.values()):
+            with contextlib.suppress(psutil.Error):  # its pid may be another's by now, which psutil notices
+                member.kill()
+
+
+def run_isolated(command, log_path, limits=None, **options):
+    """Run a command; return None if it ended with status 0, else the reason in a line. All it has started is killed."""
+    watched = WatchedProcess(command, log_path, limits or Limits(), **options)
+    try:
+        watched.process.wait()
+    finally:
+        watched.close()
+    return watched.reason()
+
+
+def _keep_beginning(stream, path):
+    """Copy a stream to a file up to `LOG_BYTES`; read on without keeping, so that the writer never blocks."""
+    kept = 0
+    with open(path, "wb") as file:
+        while chunk := stream.read1(1 << 16):
+            if kept < LOG_BYTES:
+                file.write(chunk[: LOG_BYTES - kept])
+                file.flush()
+                kept += len(chunk)
+
+
+def _last_line(path):
+    """The last line of a log, without its "error: "; bytes that are no text are shown as such."""
+    lines = path.read_text(encoding="utf-8", errors="backslashreplace").strip().splitlines()
+    return " ".join(lines[-1].removeprefix("error: ").split())[:300] if lines else ""

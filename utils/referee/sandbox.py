@@ -1,0 +1,84 @@
+"""Where a stranger's process sees nothing but what it needs: bubblewrap's namespaces, if this machine has them."""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from utils.errors import HarnessError
+from utils.files import ROOT
+from utils.referee.process import run_isolated
+
+MODES = ("auto", "require", "off")
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives", "/etc/ld.so.cache")
+HARDWARE = ("/sys/devices/system/cpu", "/sys/devices/system/node")  # what libraries read to choose their code
+GPU = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset", "/dev/dri", "/dev/kfd")
+GPU_SYSTEM = ("/sys", "/proc/driver")
+HARNESS = ("utils/__init__.py", "utils/errors.py", "utils/files.py", "utils/protocol.py", "utils/zoo", "utils/measure")
+HARNESS += ("utils/contestant", "models/__init__.py")
+
+
+def choose_sandbox(mode):
+    """Return whether to sandbox, and a line that says so, for `mode` "auto", "require" or "off".
+
+    Raises HarnessError if it is required and does not work here.
+    """
+    if mode == "off":
+        return False, "no sandbox (--sandbox off)"
+    reason = why_not()
+    if reason is None:
+        return True, "sandbox: bubblewrap"
+    if mode == "require":
+        raise HarnessError(f"--sandbox require: {reason}; install Debian's bubblewrap, or take a container")
+    return False, f"no sandbox ({reason})"
+
+
+@functools.cache
+def why_not():
+    """Return why no sandbox works here, None if one does."""
+    if not shutil.which("bwrap"):
+        return "bwrap is not installed"
+    run = subprocess.run(sandboxed(["/bin/true"], []), capture_output=True, text=True)
+    lines = run.stderr.strip().splitlines() or [f"bwrap ends with status {run.returncode}"]
+    return lines[-1][:200] if run.returncode else None
+
+
+def sandboxed(command, readable, gpu=False, folder="/tmp", writable=()):
+    """Return the command that runs `command` where it sees a read-only system, Python, the contestant's part of this
+    project, the `readable` paths, the `writable` ones, and an empty /tmp of its own; no network, no other process.
+
+    `folder` is its working directory. With `gpu` the GPU's device files are there.
+    """
+    words = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    words += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+    for path in (*SYSTEM, *HARDWARE, *python_folders()):
+        words += ["--ro-bind-try", path, path]
+    if gpu:
+        for path in (*GPU, *sorted(map(str, Path("/dev").glob("nvidia[0-9]*")))):
+            words += ["--dev-bind-try", path, path]
+        for path in GPU_SYSTEM:
+            words += ["--ro-bind-try", path, path]
+    for path in dict.fromkeys([*(ROOT / name for name in HARNESS), *map(Path, readable)]):
+        words += ["--ro-bind-try", str(path), str(path)]
+    for path in writable:
+        words += ["--bind", str(path), str(path)]
+    return [*words, "--remount-ro", "/", "--chdir", str(folder), "--", *map(str, command)]
+
+
+def run_apart(command, folder, log_path, mode="auto"):
+    """Run a command in a folder that it may write to, in a sandbox by `mode`; return None or why it failed."""
+    if choose_sandbox(mode)[0]:
+        command = sandboxed(command, [], folder=folder, writable=[folder])
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return run_isolated(command, log_path, cwd=folder, env=environment)
+
+
+def python_folders():
+    """The folders of this Python, its virtual environment and its packages."""
+    folders = [sys.prefix, sys.base_prefix, sys.exec_prefix, str(Path(torch.__file__).parents[1])]
+    folders += [str(Path(folder).resolve()) for folder in folders]
+    return list(dict.fromkeys(folders))
