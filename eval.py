@@ -17,7 +17,7 @@ from utils.files import write_text
 from utils.measure.environment import choose_device
 from utils.referee.process import Limits
 from utils.referee.rows import Row, Rules, measured_before
-from utils.referee.sandbox import MODES
+from utils.referee.sandbox import MODES, choose_sandbox
 from utils.results.record import RECORDS_FILE, current_records, read_results
 from utils.results.report import write_report
 from utils.results.tables import write_tables
@@ -40,6 +40,8 @@ def run(args, shard):
     dataset = open_data(args, shard)
     results = args.results / RECORDS_FILE
     read_results(results)  # a file that cannot be used is better known before the work than after it
+    if shard.is_first and any(args.isolated or is_stranger(entry, args) for entry in entries):
+        print(f"Strangers' code: {choose_sandbox(args.sandbox)[1]}")
     names = [measure_entry(entry, entries, dataset, device, results, args, shard) for entry in entries]
     if not shard.is_first:
         return 0
@@ -73,7 +75,7 @@ def measure_entry(entry, entries, dataset, device, results, args, shard):
     row = Row(entry, args.checkpoint if entry is entries[0] else None, results, args.fresh)
     with tqdm(total=plan.passes(len(shard.part_of(dataset).pairs)), desc=entry.name, disable=not shard.is_first) as bar:
         reason = row.measure(
-            rules_of(args) if stranger else None,
+            rules_of(entry, args) if stranger else None,
             device,
             dataset=dataset,
             plan=plan,
@@ -89,11 +91,11 @@ def measure_entry(entry, entries, dataset, device, results, args, shard):
     return row.name
 
 
-def rules_of(args):
-    """How strangers' models are run."""
+def rules_of(entry, args):
+    """How a model is run that gets a process of its own."""
     memory = args.memory_limit * 2**30 if args.memory_limit else Limits.memory_bytes
     limits = Limits(60 * args.time_limit, memory)
-    return Rules(args.results / "logs", limits, args.sandbox, args.repository)
+    return Rules(args.results / "logs", limits, args.sandbox, args.repository if is_stranger(entry, args) else None)
 
 
 def show(records, dataset, edition, args):

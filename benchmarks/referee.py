@@ -1,0 +1,86 @@
+"""What judge and contestant cost: python -m benchmarks.referee [--data_dir D …] [--model_id 7] [--rounds 5]
+
+Method. One model, run in this process and by a contestant, in turn, over the same data, in one run.
+
+1. Forward: the protocol's runtime of every image, as the process that ran it took it, and for the contestant as the
+   judge took it; the median over rounds of the mean over images. The bits of every output are compared.
+2. Evaluation: wall time of reading, restoring, PSNR, SSIM and writing PNGs over the data, per image; the median over
+   rounds. One image before does not count. Starting the contestant's process and loading the model are shown apart.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils.data.datasets import open_dataset
+from utils.data.images import read_rgb, to_tensor
+from utils.data.sample import ensure_sample
+from utils.errors import exit_on_harness_error
+from utils.evaluate.evaluation import evaluate
+from utils.evaluate.runner import Runner
+from utils.measure.environment import choose_device, describe_environment
+from utils.referee.judge import Contestant
+from utils.referee.sandbox import MODES
+from utils.zoo.registry import find_entry, load_model, read_registry
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_dir", type=Path, nargs="+", help="default: the sample")
+    parser.add_argument("--model_id", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--sandbox", default="auto", choices=MODES)
+    args = parser.parse_args()
+    device = choose_device(args.device)
+    entry = find_entry(args.model_id, read_registry())
+    environment = describe_environment(device)
+    print(f"{environment['gpu'] or environment['cpu']}, {environment['threads']} threads, {environment['date'][:10]}")
+    with tempfile.TemporaryDirectory() as folder:
+        here = Runner(load_model(entry, device), device)
+        start = time.perf_counter()
+        with Contestant(entry, device, Path(folder) / "log", sandbox=args.sandbox) as apart:
+            ready_s = time.perf_counter() - start
+            print(f"{entry.name}; {apart.sandbox_line}; the contestant was ready after {ready_s:.1f} s\n")
+            print("| data | | here | contestant | ratio | judge's clock |\n| --- | --- | ---: | ---: | ---: | ---: |")
+            for data in args.data_dir or [ensure_sample()]:
+                compare(open_dataset(data), here, apart, args.rounds, Path(folder))
+
+
+def compare(dataset, here, apart, rounds, folder):
+    """Print the two rows of one data set."""
+    forward, judged, whole = {"here": [], "apart": []}, [], {"here": [], "apart": []}
+    images = [to_tensor(read_rgb(pair.lr), here.entry.data_range) for pair in dataset.pairs]
+    different = 0
+    for number in range(1 + rounds):
+        outputs = {}
+        for name, runner in (("here", here), ("apart", apart)):
+            before = len(apart.timings)
+            results = [runner.forward(lr) for lr in images]
+            outputs[name] = [result[0].cpu() for result in results]
+            if number:
+                forward[name].append(np.mean([result[1] for result in results]))
+                if runner is apart:
+                    judged.append(np.mean([timing.judged_ms for timing in apart.timings[before:]]))
+        different += sum(not torch.equal(*pair) for pair in zip(*outputs.values(), strict=True))
+        for name, runner in (("here", here), ("apart", apart)):
+            start = time.perf_counter()
+            list(evaluate(runner, dataset, with_ssim=True, save_dir=folder / "images"))
+            if number:
+                whole[name].append((time.perf_counter() - start) / len(images))
+    ms, s = ({name: float(np.median(values)) for name, values in one.items()} for one in (forward, whole))
+    print(
+        f"| {dataset.label} | forward [ms] | {ms['here']:.1f} | {ms['apart']:.1f} | {ms['apart'] / ms['here']:.3f} "
+        f"| {np.median(judged):.1f} |\n"
+        f"| {'same bits' if not different else f'{different} OUTPUTS DIFFER'} | evaluation [s per image] "
+        f"| {s['here']:.3f} | {s['apart']:.3f} | {s['apart'] / s['here']:.3f} | |",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    exit_on_harness_error(main)
