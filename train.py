@@ -1,4 +1,4 @@
-"""Train NanoSR by a recipe: python train.py RECIPE.toml --data DIR, or torchrun --nproc_per_node N train.py …"""
+"""Train a model by a recipe: python train.py RECIPE.toml --data DIR, or torchrun --nproc_per_node N train.py …"""
 
 import argparse
 import os
@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from training.feed import Plan, make_feed
+from training.data.feed import Plan, make_feed
+from training.data.subimages import SubImages
 from training.log import TrainingLog
 from training.loop import STATE_FILE, Trainer, train
 from training.recipe import load_recipe
-from training.subimages import SubImages
 from training.validation import validation_psnr
 from utils.data.datasets import open_dataset
 from utils.data.sample import ensure_sample
@@ -51,7 +51,7 @@ def parse():
     parser.add_argument("--validation", type=Path, help="data folder with HR images (default: the sample)")
     parser.add_argument("--run_dir", type=Path, help="default: runs/NAME of the recipe")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint, if it has one")
-    parser.add_argument("--init", type=Path, metavar="CKPT", help="training-form weights to start a new run from")
+    parser.add_argument("--init", type=Path, metavar="CKPT", help="weights to start a new run from")
     parser.add_argument("--minutes", type=float, help="stop at a checkpoint after so many minutes")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--feed", default="auto", choices=("auto", "resident", "mapped"))
@@ -102,7 +102,7 @@ def run(trainer, feed, validation, run_dir, args):
             mean_loss, mean_norm = torch.stack(since_last_row).mean(dim=0).tolist()
             since_last_row.clear()
             due = step % recipe.validate_every == 0 or last
-            quality = validation_psnr(trainer.weights, validation, trainer.device) if due else None
+            quality = validation_psnr(trainer.weights, validation, trainer.device, trainer.data_range) if due else None
             log.write(
                 step,
                 mean_loss,

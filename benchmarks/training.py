@@ -21,11 +21,11 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from training.feed import MappedFeed, Plan, ResidentFeed
+from training.data.feed import MappedFeed, Plan, ResidentFeed
+from training.data.subimages import SubImages
 from training.loop import GraphedUpdate, Trainer
 from training.prepare import Cut, list_images, prepare
 from training.recipe import load_recipe
-from training.subimages import SubImages
 from utils.data.datasets import challenge_folders
 from utils.data.sample import ensure_sample
 from utils.errors import exit_on_harness_error

@@ -7,7 +7,7 @@ import torch
 from models.nanosr_fast import NanoSR_fast
 from models.team07_NanoSR import NanoSR_inference
 from tests.training.conftest import RECIPE
-from training.feed import MappedFeed, Plan, ResidentFeed
+from training.data.feed import MappedFeed, Plan, ResidentFeed
 from training.loop import GraphedUpdate, Trainer
 from training.recipe import load_recipe
 from utils.measure.complexity import measure_complexity

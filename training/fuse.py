@@ -1,7 +1,8 @@
-"""Collapse a training-form checkpoint to the fused one: python -m training.fuse CKPT --out FILE.pth
+"""Collapse a training form's weights to the plain network's: python -m training.fuse CKPT --out FILE.pth [--model_id N]
 
-CKPT is a training-form weights file (such as `nanosr_train.pth` of a run) or a run's `state.pt`. Prints the largest
-difference between both forms on a random image, in float32, as a share of the output's largest value.
+CKPT is a training form's weights file (such as `nanosr_train.pth` of a run) or a run's `state.pt`. Which model it is of
+stands in the state, or is what the registry has under the file's name, or is given. Prints the largest difference
+between both forms on a random image, in float32, as a share of the output's largest value.
 """
 
 import argparse
@@ -9,30 +10,49 @@ from pathlib import Path
 
 import torch
 
-from models.nanosr_train import NanoSR_train
-from utils.errors import exit_on_harness_error
+from training.forms import build, fused, trained_model
+from training.loop import STATE_FILE
+from training.recipe import model_of_state
+from utils.errors import HarnessError, exit_on_harness_error
 from utils.zoo.checkpoints import load_state_dict, load_strictly, save_atomically
+from utils.zoo.registry import read_registry
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, metavar="CKPT")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.pth")
+    parser.add_argument("--model_id", type=int, metavar="N", help="the plain network's id in the registry")
     args = parser.parse_args()
-    model = NanoSR_train(form="branches").eval()
+    trained = trained_model(args.model_id or model_of(args.checkpoint))
+    if not trained.train_file:
+        raise HarnessError(f"{args.checkpoint}: {trained.entry.name} has no training form; there is nothing to fuse")
+    model = build(trained, "branches").eval()
     load_strictly(model, load_state_dict(args.checkpoint), args.checkpoint)
-    fused = model.fuse()
+    plain = fused(model)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    save_atomically(fused.state_dict(), args.out)
-    print(f"{args.out}: fused, largest difference {largest_difference(model, fused):.1e} of the output's largest value")
+    save_atomically(plain.state_dict(), args.out)
+    print(f"{args.out}: fused, largest difference {largest_difference(model, plain):.1e} of the output's largest value")
+
+
+def model_of(checkpoint):
+    """Return a recipe's `model` for a checkpoint. Raises HarnessError if nothing says which it is."""
+    if checkpoint.name == STATE_FILE:
+        return model_of_state(checkpoint)
+    registry = read_registry()
+    for entry in registry:
+        if Path(entry.checkpoint).name == checkpoint.name:
+            plain = next((other for other in registry if other.training == entry.id), entry)
+            return plain.id
+    raise HarnessError(f"{checkpoint}: the registry has no weights of this name; say whose they are by --model_id")
 
 
 @torch.no_grad()
-def largest_difference(model, fused):
+def largest_difference(model, plain):
     """Largest absolute difference of two networks' outputs on one random 1 x 3 x 61 x 47 image, relative."""
     lr = torch.rand(1, 3, 61, 47, generator=torch.Generator().manual_seed(0))
     expected = model(lr)
-    return ((fused(lr) - expected).abs().max() / expected.abs().max()).item()
+    return ((plain(lr) - expected).abs().max() / expected.abs().max()).item()
 
 
 if __name__ == "__main__":

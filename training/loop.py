@@ -10,28 +10,32 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.nanosr_train import NanoSR_train
+from training.forms import build, fused, trained_model
 from training.muon import Muon
 from training.recipe import recipe_from
 from utils.errors import HarnessError
 from utils.zoo.checkpoints import save_atomically
 
-STATE_FILE, TRAIN_FILE, FUSED_FILE = "state.pt", "nanosr_train.pth", "team07_NanoSR.pth"  # in the run's folder
+STATE_FILE = "state.pt"  # in the run's folder, beside the weights under the names that the registry has for them
+RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in [0, 1]
 GUARD_EVERY = 100  # steps between two looks at a CUDA graph's losses
 
 
 class Trainer:
-    """Trains NanoSR by a recipe. `step` counts finished updates; all randomness hangs on the seed and `step`."""
+    """Trains a model by a recipe. `step` counts finished updates; all randomness hangs on the seed and `step`."""
 
     def __init__(self, recipe, device, rank=0, world=1):
         self.recipe, self.device, self.rank, self.world = recipe, torch.device(device), rank, world
         torch.manual_seed(recipe.seed)
         self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        self.model = NanoSR_train(form=recipe.form)
+        self.trained = trained_model(recipe.model)
+        self.data_range = self.trained.entry.data_range
+        self.model = build(self.trained, recipe.form)
         if recipe.output_init:
-            start_near_mean(self.model, recipe.output_init)
+            start_near_mean(self.model, recipe.output_init, self.data_range)
         self.model.to(self.device, memory_format=self.layout)
         self.average = deepcopy(self.model).requires_grad_(False) if recipe.ema_decay else None
         self.optimizers = self._make_optimizers()
@@ -78,8 +82,8 @@ class Trainer:
         """Run forward and backward on uint8 batches; return the loss, over all processes, and the gradient's norm."""
         lr, hr = (x.to(torch.float32, memory_format=self.layout) / 255 for x in (lr, hr))
         with self._autocast():
-            sr = self.forward(lr)
-        loss = F.l1_loss(sr.float(), hr)
+            sr = self.forward(lr if self.data_range == 1 else lr * self.data_range)
+        loss = F.l1_loss(sr.float() if self.data_range == 1 else sr.float() / self.data_range, hr)
         self.model.zero_grad(set_to_none=True)
         loss.backward()
         loss = loss.detach()
@@ -115,8 +119,11 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def export(self, folder):
-        """Write `weights` in both forms, `nanosr_train.pth` and the fused `team07_NanoSR.pth`, each atomically."""
-        for model, name in ((self.weights, TRAIN_FILE), (self.weights.fuse(), FUSED_FILE)):
+        """Write `weights`, and what they fuse into, under the registry's names, each atomically."""
+        files = [(fused(self.weights), self.trained.plain_file)]
+        if self.trained.train_file:
+            files.append((self.weights, self.trained.train_file))
+        for model, name in files:
             state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
             save_atomically(state, Path(folder) / name)
 
@@ -209,21 +216,28 @@ def check_finite(loss, norm):
 
 
 @torch.no_grad()
-def start_near_mean(model, factor):
+def start_near_mean(model, factor, data_range=1.0):
     """Shrink the last convolution's weights by `factor` and set its bias to the RGB mean of the training data.
 
-    Features live on the scale of grey levels, the output in [0, 1]: with PyTorch's initial weights the first output is
-    tens of times too large, and the first thousand steps do nothing but shrink it.
+    For networks that give the whole image, not what is added to an enlarged one. Where features live on the scale of
+    grey levels and the output in [0, 1], PyTorch's initial weights make the first output tens of times too large, and
+    the first thousand steps do nothing but shrink it.
     """
-    last = model.upsampler[0]
+    last = [module for module in model.modules() if isinstance(module, nn.Conv2d)][-1]
     last.weight.mul_(factor)
-    last.bias.copy_(model.mean.flatten().repeat_interleave(last.out_channels // model.mean.numel()))
+    last.bias.copy_((torch.tensor(RGB_MEAN) * data_range).repeat_interleave(last.out_channels // len(RGB_MEAN)))
 
 
 def hidden_weights(model):
-    """Return the convolution kernels between hidden features, of a network in training form: what Muon is made for."""
-    outer = ("conv_1.", "upsampler.")  # they touch the image
-    return [weight for name, weight in model.named_parameters() if weight.ndim == 4 and not name.startswith(outer)]
+    """Return the convolution kernels between hidden features: what Muon is made for.
+
+    Left out are the parts of the network that touch the image: those of its direct children that hold its first and
+    its last convolution.
+    """
+    convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    outer = {convolutions[0].partition(".")[0], convolutions[-1].partition(".")[0]}
+    named = model.named_parameters()
+    return [weight for name, weight in named if weight.ndim == 4 and name.partition(".")[0] not in outer]
 
 
 def train(trainer, feed, on_step, minutes=None):

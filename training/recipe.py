@@ -1,11 +1,14 @@
 """Recipes: every hyper-parameter of a training run, read from one TOML file."""
 
 import dataclasses
+import pickle
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.nanosr_train import FORMS
+import torch
+
+from training.forms import FORMS
 from utils.errors import HarnessError
 
 PRECISIONS = ("float32", "bfloat16")
@@ -13,13 +16,15 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run of NanoSR. `lr` and `hr` in names mean low and high resolution, except `learning_rate`."""
+    """One training run. `lr` and `hr` in names mean low and high resolution, except `learning_rate`."""
 
+    # model: an id of the registry, or a table of file, class, arguments and data_range as there
+    model: int | dict
     # data
     batch: int  # patches per step, over all processes
     hr_patch: int  # side of an HR patch [pixels], a multiple of 4
     seed: int  # of the initial weights and of every batch
-    output_init: float  # factor on the upsampler's initial weights, its bias starts at the RGB mean; 0: PyTorch's
+    output_init: float  # factor on the last convolution's initial weights; its bias is the RGB mean; 0: PyTorch's
     # optimisation: L1 loss, AdamW, or AdamW beside Muon
     steps: int
     learning_rate: float  # of AdamW
@@ -33,7 +38,7 @@ class Recipe:
     clip_norm: float  # largest gradient norm; 0 leaves gradients as they are
     ema_decay: float  # of the weights' running average, which is what is validated and exported; 0 keeps none
     # how the step runs
-    form: str  # "collapsed" or "branches"
+    form: str  # "plain", or of a training form "collapsed" or "branches"
     precision: str  # "float32" or "bfloat16" (autocast)
     channels_last: bool
     cuda_graph: bool  # with one GPU, replay the whole step as one CUDA graph
@@ -60,6 +65,17 @@ def load_recipe(path):
     return recipe_from(values, path)
 
 
+def check_model(value, source):
+    """Return a recipe's `model` if it is an id or a table with the right keys. Raises HarnessError."""
+    if isinstance(value, dict):
+        keys = {"file", "class", "arguments", "data_range"}
+        if not {"file", "class"} <= value.keys() <= keys:
+            raise HarnessError(f"{source}: model = {value!r}; a table holds file and class, and may hold arguments")
+    elif type(value) is not int:
+        raise HarnessError(f"{source}: model is {value!r}, expected an id of the registry or a table")
+    return value
+
+
 def recipe_from(values, source):
     """Check a mapping of recipe values; `source` names it in errors. Raises HarnessError as `load_recipe` does."""
     fields = {field.name: field.type for field in dataclasses.fields(Recipe)}
@@ -71,6 +87,9 @@ def recipe_from(values, source):
     checked = {}
     for key, value in values.items():
         kind = fields[key]
+        if key == "model":
+            checked[key] = check_model(value, source)
+            continue
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if kind in (int, float, str, bool):
@@ -96,3 +115,11 @@ def recipe_from(values, source):
         if not holds:
             raise HarnessError(f"{source}: {key} = {getattr(recipe, key)!r} is out of range; see training/recipe.py")
     return recipe
+
+
+def model_of_state(path):
+    """Return the `model` of the recipe in a run's state. Raises HarnessError if it cannot be read."""
+    try:
+        return recipe_from(torch.load(path, map_location="cpu", weights_only=True)["recipe"], path).model
+    except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+        raise HarnessError(f"{path}: not a readable training state") from error

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.nanosr_train import NanoSR_train
+from models.training.nanosr import NanoSR_train
 from utils.measure.tiles import forward_in_tiles, forward_within_memory
 
 

@@ -1,4 +1,4 @@
-"""models/team07_NanoSR.py and models/nanosr_train.py: the published figures, and exactness between all forms."""
+"""models/team07_NanoSR.py and models/training/nanosr.py: the published figures, and exactness between all forms."""
 
 import ast
 import sys
@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
-from models.nanosr_train import GatedRepMBConv, NanoSR_train, RepMBConv
 from models.team07_NanoSR import NanoSR_inference
+from models.training.nanosr import NanoSR_train
+from models.training.reparam import GatedRepMBConv, RepMBConv
 from tests.golden import benchmark_psnr
 from utils.files import ROOT
 from utils.measure.complexity import measure_complexity
@@ -62,34 +63,12 @@ def test_branches_collapsed_and_fused_agree_borders_included(size):
         assert relative(collapsed[sides], branches[sides]) < 1e-10
 
 
-def test_gradients_of_both_forward_ways_agree():
-    model = randomized(NanoSR_train()).double()
-    lr = torch.rand(2, 3, 9, 11, dtype=torch.float64)
-    gradients = {}
-    for form in ("branches", "collapsed"):
-        model.set_form(form)
-        model.zero_grad()
-        model(lr).square().sum().backward()
-        gradients[form] = {name: parameter.grad for name, parameter in model.named_parameters()}
-    for name, expected in gradients["branches"].items():
-        assert relative(gradients["collapsed"][name], expected) < 1e-10, name
-
-
 @pytest.mark.parametrize("block", [RepMBConv(3, 5), RepMBConv(4, 4), GatedRepMBConv(8)])
 def test_a_block_collapses_to_one_convolution(block):
     parameters = dict(randomized(block).double().named_parameters())
     kernel, bias = block.collapse(parameters)
     x = torch.randn(1, kernel.shape[1], 6, 7, dtype=torch.float64)
     assert relative(torch.nn.functional.conv2d(x, kernel, bias, padding=1), block(x)) < 1e-12
-
-
-def test_fusing_leaves_the_training_form_untouched():
-    model = NanoSR_train()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    fused = model.fuse()
-    assert type(fused) is NanoSR_inference
-    assert fused.state_dict().keys() == NanoSR_inference().state_dict().keys()
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
 def test_gate_starts_as_the_description_says():

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from models.nanosr_fast import NanoSR_fast
-from models.nanosr_train import NanoSR_train
 from models.team07_NanoSR import NanoSR_inference
+from models.training.nanosr import NanoSR_train
 from tests.golden import benchmark_psnr
 from utils.measure.complexity import measure_complexity
 from utils.zoo.checkpoints import load_state_dict, load_strictly

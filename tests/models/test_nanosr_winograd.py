@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
-from models.nanosr_train import NanoSR_train
 from models.nanosr_winograd import NanoSR_winograd, compiled
 from models.team07_NanoSR import NanoSR_inference
+from models.training.nanosr import NanoSR_train
 from tests.golden import benchmark_psnr
 from utils.measure.complexity import measure_complexity
 from utils.zoo.checkpoints import load_state_dict, load_strictly

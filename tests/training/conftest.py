@@ -10,6 +10,7 @@ from utils.data.images import write_png
 from utils.files import ROOT
 
 RECIPE = """
+model = 7
 batch = 2
 hr_patch = 32
 seed = 7
@@ -37,10 +38,21 @@ checkpoint_every = 2
 SMALL_CUT = ("--size", 64, "--step", 32, "--smallest", 32, "--images-per-shard", 2)
 
 
+RECIPES = {  # a model with a training form, and one that is trained as it is, described as the registry does
+    "collapsed": RECIPE,
+    "plain": RECIPE.replace("model = 7", 'model = { file = "models/team00_SPAN.py", class = "SPAN" }').replace(
+        '"collapsed"', '"plain"'
+    ),
+}
+FILES = {"collapsed": {"nanosr_train.pth", "team07_NanoSR.pth"}, "plain": {"team00_SPAN.pth"}}
+both_kinds = pytest.mark.parametrize("recipe_path", RECIPES, indirect=True)
+
+
 @pytest.fixture
-def recipe_path(tmp_path):
-    path = tmp_path / "tiny.toml"
-    path.write_text(RECIPE)
+def recipe_path(tmp_path, request):
+    """A tiny recipe; `both_kinds` gives one of each."""
+    path = tmp_path / f"{getattr(request, 'param', 'collapsed')}.toml"
+    path.write_text(RECIPES[path.stem])
     return path
 
 

@@ -1,12 +1,12 @@
-"""training/feed.py: both feeds give the same patches."""
+"""training/data/feed.py: both feeds give the same patches."""
 
 import numpy as np
 import pytest
 import torch
 
 from tests.training.conftest import SMALL_CUT
-from training.feed import MappedFeed, Plan, ResidentFeed, make_feed
-from training.subimages import SubImages
+from training.data.feed import MappedFeed, Plan, ResidentFeed, make_feed
+from training.data.subimages import SubImages
 from utils.data.images import write_png
 from utils.errors import HarnessError
 

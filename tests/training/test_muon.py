@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.nanosr_train import NanoSR_train
+from models.training.nanosr import NanoSR_train
 from training.loop import hidden_weights
 from training.muon import Muon, orthogonalize
 

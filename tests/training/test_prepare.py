@@ -1,4 +1,4 @@
-"""training/prepare.py and training/subimages.py: photographs become sub-images that hold every patch."""
+"""training/prepare.py and training/data/subimages.py: photographs become sub-images that hold every patch."""
 
 import cv2
 import numpy as np
@@ -6,8 +6,8 @@ import pytest
 
 from tests.conftest import photograph
 from tests.training.conftest import SMALL_CUT
+from training.data.subimages import SubImages, verify
 from training.prepare import Cut, boxes
-from training.subimages import SubImages, verify
 from utils.data.images import bicubic_downscale, write_png
 from utils.errors import HarnessError
 

@@ -47,6 +47,8 @@ def test_extra_line_is_named(recipe_path, line, reason):
         ("batch = 2\n", "batch = 2.5\n", "batch is 2.5, expected int"),
         ("hr_patch = 32", "hr_patch = 30", "hr_patch = 30 is out of range"),
         ('"collapsed"', '"fused"', "form = 'fused' is out of range"),
+        ("model = 7", 'model = "seven"', "model is 'seven', expected an id of the registry or a table"),
+        ("model = 7", "model = { class = 'SPAN' }", "a table holds file and class"),
         ("channels_last = true", "channels_last = 1", "channels_last is 1, expected bool"),
     ],
 )

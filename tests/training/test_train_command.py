@@ -9,8 +9,10 @@ import time
 import pytest
 import torch
 
-from models.nanosr_train import NanoSR_train
-from tests.training.conftest import RECIPE, python
+from models.team00_SPAN import SPAN
+from models.training.nanosr import NanoSR_train
+from models.training.span import SPAN_train
+from tests.training.conftest import FILES, both_kinds, python
 from training.log import read_log
 from utils.files import ROOT
 from utils.zoo.checkpoints import load_state_dict
@@ -23,6 +25,7 @@ def train_command(recipe_path, prepared, run_dir, pairs, *arguments):
     ]  # fmt: skip
 
 
+@both_kinds
 def test_killed_at_any_moment_and_resumed_ends_with_the_same_bits(recipe_path, prepared, pairs, tmp_path):
     assert python(*train_command(recipe_path, prepared, tmp_path / "whole", pairs)).returncode == 0
     for kill_after in (4, 5):  # log rows: between two checkpoints, and around one
@@ -35,7 +38,8 @@ def test_killed_at_any_moment_and_resumed_ends_with_the_same_bits(recipe_path, p
         process.wait()
         result = python(*command, "--resume")
         assert result.returncode == 0, result.stderr
-        for name in ("nanosr_train.pth", "team07_NanoSR.pth"):
+        assert {path.name for path in log.parent.glob("*.pth")} == FILES[recipe_path.stem]
+        for name in FILES[recipe_path.stem]:
             expected = load_state_dict(tmp_path / "whole" / name)
             actual = load_state_dict(tmp_path / f"cut{kill_after}" / name)
             assert all(torch.equal(expected[key], actual[key]) for key in expected)
@@ -59,19 +63,21 @@ def test_minutes_stop_at_a_checkpoint(command, recipe_path, prepared, pairs, tmp
     assert "finished" in result.stdout
 
 
+@both_kinds
 def test_a_run_is_not_overwritten_nor_its_recipe_changed(command, recipe_path, prepared, pairs, tmp_path):
     words = train_command(recipe_path, prepared, tmp_path / "run", pairs)
     assert command(*words, "--minutes", 0).returncode == 0
     assert "go on with --resume" in command(*words).stderr
-    recipe_path.write_text(RECIPE.replace("\nlearning_rate = 1e-3", "\nlearning_rate = 2e-3"))
+    recipe_path.write_text(recipe_path.read_text().replace("\nlearning_rate = 1e-3", "\nlearning_rate = 2e-3"))
     result = command(*words, "--resume")
     assert result.returncode == 2
     assert "the recipe has changed (learning_rate was 0.001)" in result.stderr
 
 
+@both_kinds
 def test_two_processes_follow_one_with_the_doubled_batch(recipe_path, prepared, pairs, tmp_path):
     # Muon rounds to bfloat16, which makes a visible step of a difference in the last bit.
-    recipe_path.write_text(RECIPE.replace("muon_learning_rate = 1e-3", "muon_learning_rate = 0.0"))
+    recipe_path.write_text(recipe_path.read_text().replace("muon_learning_rate = 1e-3", "muon_learning_rate = 0.0"))
     one = train_command(recipe_path, prepared, tmp_path / "one", pairs)
     assert python(*one).returncode == 0
     two = train_command(recipe_path, prepared, tmp_path / "two", pairs)
@@ -110,8 +116,8 @@ def test_full_disk_costs_one_line_and_keeps_the_old_checkpoint(recipe_path, prep
 
 def test_fuse_writes_the_fused_file_and_prints_the_difference(command, tmp_path):
     model = NanoSR_train()
-    torch.save(model.state_dict(), tmp_path / "trained.pth")
-    result = command("-m", "training.fuse", tmp_path / "trained.pth", "--out", tmp_path / "zoo" / "fused.pth")
+    torch.save(model.state_dict(), tmp_path / "nanosr_train.pth")
+    result = command("-m", "training.fuse", tmp_path / "nanosr_train.pth", "--out", tmp_path / "zoo" / "fused.pth")
     assert result.returncode == 0, result.stderr
     difference = float(result.stdout.split("difference ")[1].split()[0])
     assert 0 < difference < 1e-4
@@ -119,3 +125,13 @@ def test_fuse_writes_the_fused_file_and_prints_the_difference(command, tmp_path)
     assert all(
         torch.equal(value, expected[key]) for key, value in load_state_dict(tmp_path / "zoo" / "fused.pth").items()
     )
+
+
+def test_weights_of_an_unknown_name_need_their_models_id(command, tmp_path):
+    torch.save(SPAN_train().state_dict(), tmp_path / "mine.pth")
+    words = ("-m", "training.fuse", tmp_path / "mine.pth", "--out", tmp_path / "fused.pth")
+    assert "say whose they are by --model_id" in command(*words).stderr
+    assert command(*words, "--model_id", 126).returncode == 0
+    assert "team00_EFDN" not in command(*words, "--model_id", 0).stdout
+    assert "EFDN has no training form" in command(*words, "--model_id", 0).stderr
+    assert load_state_dict(tmp_path / "fused.pth").keys() == SPAN().state_dict().keys()

@@ -25,7 +25,7 @@ from utils.zoo.registry import source_files
 
 ECHO_SIDES = (64, 256, 512)  # of the images by which transfers are timed [LR pixels]
 ECHOES = 5
-LOOKS, LOOK = 64, 4096  # parts of an output that are looked at again, and their size
+LOOKS, LOOK = 128, 4096  # parts of an output that are looked at again, and their size
 SAMPLES, SAME_GREY_LEVELS = 1024, 1.0  # values of an output, and how far they may move when it comes again
 PAUSE_S = 0.005  # after which an output must still be what it was
 PASSED_ON = ("PATH", "LANG", "LD_LIBRARY_PATH", "CC", "HIP_VISIBLE_DEVICES")  # of the environment; and what begins with
@@ -208,7 +208,10 @@ class Contestant:
         output, size, since = self.last
         time.sleep(max(PAUSE_S - (time.perf_counter() - since), 0))
         before, now = output.view(-1), self.channel.sr(*size).view(-1)
-        for start in torch.randint(max(before.numel() - LOOK, 1), (LOOKS,)).tolist():
+        starts = range(0, before.numel(), LOOK)
+        if len(starts) > LOOKS:
+            starts = torch.randint(before.numel() - LOOK, (LOOKS,)).tolist()
+        for start in starts:
             if not torch.equal(*(values[start : start + LOOK].view(torch.int32) for values in (before, now))):
                 self.findings.append("an output changed after it had been handed over")
                 break

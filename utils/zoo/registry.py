@@ -20,7 +20,7 @@ REGISTRY = ROOT / "model_zoo" / "models.toml"
 TEAM_FILE = re.compile(r"team(?P<id>\d+)_(?P<name>\w+)\.py")
 COMPILED = (".c", ".cpp", ".cu")
 REQUIRED = {"id", "name", "file", "class", "arguments", "checkpoint", "sha256", "data_range", "provenance", "licence"}
-OPTIONAL = {"published", "state_key", "lenient", "variant"}
+OPTIONAL = {"published", "state_key", "lenient", "variant", "training"}
 INHERITED = ("checkpoint", "sha256", "data_range", "provenance", "licence")  # by a variant, from what it is one of
 PLAIN = {"backend": "plain", "precision": "float32"}  # how a model runs that is no variant of another
 
@@ -33,7 +33,8 @@ class ModelEntry:
     `state_key` names the checkpoint's key under which the weights lie, if it is not one that is tried anyway; `lenient`
     loads with strict=False; `trust_checkpoint` unpickles more than tensors, and no registry can ask for it. `variant`,
     of an entry that computes another one's function in another way, holds the other one's id as `of`, and the `backend`
-    and `precision` that choose it.
+    and `precision` that choose it. `training` is the id of the entry that is trained and whose weights fuse into this
+    one's.
     """
 
     id: int
@@ -51,6 +52,7 @@ class ModelEntry:
     lenient: bool = False
     trust_checkpoint: bool = False
     variant: dict = field(default_factory=dict)
+    training: int | None = None
 
     @property
     def full_name(self):

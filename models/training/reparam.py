@@ -1,14 +1,14 @@
-"""NanoSR's training form: the fused network with each 3x3 convolution (but the upsampler) grown into linear branches.
+"""Re-parameterization: a 3x3 convolution grown into linear branches for training, and collapsed again.
 
 Between two non-linearities everything here is linear, so each group of branches is one 3x3 convolution. That gives
-three views of the same weights:
+three views of the same weights of a training form:
 
-- `NanoSR_train(form="branches")` runs every branch as its own convolution, as the method is described and counted;
-- `NanoSR_train(form="collapsed")` composes all 3x3 kernels from the branch weights in every forward pass and runs the
-  fused network with them: the same output, the same gradients, several times less work;
-- `NanoSR_train.fuse()` composes the kernels once and returns the plain `NanoSR_inference`.
+- `form="branches"` runs every branch as its own convolution, as the method is described and counted;
+- `form="collapsed"` composes all 3x3 kernels from the branch weights in every forward pass and runs the plain network
+  with them: the same output, the same gradients, several times less work;
+- `fuse()` composes the kernels once and returns the plain network.
 
-Sources: RepMBConv, PlainUSR (Wang et al., ACCV 2024); its use in NanoSR, the NTIRE 2025 Efficient SR report.
+Sources: RepMBConv, PlainUSR (Wang et al., ACCV 2024); the convolution without gate is SPAN's (Wan et al., CVPRW 2024).
 """
 
 from collections import defaultdict
@@ -17,8 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, vmap
-
-from models.team07_NanoSR import SCALE, Conv3x3, NanoSR_inference
 
 EXPANSION = 2
 FORMS = ("collapsed", "branches")
@@ -111,21 +109,24 @@ def _identity(size, like):
     return torch.eye(size, dtype=like.dtype, device=like.device)
 
 
-class NanoSR_train(NanoSR_inference):
-    """NanoSR with re-parameterized convolutions: B x 3 x H x W in [0, 1] gives B x 3 x 4H x 4W, about [0, 1].
+class Reparameterized(nn.Module):
+    """What training forms share; a form is a class of this and of its plain network, in this order.
 
-    `form` is "collapsed" (the fused network, its kernels composed in each pass) or "branches" (each a module call).
+    Its constructor calls the plain network's and then `grow`.
     """
 
-    def __init__(self, num_in_ch=3, num_out_ch=3, form="collapsed"):
-        super().__init__(num_in_ch, num_out_ch)
-        for name, module in self.named_modules():
-            if isinstance(module, Conv3x3):
-                c_in, c_out = module.conv.in_channels, module.conv.out_channels
-                module.conv = GatedRepMBConv(c_in) if name.endswith("feature_extractor") else RepMBConv(c_in, c_out)
+    def grow(self, grown, make_plain, form):
+        """Replace convolutions by branches: `grown(name, conv)` gives a RepMBConv, a GatedRepMBConv, or None.
+
+        `make_plain()` builds the plain network.
+        """
+        for name, module in list(self.named_modules()):
+            if isinstance(module, nn.Conv2d) and (branches := grown(name, module)):
+                self.set_submodule(name, branches)
+        self._make_plain = make_plain
         # The frame that runs composed kernels; in a tuple, so that its own unused weights are nobody's parameters.
         with torch.device("meta"):
-            self._frame = (NanoSR_inference(num_in_ch, num_out_ch),)
+            self._frame = (make_plain(),)
         self.set_form(form)
 
     def set_form(self, form):
@@ -139,18 +140,19 @@ class NanoSR_train(NanoSR_inference):
             return super().forward(lr)
         with torch.autocast(lr.device.type, enabled=False):  # composed in low precision, kernels would be rounded twice
             state = self.collapsed_state()
-        return functional_call(self._frame[0], {**state, "mean": self.mean}, lr)
+        return functional_call(self._frame[0], {**state, **dict(self.named_buffers())}, lr)
 
     def collapsed_state(self):
-        """Return the fused network's state dict, composed from this one's weights and differentiable by them.
+        """Return the plain network's state dict, composed from this one's weights and differentiable by them.
 
         Blocks of one shape are composed together, in a few large products instead of many small ones.
         """
-        groups = defaultdict(list)
+        groups, inside = defaultdict(list), []
         for name, module in self.named_modules():
             if isinstance(module, (RepMBConv, GatedRepMBConv)):
                 groups[type(module), module.conv.weight.shape].append((name, dict(module.named_parameters())))
-        state = {key: value for key, value in self.named_parameters() if key.startswith(("conv_cat.", "upsampler."))}
+                inside.append(f"{name}.")
+        state = {key: value for key, value in self.named_parameters() if not key.startswith(tuple(inside))}
         for (kind, _), blocks in groups.items():
             stacked = {key: torch.stack([p[key] for _, p in blocks]) for key in blocks[0][1]}
             kernels, biases = vmap(kind.collapse)(stacked)
@@ -160,7 +162,9 @@ class NanoSR_train(NanoSR_inference):
 
     @torch.no_grad()
     def fuse(self):
-        """Return the `NanoSR_inference` with the same output, dtype and device; this network stays untouched."""
-        fused = NanoSR_inference(self.conv_1.conv.expand.in_channels, self.upsampler[0].out_channels // SCALE**2)
-        fused.to(self.mean.device, self.mean.dtype).load_state_dict(self.collapsed_state())
+        """Return the plain network with the same output, dtype and device; this network stays untouched."""
+        state = self.collapsed_state()
+        like = next(iter(state.values()))
+        fused = self._make_plain().to(like.device, like.dtype)
+        fused.load_state_dict(state)
         return fused.train(self.training)

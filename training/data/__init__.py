@@ -1,0 +1,1 @@
+"""The training set: sub-images read by memory map, and the patches that each step sees."""

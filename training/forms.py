@@ -1,0 +1,92 @@
+"""A recipe's model: how it is built for training, and in which files its weights are exported.
+
+Any network of the registry can be trained as it is. A model may offer a training form, a class with
+
+    fuse()           a new plain network with the same output
+    set_form(form)   optional: "branches" runs the training form as it is written, "collapsed" a cheaper way of it
+
+The registry's entry of the plain network names it, as `training`, by the id of the training form's entry. A class that
+has `fuse()` itself and no entry beside it is its own training form.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from utils.errors import HarnessError
+from utils.files import ROOT
+from utils.zoo.registry import ModelEntry, build_model, find_entry, read_registry
+
+FORMS = ("plain", "collapsed", "branches")
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The entry of what is trained, and the names of the files that the weights are exported to.
+
+    `train_file` holds the training form's, None for a network that is trained as it is; `plain_file` the plain one's.
+    """
+
+    entry: ModelEntry
+    train_file: str | None
+    plain_file: str
+
+
+def trained_model(model):
+    """Return the TrainedModel of a recipe's `model`. Raises HarnessError if there is no such model."""
+    if isinstance(model, dict):
+        entry = _entry_of_table(model)
+        has_form = fused_by_itself(build_model(entry))
+        stem = Path(entry.file).stem
+        return TrainedModel(entry, f"{stem}_train.pth" if has_form else None, f"{stem}.pth")
+    registry = read_registry()
+    plain = find_entry(model, registry)
+    if plain.training is None:
+        return TrainedModel(plain, None, Path(plain.checkpoint).name)
+    entry = find_entry(plain.training, registry)
+    return TrainedModel(entry, Path(entry.checkpoint).name, Path(plain.checkpoint).name)
+
+
+def build(trained, form):
+    """Return a network to train, with its initial weights, that runs in `form`.
+
+    Raises HarnessError if the network has no such form.
+    """
+    network = build_model(trained.entry)
+    forms = FORMS[1:] if callable(getattr(network, "set_form", None)) else FORMS[:1]
+    if form not in forms:
+        name = trained.entry.name
+        raise HarnessError(f"form = {form!r}: {name} has no such form; it is trained {' or '.join(forms)}")
+    if form != "plain":
+        network.set_form(form)
+    return network
+
+
+def fused(network):
+    """Return the plain network of a training form, or a network that has none itself."""
+    return network.fuse() if fused_by_itself(network) else network
+
+
+def fused_by_itself(network):
+    """Whether a network is a training form; a layer may happen to be called `fuse`."""
+    return callable(getattr(network, "fuse", None)) and not isinstance(network.fuse, nn.Module)
+
+
+def _entry_of_table(table):
+    """Return the entry of a model that a recipe describes as the registry does: file, class, arguments, data_range."""
+    file = ROOT / table["file"]
+    if not file.is_file():
+        raise HarnessError(f"model.file = {table['file']!r}: no such file; paths count from the project's folder")
+    return ModelEntry(
+        id=0,
+        name=table["class"],
+        file=str(table["file"]),
+        class_name=table["class"],
+        arguments=table.get("arguments", []),
+        checkpoint="",
+        sha256="",
+        data_range=float(table.get("data_range", 1.0)),
+        provenance="a recipe's",
+        licence="",
+    )
