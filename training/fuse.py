@@ -24,7 +24,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.pth")
     parser.add_argument("--model_id", type=int, metavar="N", help="the plain network's id in the registry")
     args = parser.parse_args()
-    trained = trained_model(args.model_id or model_of(args.checkpoint))
+    trained = trained_model(model_of(args.checkpoint) if args.model_id is None else args.model_id)
     if not trained.train_file:
         raise HarnessError(f"{args.checkpoint}: {trained.entry.name} has no training form; there is nothing to fuse")
     model = build(trained, "branches").eval()
