@@ -100,14 +100,16 @@ class Audit:
         repeated = [run[number] for run in self.record["runtime"]["runs"][1:] if len(run) > number]
         if not repeated or new_ms <= SEEN_SHARE * float(np.median(repeated)) + SEEN_MS:
             return
-        again_ms, count = [], len(self.dataset.pairs)  # is it the machine?
-        for _ in range(PAIRS):
-            for step in range(min(LEAD, count) - 1, -1, -1):
-                self._judged(read_rgb(self.dataset.pairs[(number - step) % count].lr), again_ms)
-        fastest = min(again_ms[min(LEAD, count) - 1 :: min(LEAD, count)])
-        if new_ms > SEEN_SHARE * fastest + SEEN_MS:
+        again_ms, other_ms, count = [], [], len(self.dataset.pairs)  # is it the machine?
+        lead = min(LEAD, count)
+        for _ in range(MORE_PAIRS):
+            for step in reversed(range(lead)):
+                lr = read_rgb(self.dataset.pairs[(number - step) % count].lr)
+                self._judged(lr, again_ms)
+            self._judged(changed(lr, self.rng), other_ms)
+        if min(other_ms) > SEEN_SHARE * min(again_ms[lead - 1 :: lead]) + SEEN_MS:
             self.findings.append(
-                f"repeated runs took {np.median(repeated):.2f} ms where a new input takes {new_ms:.2f} ms"
+                f"repeated runs took {np.median(repeated):.2f} ms where a new input takes {min(other_ms):.2f} ms"
             )
 
     def _in_turn(self, lr, pairs):
