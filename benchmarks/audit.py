@@ -162,7 +162,10 @@ def try_inside(folder, data, args):
         file.write_text(f"import ctypes, os, socket\n{code}\n", encoding="utf-8")
         run = subprocess.run(sandboxed([sys.executable, file], [file]), capture_output=True, text=True)
         words = (run.stderr.strip().splitlines() or ["it went through"])[-1]
-        through += run.returncode == 0
+        went = run.returncode == 0
+        if went and name == "write to the project" and not (ROOT / "written").exists():
+            went, words = False, "it wrote to a /tmp of its own, since the project lies below /tmp"
+        through += went
         print(f"| {name} | {words} |", flush=True)
     source = (ROOT / "models" / "team07_NanoSR.py").read_text(encoding="utf-8")
     for name, code in GREEDY.items():

@@ -3,7 +3,8 @@
 Each weight is seen as a c_out x (c_in k k) matrix. Its momentum is replaced by the nearest matrix with singular values
 about 1, so that directions with small gradients move as far as those with large ones. Source: K. Jordan et al., "Muon:
 An optimizer for hidden layers in neural networks" (2024); the scale to AdamW's update: J. Liu et al., "Muon is Scalable
-for LLM Training" (2025).
+for LLM Training" (2025). torch.optim.Muon takes matrices only, one after the other; here all kernels of one shape are
+orthogonalized in one product.
 """
 
 from collections import defaultdict
