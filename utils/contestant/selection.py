@@ -23,7 +23,7 @@ ARGUMENTS = {"data_dir": "../", "save_dir": "results", "include_test": False, "h
 def load_from_repository(folder, model_id, device, trust):
     """Return (network in eval mode, JSON-ready answer) for one entry of the repository in `folder`.
 
-    The answer holds `name`, `data_range`, `class`, `files` read (paths), and `notes`, a line for each thing that was
+    The answer holds `name`, `data_range`, `files` read (paths), and `notes`, a line for each thing that was
     done differently here than there. Raises HarnessError with the reason if there is no such model.
     """
     leave_our_house(folder)
@@ -63,7 +63,6 @@ def load_from_repository(folder, model_id, device, trust):
     return model, {
         "name": str(name)[:80],
         "data_range": float(data_range),
-        "class": type(model).__name__[:80],
         "files": [*ours, *loads.paths],
         "notes": notes,
     }

@@ -69,9 +69,17 @@ def _measure_in_child(entry, lr_shape, threads, sender):
 
 def peak_rss_bytes():
     """Peak resident memory of this process so far."""
-    # ru_maxrss of a process on Linux starts at its parent's; VmHWM is its own.
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
+    peak = high_water_bytes("self")
+    if peak is not None:
+        return peak
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def high_water_bytes(pid):
+    """Peak resident memory of a process so far, None where the system does not tell."""
+    # ru_maxrss of a process on Linux starts at its parent's; VmHWM is its own.
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        return None
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024

@@ -17,6 +17,7 @@ from utils.contestant.channel import Channel, shared_memory_fds
 from utils.errors import ForeignError, HarnessError
 from utils.files import ROOT
 from utils.measure.complexity import Complexity
+from utils.measure.memory import high_water_bytes
 from utils.referee.audit import Audit
 from utils.referee.process import Limits, WatchedProcess
 from utils.referee.repository import described
@@ -242,7 +243,7 @@ class Contestant:
             fresh.forward(torch.rand(1, 3, 16, 16) * self.entry.data_range)
             before = psutil.Process(fresh.pid).memory_info().rss
             fresh.forward(torch.rand(lr_shape) * self.entry.data_range)
-            peak = peak_of(fresh.pid) or fresh.ask("peak")
+            peak = high_water_bytes(fresh.pid) or fresh.ask("peak")
         return max(peak - before, 0) / 2**20
 
     def audit(self, record, dataset):
@@ -258,11 +259,3 @@ def pass_answer(answer):
         if sound and np.isfinite(runtime_ms) and runtime_ms >= 0:
             return runtime_ms, tile, peak
     raise HarnessError("its process reports a pass that cannot be")
-
-
-def peak_of(pid):
-    """Peak resident memory [bytes] of a process, None where the system does not tell."""
-    status = Path(f"/proc/{pid}/status")
-    if not status.exists():
-        return None
-    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
