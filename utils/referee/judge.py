@@ -114,7 +114,7 @@ class Contestant:
         for side in reversed(ECHO_SIDES):  # the largest first: memory is touched for the first time
             times = [self._timed_ask("echo", height=side, width=side)[1] for _ in range(1 + ECHOES)]
             pixels.append(side * side)
-            seconds.append(float(np.median(times[1:])))
+            seconds.append(min(times[1:]))  # what a busy moment adds, subtracted, would hide as much of a pass
         self._slope, self._base = np.polyfit(pixels, seconds, 1)
         self._slope, self._base = float(self._slope), max(float(self._base), 0.0)
         family = [*self.watched.descendants()]
