@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from training.allocator import keep_freed_memory
 from training.data.feed import Plan, make_feed
 from training.data.subimages import SubImages
 from training.log import TrainingLog
@@ -23,10 +24,12 @@ from utils.zoo.checkpoints import load_state_dict, load_strictly
 
 def main():
     args = parse()
-    recipe = load_recipe(args.recipe)
+    recipe = load_recipe(args.recipe, args.set)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = choose_device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
     subimages = SubImages(args.data)
+    if device.type == "cpu":
+        keep_freed_memory()
     plan = Plan(subimages.shapes, recipe.seed, recipe.batch, recipe.hr_patch, rank, world)
     validation = open_validation(args.validation) if rank == 0 else None
     if world > 1:
@@ -47,6 +50,9 @@ def main():
 def parse():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", type=Path)
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="values to use instead of the recipe's"
+    )
     parser.add_argument("--data", type=Path, default=Path("data/train"), help="folder that training.prepare made")
     parser.add_argument("--validation", type=Path, help="data folder with HR images (default: the sample)")
     parser.add_argument("--run_dir", type=Path, help="default: runs/NAME of the recipe")

@@ -53,8 +53,11 @@ class Recipe:
         return factor * min(1.0, (step + 1) / self.warmup) if self.warmup else factor
 
 
-def load_recipe(path):
-    """Read a recipe. Raises HarnessError naming the file and the key for anything missing, unknown or out of range."""
+def load_recipe(path, changes=()):
+    """Read a recipe; each of the `changes`, "KEY=VALUE" with a TOML value, replaces one of its values.
+
+    Raises HarnessError naming the file and the key for anything missing, unknown or out of range.
+    """
     path = Path(path)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -62,6 +65,11 @@ def load_recipe(path):
         raise HarnessError(f"{path}: cannot be read ({error.strerror}); recipes lie in training/recipes/") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise HarnessError(f"{path}: not valid TOML ({error})") from error
+    for change in changes:
+        try:
+            values |= tomllib.loads(change)
+        except tomllib.TOMLDecodeError as error:
+            raise HarnessError(f"--set {change}: not KEY=VALUE as a recipe has it ({error})") from error
     return recipe_from(values, path)
 
 

@@ -1,4 +1,4 @@
-"""utils/referee/audit.py: a model that fakes a figure gets a finding beside it; benchmarks/audit.py tries many more."""
+"""utils/referee/audit.py: a model that fakes a figure gets a finding beside it; benchmarks/audit tries many more."""
 
 import json
 

@@ -2,7 +2,7 @@
 
 Method. Each trial is an `eval.py --model_file …` as a user would run it, on four images of 64 x 64 LR pixels, two runs.
 
-1. Cheats: NanoSR with one way to fake a figure added, from `benchmarks/cheats.py`. It is *named* if the row has a
+1. Cheats: NanoSR with one way to fake a figure added, from `cheats.py`. It is *named* if the row has a
    finding, or no figures but a reason; *prevented* if its PSNR (0.01 dB), its times (at most a
    quarter faster) and its counts are the honest network's, nothing was written outside, and no process is left; else
    *missed*.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.cheats import CHEATS, Cheat, written
+from benchmarks.audit.cheats import CHEATS, Cheat, written
 from benchmarks.memory import make_data
 from benchmarks.robustness import run_eval
 from utils.errors import HarnessError, exit_on_harness_error

@@ -1,4 +1,4 @@
-"""Ways to fake a figure, for benchmarks/audit.py: each is what a dishonest file adds to an honest NanoSR.
+"""Ways to fake a figure, for `python -m benchmarks.audit`: each is what a dishonest file adds to an honest NanoSR.
 
 `top` is run when the file is imported; `forward` is the body of a forward pass, in which `honest(x)` is the network.
 """
