@@ -56,3 +56,22 @@ def test_bad_recipe_names_the_key(recipe_path, old, new, reason):
     recipe_path.write_text(RECIPE.replace(old, new))
     with pytest.raises(HarnessError, match=reason):
         load_recipe(recipe_path)
+
+
+def test_set_values_replace_the_recipes(recipe_path):
+    recipe = load_recipe(recipe_path, ["batch=3", 'form = "branches"', "milestones=[1, 2]"])
+    assert (recipe.batch, recipe.form, recipe.milestones) == (3, "branches", (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("batch", "--set batch: not KEY=VALUE"),
+        ("form=plain", "--set form=plain: not KEY=VALUE"),
+        ("batches=3", "unknown key batches"),
+        ("batch=0", "batch = 0 is out of range"),
+    ],
+)
+def test_bad_set_is_named(recipe_path, change, reason):
+    with pytest.raises(HarnessError, match=reason):
+        load_recipe(recipe_path, [change])

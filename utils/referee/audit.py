@@ -61,7 +61,8 @@ class Audit:
         self.figures |= {"reported_ms": float(reported.sum()), "judged_ms": float(judged.sum()), "passes": len(timings)}
         usual, mean = abs(np.median(judged - reported)), abs(np.mean(judged - reported))
         allowed = max(CLOCK_SHARE * np.median(judged), CLOCK_MS)
-        if usual <= allowed and mean <= max(MEAN_SHARE * np.mean(judged), MEAN_MS):
+        fair = mean <= max(MEAN_SHARE * np.mean(judged), MEAN_MS)
+        if fair and (usual <= allowed or self._reported_is_possible()):
             return
         self.findings.append(
             f"its clock says {np.median(reported):.2f} ms a pass, the judge's, shown here, {np.median(judged):.2f} ms"
@@ -76,6 +77,20 @@ class Audit:
         if steady:
             p10, median, p90 = np.percentile(judged[len(judged) - steady["repeats"] :], [10, 50, 90])
             steady |= {"p10_ms": float(p10), "median_ms": float(median), "p90_ms": float(p90)}
+
+    def _reported_is_possible(self):
+        """Whether, on images of their own, the fastest passes by the judge's clock take no longer than was reported.
+
+        On a machine with other work every answer may come late, the fastest of a few hardly.
+        """
+        runs, possible, reported = self.record["runtime"]["runs"], [], []
+        for number in self.rng.permutation(len(self.dataset.pairs))[:LEAD]:
+            lr, times_ms = read_rgb(self.dataset.pairs[number].lr), []
+            for _ in range(MORE_PAIRS):
+                self._judged(changed(lr, self.rng), times_ms)
+            possible.append(min(times_ms))
+            reported.append(np.median([run[number] for run in runs if len(run) > number]))
+        return np.mean(possible) <= np.mean(reported) + max(CLOCK_SHARE * np.mean(possible), CLOCK_MS)
 
     def _new_inputs(self):
         """A drawn image as it is and with imperceptible changes, in turn: time and output must be of the same kind."""

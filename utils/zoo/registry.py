@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import importlib.util
 import re
+import sys
 import tomllib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -241,11 +242,19 @@ def sources_sha256(entry):
 
 
 def import_model(entry):
-    """Run an entry's Python file and return its module."""
+    """Return the module of an entry's Python file, which is run once."""
     path = ROOT / entry.file
     if path.is_relative_to(ROOT):
         return importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    spec = importlib.util.spec_from_file_location(f"submission_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    name = f"submission_{path.stem}"
+    module = sys.modules.get(name)
+    if module is not None and module.__file__ == str(path):
+        return module
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look for their module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
