@@ -9,8 +9,10 @@ from utils.arguments import add_model_file, chosen_entries, is_stranger, natural
 from utils.challenge.rules import get_edition
 from utils.challenge.score_tables import score_markdown, score_records
 from utils.data.datasets import SPLITS, open_dataset
+from utils.data.images import read_rgb, to_tensor
 from utils.data.sample import default_data_dir
 from utils.errors import HarnessError, exit_on_harness_error
+from utils.evaluate.fastest import FASTEST_FILE, fastest_form
 from utils.evaluate.measurement import Plan
 from utils.evaluate.sharding import joined_shard
 from utils.files import write_text
@@ -35,9 +37,13 @@ def main():
 def run(args, shard):
     """Measure the models that the arguments name, and show them; return the exit status."""
     edition = get_edition(args.edition) if args.score else None
-    entries = chosen_entries(args, edition and edition.baseline)
     device = choose_device(args.device, shard.local_rank)
     dataset = open_data(args, shard)
+
+    def fastest(entry, registry):
+        return fastest_here(entry, registry, dataset, device, args, shard)
+
+    entries = chosen_entries(args, edition and edition.baseline, fastest)
     results = args.results / RECORDS_FILE
     read_results(results)  # a file that cannot be used is better known before the work than after it
     if shard.is_first and any(args.isolated or is_stranger(entry, args) for entry in entries):
@@ -59,6 +65,16 @@ def open_data(args, shard):
     if shard.is_first:
         print(f"Data: {dataset.label}, in {dataset.folder}")
     return dataset
+
+
+def fastest_here(entry, registry, dataset, device, args, shard):
+    """Return the form of a model that the first process finds the fastest on the data's first image."""
+    choice = None
+    if shard.is_first:
+        lr = to_tensor(read_rgb(dataset.pairs[0].lr), entry.data_range)
+        choice = fastest_form(entry, registry, args.precision, lr, device, args.results / FASTEST_FILE)
+        print(f"{entry.name}: {choice}")
+    return shard.from_first(choice and choice.entry)
 
 
 def measure_entry(entry, entries, dataset, device, results, args, shard):
@@ -118,8 +134,8 @@ def parse():
     parser.add_argument("--model_id", type=int, nargs="+", metavar="N", help="default: all but the variants of others")
     parser.add_argument(
         "--backend",
-        choices=("plain", "fast", "winograd", "triton"),
-        help="how to run the models; the plain form is measured beside it",
+        choices=("plain", "fast", "winograd", "triton", "auto"),
+        help="how to run the models, auto: the fastest way here; the plain form is measured beside it",
     )
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="number type of the arithmetic")
     add_model_file(parser)

@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from utils.data.datasets import open_dataset
@@ -68,13 +69,19 @@ def _evaluate(count, model_id, workers, device_name):
         return (peak - before) / 2**20, end - start
 
 
-def make_data(folder, count):
-    """Write `count` pairs as HR/ and LR/, all but the first few as links to those; return the folder."""
+def make_data(folder, count, size=(SIDE, SIDE)):
+    """Write `count` pairs of HR images of `size` as HR/ and LR/, all but the first few as links to those.
+
+    They are cut from the sample's photographs, which are continued by their mirror images where they are too small.
+    Returns the folder.
+    """
     crops = []
     for pair in open_dataset(ensure_sample()).pairs:
         image = read_rgb(pair.hr)
-        for top in range(0, image.shape[0] - SIDE + 1, SIDE):
-            crops.append(image[top : top + SIDE, :SIDE])
+        missing = [max(wanted - there, 0) for wanted, there in zip(size, image.shape, strict=False)]
+        image = np.pad(image, [(0, missing[0]), (0, missing[1]), (0, 0)], mode="symmetric")
+        for top in range(0, image.shape[0] - size[0] + 1, size[0]):
+            crops.append(image[top : top + size[0], : size[1]])
     for number in range(count):
         hr, lr = folder / "HR" / f"{number:05}.png", folder / "LR" / f"{number:05}x4.png"
         if number < len(crops):

@@ -4,12 +4,17 @@ Method. Every network is trained from scratch by training/recipes/equal_conditio
 order (they hang on the seed alone), the same number of steps, the same schedule. Only the learning rates are the
 network's own: both are multiplied by one factor, chosen by `sweep` among FACTORS in short runs of the whole schedule,
 by the mean training loss over their last fifth; the loss is on the same patches for all, and no benchmark takes part in
-the choice. `train` goes on with what is not finished; `--only NAME` and `--minutes M` limit it. `table` reads the runs'
-logs and the results that eval.py wrote for their weights, prints the comparison and draws the curves.
+the choice. `train` goes on with what is not finished; `--only NAME` and `--minutes M` limit it.
+
+`table` prints, for every finished run, the PSNR (RGB, as the protocol has it) on data folders, beside that of published
+weights if there are any; counts and the time of a forward pass on 510 x 339, the networks in turn, the median of their
+rounds, as a ratio to the first; training time, the median time of a hundred steps times their number, so that a pause
+does not count; and draws the curves of the logs.
 
     python -m training.prepare --hr PHOTOGRAPHS --out data/train
-    python -m benchmarks.peers sweep --data data/train
-    python -m benchmarks.peers train --data data/train --validation Set14
+    python -m benchmarks.peers sweep
+    python -m benchmarks.peers train --validation Set14
+    python -m benchmarks.peers table --sets Set5 Set14 Photo2K --published WEIGHTS
 """
 
 import argparse
@@ -19,17 +24,30 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+import torch
 
+from training.forms import trained_model
 from training.log import read_log
 from training.recipe import load_recipe
+from training.validation import validation_psnr
+from utils.data.datasets import open_dataset
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.files import ROOT, write_json
+from utils.measure.complexity import measure_complexity
+from utils.measure.environment import describe_environment
+from utils.measure.runtime import timed_forward
+from utils.zoo.registry import find_entry, load_model, read_registry
 
 RECIPE = ROOT / "training" / "recipes" / "equal_conditions.toml"
 FACTORS = (0.5, 1.0, 2.0)
 SWEEP_STEPS = 1000
 SWEEP_FILE = "sweep.json"
+LR_SHAPE, ROUNDS = (1, 3, 339, 510), 7  # of the timed passes
+
+
+COUNTS = {"params": 6, "flops": 9, "activations": 6}  # of a Complexity: the power of ten that is shown
 
 
 @dataclass(frozen=True)
@@ -54,15 +72,17 @@ PEERS = (
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("sweep", "train"))
+    parser.add_argument("what", choices=("sweep", "train", "table"))
     parser.add_argument("--out", type=Path, default=Path("runs/peers"))
     parser.add_argument("--data", type=Path, default=Path("data/train"), help="folder that training.prepare made")
     parser.add_argument("--validation", type=Path, help="data folder for the curves (default: the sample)")
     parser.add_argument("--only", nargs="+", choices=[peer.name for peer in PEERS], metavar="NAME")
     parser.add_argument("--minutes", type=float, help="of each run, then stop at a checkpoint")
+    parser.add_argument("--sets", nargs="+", type=Path, default=[], help="data folders that `table` evaluates on")
+    parser.add_argument("--published", type=Path, help="folder of published weights, named as in the registry")
     args = parser.parse_args()
     peers = [peer for peer in PEERS if args.only is None or peer.name in args.only]
-    {"sweep": sweep, "train": train}[args.what](peers, args)
+    {"sweep": sweep, "train": train, "table": table}[args.what](peers, args)
 
 
 def sweep(peers, args):
@@ -128,6 +148,115 @@ def run(peer, factor, seed, run_dir, changes, args):
     words += ["--minutes", args.minutes] if args.minutes else []
     if subprocess.run([*map(str, words), "--set", *changes]).returncode:
         raise HarnessError(f"{run_dir}: the training failed; what it said is above")
+
+
+def table(peers, args):
+    """Print the comparison of the finished runs as Markdown; draw their curves to `--out`/curves.png."""
+    steps = load_recipe(RECIPE).steps
+    logs = {
+        (peer, seed): read_log(run_folder(args.out, peer, seed) / "log.csv") for peer in peers for seed in peer.seeds
+    }
+    logs = {key: rows for key, rows in logs.items() if rows and rows[-1]["step"] == steps}
+    if not logs:
+        raise HarnessError(f"{args.out}: no finished run of {steps} steps; run `train` first")
+    print_sweep(peers, read_sweep(args.out))
+    print_quality(logs, args)
+    print_cost(logs)
+    draw_curves(logs, args.out / "curves.png")
+
+
+def print_sweep(peers, found):
+    """The training loss of each network with each factor on the rates."""
+    print_head(["network", *(f"rates times {factor:g}" for factor in FACTORS)])
+    for peer in peers:
+        losses = found.get(peer.name, {})
+        cells = [f"{losses[str(factor)]:.6f}" if str(factor) in losses else "" for factor in FACTORS]
+        print_row([peer.name, *cells])
+
+
+def print_quality(logs, args):
+    """PSNR of each run on each set, and of the published weights."""
+    datasets = [open_dataset(folder) for folder in args.sets]
+    names = [folder.name for folder in args.sets]
+    published = [f"{name}, published" for name in names] if args.published else []
+    print_head(["network", "seed", *names, *published])
+    for (peer, seed), _ in logs.items():
+        file = trained_model(peer.model).plain_file
+        cells = qualities(peer, run_folder(args.out, peer, seed) / file, datasets)
+        if args.published:
+            cells += qualities(peer, args.published / file, datasets)
+        print_row([peer.name, seed, *cells])
+
+
+def qualities(peer, checkpoint, datasets):
+    """Mean PSNR of a network with these weights on each data set, as text."""
+    loaded = load_model(find_entry(peer.model, read_registry()), "cpu", checkpoint)
+    results = [validation_psnr(loaded.model, data, "cpu", loaded.entry.data_range) for data in datasets]
+    return [f"{value:.3f}" for value in results]
+
+
+def print_cost(logs):
+    """What each network takes: counts, and the times of a pass and of the training."""
+    environment = describe_environment(torch.device("cpu"))
+    print(f"\n{environment['cpu']}, {environment['threads']} threads, torch {torch.__version__}")
+    peers = list(dict.fromkeys(peer for peer, _ in logs))
+    models = {peer: load_model(find_entry(peer.model, read_registry()), "cpu").model for peer in peers}
+    times = {peer: [] for peer in peers}
+    lr = torch.rand(LR_SHAPE)
+    with torch.no_grad():
+        for number in range(1 + ROUNDS):  # the first warms up
+            for peer, model in models.items():
+                milliseconds = timed_forward(model, lr)[1]
+                times[peer] += [milliseconds] if number else []
+    print_head(["network", "params [M]", "FLOPs [G]", "acts [M]", "convs", "pass [ms]", "ratio", "training [min]"])
+    for peer in peers:
+        counts = measure_complexity(models[peer])
+        median, reference = np.median(times[peer]), np.median(times[peers[0]])
+        minutes = [training_minutes(rows) for (other, _), rows in logs.items() if other == peer]
+        millions = [f"{getattr(counts, key) / 10**power:.3f}" for key, power in COUNTS.items()]
+        print_row(
+            [peer.name, *millions, counts.convs, f"{median:.0f}", f"{median / reference:.2f}", f"{min(minutes):.1f}"]
+        )
+
+
+def training_minutes(rows):
+    """The median time between two rows of a log, times the number of steps."""
+    steps, seconds = (np.array([float(row[key]) for row in rows]) for key in ("step", "seconds"))
+    return float(np.median(np.diff(seconds) / np.diff(steps)) * steps[-1] / 60)
+
+
+def print_head(cells):
+    """The head of a Markdown table whose first column is text."""
+    print(f"\n| {' | '.join(cells)} |\n| --- |{' ---: |' * (len(cells) - 1)}")
+
+
+def print_row(cells):
+    """A row of a Markdown table."""
+    print(f"| {' | '.join(map(str, cells))} |")
+
+
+def draw_curves(logs, path):
+    """Draw the loss, as its mean over a thousand steps, and the validation PSNR of all runs."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    colours = {peer: f"C{number}" for number, peer in enumerate(dict.fromkeys(peer for peer, _ in logs))}
+    for (peer, seed), rows in logs.items():
+        again = seed != peer.seeds[0]
+        style = {"color": colours[peer], "linestyle": ":" if again else "-"}
+        steps, losses = ([float(row[key]) for row in rows] for key in ("step", "loss"))
+        smooth = np.convolve(losses, np.ones(10) / 10, mode="valid")
+        left.plot(steps[9:], smooth, **style, label=f"{peer.name}, seed {seed}" if again else peer.name)
+        validated = [(row["step"], float(row["validation_psnr"])) for row in rows if row["validation_psnr"]]
+        right.plot(*zip(*validated, strict=True), **style)
+    left.set(xlabel="step", ylabel="L1 loss, mean over 1000 steps", yscale="log", title="training loss")
+    right.set(xlabel="step", ylabel="PSNR [dB], RGB", title="validation")
+    left.legend()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from models.team07_NanoSR import NanoSR_inference
 from tests.conftest import write_pairs
 from utils.data.images import read_rgb
 from utils.evaluate.metrics import psnr, ssim
+from utils.zoo.registry import ModelEntry
 
 FULL_NAME = "07_NanoSR_inference"
 
@@ -128,7 +129,8 @@ def test_eval_measures_everything_and_writes_three_tables(run, tmp_path, pairs, 
     assert "data (2 images)" in result.stdout
 
 
-def test_model_without_weights_is_timed_and_counted(run, tmp_path, pairs):
+def test_model_without_weights_is_timed_and_counted(run, tmp_path, pairs, monkeypatch):
+    monkeypatch.setattr(ModelEntry, "checkpoint_path", tmp_path / "nowhere.pth")
     result = run("eval.py", "--data_dir", pairs, "--model_id", 0, "--runs", 1, "--repeats", 1, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     row = (tmp_path / "results" / "factsheet.txt").read_text().splitlines()[2].split()

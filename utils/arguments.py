@@ -50,8 +50,11 @@ def one_entry(args):
     return replace(entry, checkpoint=str(args.checkpoint.resolve())) if args.checkpoint else entry
 
 
-def chosen_entries(args, baseline=None):
-    """Return the entries to measure, in order: those asked for, a variant's plain form, the model named `baseline`."""
+def chosen_entries(args, baseline=None, fastest=None):
+    """Return the entries to measure, in order: those asked for, a variant's plain form, the model named `baseline`.
+
+    `fastest(entry, registry)` gives the form of an entry that `--backend auto` means.
+    """
     registry = read_registry()
     if args.register is not None and not args.model_file:
         raise HarnessError("--register: needs --model_file, the model to write into the registry")
@@ -72,7 +75,10 @@ def chosen_entries(args, baseline=None):
     if args.trust_checkpoint:
         entries = [replace(entry, trust_checkpoint=True) for entry in entries]
     if args.backend or args.precision:
-        chosen = [find_variant(entry, registry, args.backend, args.precision) for entry in entries]
+        if args.backend == "auto":
+            chosen = [fastest(entry, registry) for entry in entries]
+        else:
+            chosen = [find_variant(entry, registry, args.backend, args.precision) for entry in entries]
         entries = [*chosen, *(entry for entry in entries if entry not in chosen)]
     if baseline and baseline not in {entry.name for entry in entries}:
         entries = [*entries, next(entry for entry in registry if entry.name == baseline)]

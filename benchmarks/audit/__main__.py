@@ -1,4 +1,4 @@
-"""What a dishonest model file can fake: python -m benchmarks.audit [--honest 20] [--sandbox auto|require|off]
+"""What a dishonest model file can fake: python -m benchmarks.audit [--honest 20] [--sandbox auto] [--device cpu]
 
 Method. Each trial is an `eval.py --model_file …` as a user would run it, on four images of 64 x 64 LR pixels, two runs.
 
@@ -27,7 +27,7 @@ from utils.referee.sandbox import MODES, sandboxed, why_not
 from utils.results.record import RECORDS_FILE, mean, protocol_runtime_ms, read_incomplete, read_results
 from utils.zoo.registry import read_registry
 
-MEASURE = ("--device", "cpu", "--runs", 2, "--warmup", 1, "--repeats", 5, "--memory_limit", 4)
+MEASURE = ("--runs", 2, "--warmup", 1, "--repeats", 5, "--memory_limit", 4)
 HONEST = ("NanoSR_train", "NanoSR_inference", "EFDN", "SPAN", "PAN", "PlainUSR")
 PSNR_DB, TIME_RATIO = 0.01, 1.25  # how far from the honest network's a prevented cheat's figures may be
 INSIDE = {  # what is tried: the code
@@ -52,6 +52,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--honest", type=int, default=20, help="measurements of each honest model (default 20)")
     parser.add_argument("--sandbox", default="auto", choices=MODES)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--only", help="only the cheats whose name holds this")
     args = parser.parse_args()
     print(f"Sandbox: {args.sandbox}; {why_not() or 'bubblewrap works here'}\n")
@@ -99,7 +100,9 @@ def measured(folder, data, results, file, class_name, args):
     """Return the record of a model file, complete or not."""
     weights = ROOT / "model_zoo" / "team07_NanoSR.pth"
     what = ("--model_file", file, "--class", class_name, "--checkpoint", weights, "--save_images", "--fresh")
-    run_eval(*what, "--data_dir", data, "--results", results, "--sandbox", args.sandbox, *MEASURE)
+    run_eval(
+        *what, "--data_dir", data, "--results", results, "--sandbox", args.sandbox, "--device", args.device, *MEASURE
+    )
     name = "Cheat" if class_name == "Cheat" else "NanoSR"
     records = read_results(results / RECORDS_FILE) | read_incomplete(results / RECORDS_FILE)
     return records[name]
@@ -142,7 +145,7 @@ def try_honest(folder, data, args):
         for _ in range(args.honest):
             results = folder / "honest"
             arguments = ("--model_id", entry.id, "--isolated", "--data_dir", data, "--results", results, "--fresh")
-            run_eval(*arguments, "--sandbox", args.sandbox, *MEASURE)
+            run_eval(*arguments, "--sandbox", args.sandbox, "--device", args.device, *MEASURE)
             record = (read_results(results / RECORDS_FILE) | read_incomplete(results / RECORDS_FILE))[entry.name]
             status = [] if record["status"] == "complete" else [record["status"]]
             if lines := [*status, *(record["audit"] or {}).get("findings", [])]:

@@ -33,6 +33,14 @@ class Shard:
         dist.gather_object(value, values)
         return values
 
+    def from_first(self, value):
+        """Return the first process's `value` in every process."""
+        if self.world == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
     def wait(self):
         """Wait until all processes are here."""
         if self.world > 1:

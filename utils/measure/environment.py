@@ -13,6 +13,7 @@ import torch
 
 from utils.errors import HarnessError
 
+INSTRUCTION_SETS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX"}
 LIBRARIES = {"torch": torch, "numpy": numpy, "opencv": cv2, "fvcore": fvcore, "scikit-image": skimage}
 
 
@@ -46,9 +47,12 @@ def describe_environment(device):
 
 
 def _cpu_name():
+    """The processor's name, which may say little, and those of its instruction sets that decide about speed."""
+    name, sets = platform.processor() or platform.machine(), []
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        facts = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+        facts = {key.strip(): value.strip() for key, value in facts.items()}
+        name = facts.get("model name", name)
+        sets = [shown for flag, shown in INSTRUCTION_SETS.items() if flag in facts.get("flags", "").split()]
+    return f"{name} ({', '.join(sets)})" if sets else name

@@ -128,14 +128,19 @@ def find_variant(entry, entries, backend=None, precision=None):
     The plain float32 form is `entry` itself. Raises HarnessError, listing what there is, if nothing fits.
     """
     wanted = {key: value for key, value in (("backend", backend), ("precision", precision)) if value}
-    variants = [entry, *(other for other in entries if other.variant.get("of") == entry.id)]
-    ways = [PLAIN | other.variant for other in variants]
-    for other, way in zip(variants, ways, strict=True):
+    forms = variants_of(entry, entries)
+    for other, way in forms:
         if wanted.items() <= way.items():
             return other
-    known = ", ".join(f"{way['backend']} {way['precision']}" for way in ways)
+    known = ", ".join(f"{way['backend']} {way['precision']}" for _, way in forms)
     asked = " ".join(f"--{key} {value}" for key, value in wanted.items())
     raise HarnessError(f"{asked}: {entry.name} has no such variant; it runs as {known}")
+
+
+def variants_of(entry, entries):
+    """Return (form, its backend and precision) of an entry itself and of its variants."""
+    forms = [entry, *(other for other in entries if other.variant.get("of") == entry.id)]
+    return [(form, PLAIN | form.variant) for form in forms]
 
 
 def load_model(entry, device, checkpoint=None):

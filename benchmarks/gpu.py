@@ -1,0 +1,132 @@
+"""Everything that wants a GPU, in one command: python -m benchmarks.gpu --out OUT [--minutes 9.5] [--only tests speed]
+
+Method. The parts run one after the other, each a process group of its own, as a user would run it; one that fails,
+hangs or finds no time left costs the others nothing. What a part prints is in OUT/PART.txt as it comes, and
+OUT/summary.md says how each ended. The data are HR images of DIV2K size made of the sample's photographs, so that
+nothing need be brought along: their times are those of real ones, their PSNR says nothing.
+
+`--tiny` tries the same commands with the smallest settings, `--device cpu` without a GPU: so that a rented hour is not
+spent on typing errors.
+"""
+
+import argparse
+import contextlib
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.memory import make_data
+from utils.errors import exit_on_harness_error
+from utils.files import ROOT, write_text
+from utils.measure.environment import choose_device, describe_environment
+
+SIZE, TINY_SIZE = (1356, 2040), (128, 192)  # of the HR images
+MODELS = (107, 7, 0, 126, 124, 120)  # NanoSR in both forms, and its ancestors
+
+
+@dataclass(frozen=True)
+class Part:
+    """One command, by its Python arguments, and the longest that it may take."""
+
+    name: str
+    minutes: float
+    arguments: tuple
+
+
+def parts(data, results, device, tiny):
+    """The parts in order of their worth: the last ones may find no time."""
+    evaluate = ("eval.py", "--data_dir", data, "--results", results, "--device", device, "--model_id", *MODELS)
+    speed = ("-m", "benchmarks.speed", "--data_dir", data, "--device", device)
+    training = ("-m", "benchmarks.training", "--device", device)
+    audit = ("-m", "benchmarks.audit", "--device", device)
+    robustness = ("-m", "benchmarks.robustness", "--device", device)
+    referee = ("-m", "benchmarks.referee", "--device", device)
+    if tiny:
+        evaluate += ("--runs", 1, "--warmup", 0, "--repeats", 1)
+        speed += ("--images", 2, "--reference_images", 1, "--rounds", 1)
+        training += ("--batch", 1, "--rounds", 1, "--warmup", 0)
+        audit += ("--only", "slow clock", "--honest", 0, "--sandbox", "off")
+        robustness += ("--only", "gives a list")
+        referee += ("--rounds", 1)
+    else:
+        speed += ("--images", 200, "--reference_images", 20)
+        training += ("--batch", 64)
+        audit += ("--honest", 2)
+        robustness += ("--kills", 3)
+    return (
+        Part("tests", 2, ("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/test_cuda.py")),
+        Part("protocol", 2.5, evaluate),
+        Part("speed", 3.5, speed),
+        Part("training", 1.5, training),
+        Part("referee", 1, referee),
+        Part("audit", 3, audit),
+        Part("robustness", 3, robustness),
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=9.5, help="of all parts together")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="only these parts")
+    parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
+    parser.add_argument("--tiny", action="store_true")
+    args = parser.parse_args()
+    deadline = time.monotonic() + 60 * args.minutes
+    environment = describe_environment(choose_device(args.device))
+    lines = [
+        f"{environment['gpu'] or environment['cpu']}, {environment['threads']} threads, torch {torch.__version__}, "
+        f"CUDA {torch.version.cuda}, Python {platform.python_version()}, {environment['date']}"
+        f"{'; tiny settings, no figure counts' if args.tiny else ''}",
+        "",
+        "| part | ended | s |",
+        "| --- | --- | ---: |",
+    ]
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        data = make_data(Path(folder) / "data", *((2, TINY_SIZE) if args.tiny else (200, SIZE)))
+        for part in parts(data, Path(folder) / "results", args.device, args.tiny):
+            if args.only and part.name not in args.only:
+                continue
+            start = time.monotonic()
+            ended = run(part, args.out / f"{part.name}.txt", min(60 * part.minutes, deadline - start))
+            failed += ended != "well"
+            lines.append(f"| {part.name} | {ended} | {time.monotonic() - start:.0f} |")
+            write_text(args.out / "summary.md", "\n".join(lines) + "\n")
+            print(lines[-1], flush=True)
+    return min(failed, 1)
+
+
+def run(part, path, seconds):
+    """Run a part; return how it ended, "well" or what happened."""
+    if seconds < 5:
+        return "not begun: no time left"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, part.arguments)],
+            stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return f"stopped after {seconds:.0f} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    last = (path.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
+    return "well" if status == 0 else f"status {status}: {last[:200].replace('|', '/')}"
+
+
+if __name__ == "__main__":
+    exit_on_harness_error(main)
