@@ -52,19 +52,25 @@ COUNTS = {"params": 6, "flops": 9, "activations": 6}  # of a Complexity: the pow
 
 @dataclass(frozen=True)
 class Peer:
-    """A network of the comparison: its id in the registry, how it is trained, and with which seeds."""
+    """A network of the comparison: its id in the registry, how it is trained, and with which seeds.
+
+    `trained`, if it is not that id, is the recipe's `model`, in TOML.
+    """
 
     name: str
     model: int
+    trained: str = ""
     form: str = "collapsed"
     output_init: float = 0.02  # 0 where the network adds to an enlarged image
     seeds: tuple[int, ...] = (2026,)
 
 
+PLAIN_NANOSR = '{ file = "models/team07_NanoSR.py", class = "NanoSR_inference", arguments = [3, 3] }'
 PEERS = (
     Peer("SPAN", 126, seeds=(2026, 2027)),
     Peer("EFDN", 0, form="plain"),
     Peer("NanoSR", 7, seeds=(2026, 2027)),
+    Peer("NanoSR_plain", 7, PLAIN_NANOSR, form="plain"),
     Peer("PlainUSR", 124),
     Peer("PAN", 120, form="plain", output_init=0.0),
 )
@@ -77,6 +83,7 @@ def main():
     parser.add_argument("--data", type=Path, default=Path("data/train"), help="folder that training.prepare made")
     parser.add_argument("--validation", type=Path, help="data folder for the curves (default: the sample)")
     parser.add_argument("--only", nargs="+", choices=[peer.name for peer in PEERS], metavar="NAME")
+    parser.add_argument("--first_seed", action="store_true", help="train with the first seed alone")
     parser.add_argument("--minutes", type=float, help="of each run, then stop at a checkpoint")
     parser.add_argument("--sets", nargs="+", type=Path, default=[], help="data folders that `table` evaluates on")
     parser.add_argument("--published", type=Path, help="folder of published weights, named as in the registry")
@@ -122,7 +129,7 @@ def train(peers, args):
         if found.get(peer.name, {}).keys() != {str(factor) for factor in FACTORS}:
             raise HarnessError(f"{args.out / SWEEP_FILE}: no complete sweep of {peer.name}; run `sweep` first")
         factor = float(min(found[peer.name], key=found[peer.name].get))
-        for seed in peer.seeds:
+        for seed in peer.seeds[:1] if args.first_seed else peer.seeds:
             run(peer, factor, seed, run_folder(args.out, peer, seed), [], args)
 
 
@@ -135,7 +142,7 @@ def run(peer, factor, seed, run_dir, changes, args):
     """Run train.py, or go on with it. Raises HarnessError if it fails."""
     recipe = load_recipe(RECIPE)
     changes = [
-        f"model={peer.model}",
+        f"model={peer.trained or peer.model}",
         f'form="{peer.form}"',
         f"output_init={peer.output_init}",
         f"seed={seed}",

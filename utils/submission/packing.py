@@ -140,7 +140,7 @@ def _compare(entry, images, restored, log, sandbox):
 def complexity_paragraph(record):
     """Return the factsheet's paragraph on the method's complexity, in LaTeX, from a complete results record."""
     counts, environment, steady = record["complexity"], record["environment"], record["runtime"]["steady"]
-    machine = environment["gpu"] or f"{environment['cpu']} ({environment['threads']} threads)"
+    machine = environment["gpu"] or f"{environment['cpu']}, {environment['threads']} threads"
     height, width = counts["input_shape"][2:]
     text = (
         f"\\paragraph{{Method complexity.}} {record['model']['name']} has {counts['params'] / 1e6:.3f} M parameters. "
