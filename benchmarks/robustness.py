@@ -49,7 +49,7 @@ class Net(nn.Module):
 """
 EARLIER = {"status": "complete"}
 QUICK = ("--runs", 1, "--warmup", 1, "--repeats", 1)
-TIME_LIMIT_MINUTES, MEMORY_LIMIT_GIB = 0.3, 2
+LIMITS = {"cpu": (0.3, 2), "cuda": (0.6, 16)}  # of time [minutes] and memory [GiB]; CUDA alone takes some of both
 
 
 class Trap:
@@ -138,8 +138,10 @@ def main():
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parser.parse_args()
     quick = (*QUICK, "--device", args.device)
+    minutes, gib = LIMITS[args.device]
+    limited = ("--time_limit", minutes, "--memory_limit", gib, *quick)
     with tempfile.TemporaryDirectory() as folder:
-        failed = try_broken_input(Path(folder) / "broken", quick, args.only or "")
+        failed = try_broken_input(Path(folder) / "broken", limited, args.only or "")
         if not args.only:
             failed += try_kills(Path(folder) / "kills", quick, args.kills, random.Random(args.seed))
             failed += try_at_once(Path(folder) / "at_once", quick)
@@ -153,7 +155,7 @@ def run_eval(*arguments):
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, errors="replace")
 
 
-def try_broken_input(folder, quick, only):
+def try_broken_input(folder, limited, only):
     """Print a row per kind; return how many were not contained."""
     print("| broken input | contained | what the user is told |\n| --- | --- | --- |", flush=True)
     trials = [(kind, {"model": changes}) for kind, changes in MODELS.items()]
@@ -164,13 +166,13 @@ def try_broken_input(folder, quick, only):
     for number, (kind, trial) in enumerate(trials):
         if only not in kind:
             continue
-        contained, told = _try(folder / str(number), quick, **trial)
+        contained, told = _try(folder / str(number), limited, **trial)
         failed += not contained
         print(f"| {kind} | {'yes' if contained else 'NO'} | {told} |", flush=True)
     return failed
 
 
-def _try(folder, quick, model=None, damage=None, checkpoint=None, works=False):
+def _try(folder, limited, model=None, damage=None, checkpoint=None, works=False):
     data = make_data(folder / "data", 2)
     (folder / "team42_Net.py").write_text(
         NETWORK.format(**{"top": "", "constructor": "pass", "forward": "pass"} | (model or {}))
@@ -181,11 +183,8 @@ def _try(folder, quick, model=None, damage=None, checkpoint=None, works=False):
     results = folder / "results" / RECORDS_FILE
     results.parent.mkdir()
     results.write_text(json.dumps({"schema": 2, "models": {"Earlier": EARLIER}, "incomplete": {}}))
-    result = run_eval(
-        "--isolated", "--time_limit", TIME_LIMIT_MINUTES, "--memory_limit", MEMORY_LIMIT_GIB, *quick,
-        "--data_dir", data, "--results", results.parent, "--model_file", folder / "team42_Net.py", "--class", "Net",
-        "--checkpoint", folder / "w.pth",
-    )  # fmt: skip
+    model = ("--model_file", folder / "team42_Net.py", "--class", "Net", "--checkpoint", folder / "w.pth")
+    result = run_eval("--isolated", *limited, "--data_dir", data, "--results", results.parent, *model)
     kept = read_results(results).get("Earlier") == EARLIER and not (folder / "ran").exists()
     clean = "Traceback" not in result.stdout + result.stderr
     if works:

@@ -27,7 +27,8 @@ from utils.referee.sandbox import MODES, sandboxed, why_not
 from utils.results.record import RECORDS_FILE, mean, protocol_runtime_ms, read_incomplete, read_results
 from utils.zoo.registry import read_registry
 
-MEASURE = ("--runs", 2, "--warmup", 1, "--repeats", 5, "--memory_limit", 4)
+MEASURE = ("--runs", 2, "--warmup", 1, "--repeats", 5)
+MEMORY_LIMIT_GIB = {"cpu": 4, "cuda": 16}
 HONEST = ("NanoSR_train", "NanoSR_inference", "EFDN", "SPAN", "PAN", "PlainUSR")
 PSNR_DB, TIME_RATIO = 0.01, 1.25  # how far from the honest network's a prevented cheat's figures may be
 INSIDE = {  # what is tried: the code
@@ -108,6 +109,12 @@ def measured(folder, data, results, file, class_name, args):
     return records[name]
 
 
+def measure_words(args):
+    """How every model here is measured."""
+    limit = ("--memory_limit", MEMORY_LIMIT_GIB[args.device])
+    return ("--sandbox", args.sandbox, "--device", args.device, *limit, *MEASURE)
+
+
 def verdict(record, honest, harm):
     """Return ("prevented", "named", both, or "MISSED"; words for the table)."""
     findings = (record["audit"] or {}).get("findings", [])
@@ -145,7 +152,7 @@ def try_honest(folder, data, args):
         for _ in range(args.honest):
             results = folder / "honest"
             arguments = ("--model_id", entry.id, "--isolated", "--data_dir", data, "--results", results, "--fresh")
-            run_eval(*arguments, "--sandbox", args.sandbox, "--device", args.device, *MEASURE)
+            run_eval(*arguments, *measure_words(args))
             record = (read_results(results / RECORDS_FILE) | read_incomplete(results / RECORDS_FILE))[entry.name]
             status = [] if record["status"] == "complete" else [record["status"]]
             if lines := [*status, *(record["audit"] or {}).get("findings", [])]:
