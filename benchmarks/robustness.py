@@ -183,8 +183,8 @@ def _try(folder, limited, model=None, damage=None, checkpoint=None, works=False)
     results = folder / "results" / RECORDS_FILE
     results.parent.mkdir()
     results.write_text(json.dumps({"schema": 2, "models": {"Earlier": EARLIER}, "incomplete": {}}))
-    model = ("--model_file", folder / "team42_Net.py", "--class", "Net", "--checkpoint", folder / "w.pth")
-    result = run_eval("--isolated", *limited, "--data_dir", data, "--results", results.parent, *model)
+    words = ("--model_file", folder / "team42_Net.py", "--class", "Net", "--checkpoint", folder / "w.pth")
+    result = run_eval("--isolated", *limited, "--data_dir", data, "--results", results.parent, *words)
     kept = read_results(results).get("Earlier") == EARLIER and not (folder / "ran").exists()
     clean = "Traceback" not in result.stdout + result.stderr
     if works:

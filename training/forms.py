@@ -14,11 +14,12 @@ from pathlib import Path
 
 from torch import nn
 
+from models.training.reparam import FORMS as TRAINING_FORMS
 from utils.errors import HarnessError
 from utils.files import ROOT
 from utils.zoo.registry import ModelEntry, build_model, find_entry, read_registry
 
-FORMS = ("plain", "collapsed", "branches")
+FORMS = ("plain", *TRAINING_FORMS)
 
 
 @dataclass(frozen=True)

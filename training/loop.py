@@ -36,7 +36,9 @@ class Trainer:
         self.model = build(self.trained, recipe.form)
         if recipe.output_init:
             start_near_mean(self.model, recipe.output_init, self.data_range)
-        self.model.to(self.device, memory_format=self.layout)
+        # Collapsed, a weight is a factor of matrix products, which would copy it from another layout in every step.
+        weights_layout = torch.contiguous_format if recipe.form == "collapsed" else self.layout
+        self.model.to(self.device, memory_format=weights_layout)
         self.average = deepcopy(self.model).requires_grad_(False) if recipe.ema_decay else None
         self.optimizers = self._make_optimizers()
         self.forward = DistributedDataParallel(self.model, broadcast_buffers=False) if world > 1 else self.model
