@@ -7,34 +7,16 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.robustness import NETWORK
 from utils.referee.sandbox import why_not
 
 collect_ignore = ["repository"]  # its test_demo.py is no test
 REPOSITORY = Path(__file__).parent / "repository"
 needs_sandbox = pytest.mark.skipif(why_not() is not None, reason=f"no sandbox here: {why_not()}")
 
-STRANGER = """
-import os, sys, threading, time
-import torch
-import torch.nn.functional as F
-from torch import nn
-{top}
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 48, 3, padding=1)
-        self.up = nn.PixelShuffle(4)
-        {constructor}
-
-    def forward(self, x):
-        {forward}
-        return F.interpolate(x, scale_factor=4, mode="bicubic") + self.up(self.conv(x))
-"""
-
 
 def small_weights():
-    """Weights of STRANGER's network that change little of its bicubic upscaling."""
+    """Weights of NETWORK that change little of its bicubic upscaling."""
     torch.manual_seed(5)
     state = nn.Conv2d(3, 48, 3, padding=1).state_dict()
     return {f"conv.{key}": 0.01 * value for key, value in state.items()}
@@ -46,7 +28,7 @@ def stranger(tmp_path):
 
     def write(top="", constructor="pass", forward="pass"):
         file, weights = tmp_path / "team42_Net.py", tmp_path / "w.pth"
-        file.write_text(STRANGER.format(top=top, constructor=constructor, forward=forward))
+        file.write_text(NETWORK.format(top=top, constructor=constructor, forward=forward))
         torch.save(small_weights(), weights)
         return "--model_file", file, "--class", "Net", "--checkpoint", weights
 
