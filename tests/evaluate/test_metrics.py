@@ -7,13 +7,25 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tests.conftest import photograph
-from utils.evaluate.metrics import psnr, ssim
+from utils.evaluate.metrics import _compiled_similarity, psnr, ssim
 
 
 def noisy_pair(height=40, width=33):
     hr = photograph(height, width)
     noise = np.random.default_rng(1).normal(0, 12, hr.shape)
     return np.clip(hr + noise, 0, 255).astype(np.uint8), hr
+
+
+def scikit_ssim(sr, hr):
+    return structural_similarity(
+        hr[4:-4, 4:-4],
+        sr[4:-4, 4:-4],
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=255,
+        channel_axis=2,
+    )
 
 
 def test_psnr_of_a_constant_difference_is_what_paper_gives():
@@ -25,6 +37,12 @@ def test_psnr_agrees_with_scikit_image():
     sr, hr = noisy_pair()
     expected = peak_signal_noise_ratio(hr[4:-4, 4:-4], sr[4:-4, 4:-4], data_range=255)
     assert psnr(sr, hr) == pytest.approx(expected, abs=1e-9)
+
+
+def test_psnr_does_not_mind_how_images_lie_in_memory():
+    sr, hr = noisy_pair()
+    assert psnr(sr[:, ::-1], np.ascontiguousarray(hr[:, ::-1])) == psnr(sr, hr)
+    assert psnr(np.asfortranarray(sr), hr) == psnr(sr, hr)
 
 
 def test_psnr_leaves_four_pixels_out_at_each_side():
@@ -40,17 +58,23 @@ def test_psnr_leaves_four_pixels_out_at_each_side():
 @pytest.mark.parametrize("height", [40, 19, 18 + 32, 18 + 33, 120])  # one strip, exact strips, a rest of one row
 def test_ssim_agrees_with_scikit_image(height):
     sr, hr = noisy_pair(height)
-    expected = structural_similarity(
-        hr[4:-4, 4:-4],
-        sr[4:-4, 4:-4],
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        data_range=255,
-        channel_axis=2,
-    )
+    expected = scikit_ssim(sr, hr)
     assert ssim(sr, hr) == pytest.approx(expected, abs=1e-9)
     assert expected < 0.99
+
+
+@pytest.mark.parametrize("size", [(19, 19), (31, 20), (64, 83)])
+def test_compiled_ssim_agrees_with_scikit_image(size, monkeypatch):
+    if _compiled_similarity() is None:
+        pytest.skip("no C compiler here")
+    sr, hr = noisy_pair(*size)
+    expected = ssim(sr, hr)
+    monkeypatch.setattr("utils.evaluate.metrics.COMPILED_PIXELS", 0)
+    monkeypatch.setattr("utils.evaluate.metrics._similarity_in_strips", None)
+    assert ssim(sr, hr) == pytest.approx(expected, abs=1e-12)
+    assert ssim(sr, hr) == pytest.approx(scikit_ssim(sr, hr), abs=1e-9)
+    assert ssim(np.asfortranarray(sr), hr) == ssim(sr, hr)
+    assert ssim(sr[::-1], hr[::-1]) == pytest.approx(expected, abs=1e-12)
 
 
 def test_ssim_of_an_image_with_itself_is_one():
