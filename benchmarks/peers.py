@@ -2,9 +2,10 @@
 
 Method. Every network is trained from scratch by training/recipes/equal_conditions.toml: the same patches in the same
 order (they hang on the seed alone), the same number of steps, the same schedule. Only the learning rates are the
-network's own: both are multiplied by one factor, chosen by `sweep` among FACTORS in short runs of the whole schedule,
-by the mean training loss over their last fifth; the loss is on the same patches for all, and no benchmark takes part in
-the choice. `train` goes on with what is not finished; `--only NAME` and `--minutes M` limit it.
+network's own: both are multiplied by one factor, chosen by `sweep` among FACTORS, and beyond them while the best lies
+at an end, in short runs of the whole schedule, by the mean training loss over their last fifth; the loss is on the same
+patches for all, and no benchmark takes part in the choice. `train` goes on with what is not finished; `--only NAME` and
+`--minutes M` limit it.
 
 `table` prints, for every finished run, the PSNR (RGB, as the protocol has it) on data folders, beside that of published
 weights if there are any; counts and the time of a forward pass on 510 x 339, the networks in turn, the median of their
@@ -100,14 +101,29 @@ def sweep(peers, args):
     shorter = [f"steps={SWEEP_STEPS}", f"milestones={milestones}", "log_every=50", f"validate_every={SWEEP_STEPS}"]
     found = read_sweep(args.out)
     for peer in peers:
-        for factor in FACTORS:
-            if str(factor) in found.get(peer.name, {}):
-                continue
+        while (factor := next_factor(found.get(peer.name, {}))) is not None:
             run_dir = args.out / "sweep" / f"{peer.name}_{factor:g}"
             run(peer, factor, recipe.seed, run_dir, shorter, args)
             found.setdefault(peer.name, {})[str(factor)] = last_loss(run_dir)
             write_json(args.out / SWEEP_FILE, found)
             print(f"{peer.name}, rates times {factor:g}: loss {found[peer.name][str(factor)]:.6f}")
+
+
+def next_factor(losses):
+    """Return the factor to try next, None when the best one has a worse one on either side."""
+    for factor in FACTORS:
+        if str(factor) not in losses:
+            return factor
+    tried = sorted(map(float, losses))
+    best = best_factor(losses)
+    if best == tried[0]:
+        return best / 2
+    return 2 * best if best == tried[-1] else None
+
+
+def best_factor(losses):
+    """The factor with the lowest loss."""
+    return float(min(losses, key=losses.get))
 
 
 def last_loss(run_dir):
@@ -126,9 +142,9 @@ def train(peers, args):
     """Train each network with each of its seeds, with the rates that the sweep liked best."""
     found = read_sweep(args.out)
     for peer in peers:
-        if found.get(peer.name, {}).keys() != {str(factor) for factor in FACTORS}:
+        if next_factor(found.get(peer.name, {})) is not None:
             raise HarnessError(f"{args.out / SWEEP_FILE}: no complete sweep of {peer.name}; run `sweep` first")
-        factor = float(min(found[peer.name], key=found[peer.name].get))
+        factor = best_factor(found[peer.name])
         for seed in peer.seeds[:1] if args.first_seed else peer.seeds:
             run(peer, factor, seed, run_folder(args.out, peer, seed), [], args)
 
@@ -174,10 +190,11 @@ def table(peers, args):
 
 def print_sweep(peers, found):
     """The training loss of each network with each factor on the rates."""
-    print_head(["network", *(f"rates times {factor:g}" for factor in FACTORS)])
+    factors = sorted({float(factor) for losses in found.values() for factor in losses})
+    print_head(["network", *(f"rates times {factor:g}" for factor in factors)])
     for peer in peers:
         losses = found.get(peer.name, {})
-        cells = [f"{losses[str(factor)]:.6f}" if str(factor) in losses else "" for factor in FACTORS]
+        cells = [f"{losses[str(factor)]:.6f}" if str(factor) in losses else "" for factor in factors]
         print_row([peer.name, *cells])
 
 
