@@ -134,7 +134,7 @@ def parse():
     parser.add_argument("--model_id", type=int, nargs="+", metavar="N", help="default: all but the variants of others")
     parser.add_argument(
         "--backend",
-        choices=("plain", "fast", "winograd", "triton", "auto"),
+        choices=("plain", "fast", "winograd", "amx", "triton", "auto"),
         help="how to run the models, auto: the fastest way here; the plain form is measured beside it",
     )
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="number type of the arithmetic")

@@ -42,7 +42,14 @@ from utils.zoo.registry import find_entry, load_model, read_registry
 REFERENCE = 7
 BLOCK = 3  # counted passes of a variant in a row
 VARIANTS = {  # registry id, number type of the arithmetic
-    "cpu": {REFERENCE: torch.float32, 207: torch.float32, 208: torch.bfloat16, 210: torch.float32, 211: torch.bfloat16},
+    "cpu": {
+        REFERENCE: torch.float32,
+        207: torch.float32,
+        208: torch.bfloat16,
+        210: torch.float32,
+        211: torch.bfloat16,
+        213: torch.bfloat16,
+    },
     "cuda": {REFERENCE: torch.float32, 207: torch.float32, 208: torch.bfloat16, 209: torch.float16, 212: torch.float16},
 }
 

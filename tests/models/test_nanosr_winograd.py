@@ -1,4 +1,4 @@
-"""models/nanosr_winograd.py: the same function as the plain fused network, and clear words where it cannot run."""
+"""models/cpu/nanosr_winograd.py: the same function as the plain fused network, and clear words where it cannot run."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from models.nanosr_winograd import NanoSR_winograd, compiled
+from models.cpu.nanosr_winograd import NanoSR_winograd, convolution
 from models.team07_NanoSR import NanoSR_inference
 from models.training.nanosr import NanoSR_train
 from tests.golden import benchmark_psnr
@@ -84,16 +84,16 @@ def narrow_compiler(tmp_path, monkeypatch):
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="an option of x86 compilers")
 def test_processor_without_avx512_gives_the_same(narrow_compiler):
     plain, fast = both()
-    fast.convolve = compiled.__wrapped__("float32")
+    fast.convolve = convolution.__wrapped__("float32")
     assert largest_difference(plain, fast, (13, 70)) < 3e-5
     with pytest.raises(RuntimeError, match=r"cannot compile it: .*bfloat16 takes a processor with AVX512_BF16"):
-        compiled.__wrapped__("bfloat16")
+        convolution.__wrapped__("bfloat16")
 
 
 def test_machine_without_a_compiler_is_told_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match="needs a C compiler; install gcc or clang, or take the backend fast"):
-        compiled.__wrapped__("float32")
+        convolution.__wrapped__("float32")
 
 
 @needs_compiler

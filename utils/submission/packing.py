@@ -14,6 +14,7 @@ from utils.data.images import read_rgb
 from utils.data.sample import ensure_sample
 from utils.errors import HarnessError
 from utils.evaluate.evaluation import restore
+from utils.files import ROOT
 from utils.referee.judge import Contestant
 from utils.referee.sandbox import run_apart
 from utils.results.record import protocol_runtime_ms
@@ -69,7 +70,7 @@ def pack(entry, record, path, sandbox="auto"):
     is left under `path`.
     """
     files = {
-        **{f"models/{path.name}": path.read_bytes() for path in source_files(entry)},
+        **{place_of(path): path.read_bytes() for path in source_files(entry)},
         f"model_zoo/{entry.checkpoint_path.name}": entry.checkpoint_path.read_bytes(),
         "select_model.py": select_model_source(entry).encode(),
         "record.json": (json.dumps(record, indent=1) + "\n").encode(),
@@ -98,7 +99,7 @@ def select_model_source(entry):
     arguments = ", ".join([*map(repr, positional), *(f"{key}={value!r}" for key, value in named.items())])
     branch = BRANCH.format(
         id=entry.id,
-        module=Path(entry.file).stem,
+        module=".".join(Path(place_of(ROOT / entry.file)).with_suffix("").parts[1:]),
         class_name=entry.class_name,
         name=entry.name,
         data_range=entry.data_range,
@@ -107,6 +108,12 @@ def select_model_source(entry):
         key=f"[{entry.state_key!r}]" if entry.state_key else "",
     )
     return SELECT_MODEL.format(branch=branch)
+
+
+def place_of(source):
+    """Return where a source lies in the archive: as in this project's models/, else in models/ itself."""
+    inside = source.is_relative_to(ROOT / "models")
+    return f"models/{source.relative_to(ROOT / 'models') if inside else source.name}"
 
 
 def prove(entry, archive, sandbox="auto"):

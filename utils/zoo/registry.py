@@ -7,7 +7,7 @@ import importlib.util
 import re
 import sys
 import tomllib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import tomli_w
@@ -19,6 +19,7 @@ from utils.zoo.checkpoints import file_sha256, load_leniently, load_state_dict, 
 
 REGISTRY = ROOT / "model_zoo" / "models.toml"
 TEAM_FILE = re.compile(r"team(?P<id>\d+)_(?P<name>\w+)\.py")
+HEADER = re.compile(r'^#include "([\w.]+)"', re.MULTILINE)
 COMPILED = (".c", ".cpp", ".cu")
 REQUIRED = {"id", "name", "file", "class", "arguments", "checkpoint", "sha256", "data_range", "provenance", "licence"}
 OPTIONAL = {"published", "state_key", "lenient", "variant", "training"}
@@ -227,17 +228,24 @@ def split_arguments(arguments):
 
 def source_files(entry):
     """Return the files that an entry's network is written in: its Python file, compiled sources of the same stem beside
-    it, and the model files of this project that it imports.
+    it with the headers that they include from there, and the same of the model files of this project that it imports.
     """
     path = ROOT / entry.file
-    files = [path, *(path.with_suffix(suffix) for suffix in COMPILED if path.with_suffix(suffix).is_file())]
+    files = [path]
+    for suffix in COMPILED:
+        if (source := path.with_suffix(suffix)).is_file():
+            headers = HEADER.findall(source.read_text(encoding="utf-8", errors="replace"))
+            files += [source, *(path.with_name(name) for name in headers if path.with_name(name).is_file())]
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
         return files  # whoever runs it says so
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-    imported = (ROOT / f"{name.replace('.', '/')}.py" for name in sorted(modules) if name.startswith("models."))
-    return [*files, *(other for other in imported if other.is_file() and path.is_relative_to(ROOT))]
+    for name in sorted(modules):
+        other = f"{name.replace('.', '/')}.py"
+        if name.startswith("models.") and path.is_relative_to(ROOT) and (ROOT / other).is_file():
+            files += source_files(replace(entry, file=other))
+    return list(dict.fromkeys(files))
 
 
 def sources_sha256(entry):

@@ -1,38 +1,15 @@
 /* Winograd's F(4x4, 3x3) for nanosr_winograd.py, which compiles this file with
-   -DCHANNELS, -DNEAR, -DFAR, -DFLOAT32 or -DBFLOAT16, and the numbers of what follows a convolution: NOTHING, SILU … */
-#include <stdint.h>
-#include <string.h>
+   -DNEAR and -DFAR beside what maps.h wants. */
+#include "maps.h"
 
-enum { C = CHANNELS, N = 6, OUT = 4, POINTS = N * N };
+enum { N = 6, OUT = 4, POINTS = N * N };
 enum { TILES = 16 };  /* of a strip; transformed they fill half of a 1 MiB cache */
-#ifdef __AVX512F__
-enum { LANES = 16, ROWS = 8 };  /* ROWS tiles x C sums stay in registers */
-#else
-enum { LANES = 8, ROWS = 2 };
-#endif
-enum { PARTS = C / LANES };
-typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+enum { ROWS = LANES == 16 ? 8 : 2 };  /* ROWS tiles x C sums stay in registers */
 
-static inline vec load(const float *p) { return *(const vec *)p; }
-static inline void store(float *p, vec v) { *(vec *)p = v; }
-
-/* number: what maps, transformed tiles and kernels are made of; everything between is computed in float.
-   operand: LANES x STEP numbers, which multiply_add multiplies and adds to LANES sums. */
+/* operand: LANES x STEP numbers, which multiply_add multiplies and adds to LANES sums. */
 #ifdef BFLOAT16
-#ifndef __AVX512BF16__
-#error "bfloat16 takes a processor with AVX512_BF16"
-#endif
-#include <immintrin.h>
-typedef uint16_t number;
 typedef __m512bh operand;
 enum { STEP = 2 };  /* kernels lie in pairs of input channels: C / 2 x C x 2 */
-static inline vec load_number(const number *p) {
-    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
-}
-static inline void store_number(number *p, vec v) {
-    _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
-}
 static inline operand load_operand(const number *p) { return (operand)_mm512_loadu_si512(p); }
 static inline operand repeated(const number *p) {
     int32_t pair;
@@ -41,11 +18,8 @@ static inline operand repeated(const number *p) {
 }
 static inline vec multiply_add(operand a, operand b, vec sum) { return (vec)_mm512_dpbf16_ps((__m512)sum, a, b); }
 #else
-typedef float number;
 typedef vec operand;
 enum { STEP = 1 };  /* kernels lie as C inputs x C outputs */
-static inline vec load_number(const number *p) { return load(p); }
-static inline void store_number(number *p, vec v) { store(p, v); }
 static inline operand load_operand(const number *p) { return load(p); }
 static inline operand repeated(const number *p) { return *p - (vec){}; }
 static inline vec multiply_add(operand a, operand b, vec sum) { return sum + a * b; }
@@ -65,24 +39,6 @@ static inline void product(const number *v, const number *u, float *m) {
     }
     for (int r = 0; r < ROWS; r++)
         for (int p = 0; p < PARTS; p++) store(m + r * C + p * LANES, sum[r][p]);
-}
-
-static inline vec choose(ivec mask, vec a, vec b) { return (vec)(((ivec)a & mask) | ((ivec)b & ~mask)); }
-
-static inline vec sigmoid(vec x) {
-    const vec zero = {};
-    vec y = x * -1.44269504f;  /* exp(-x) = 2^y */
-    y = choose(y < 126.f, y, zero + 126.f);
-    y = choose(y > -126.f, y, zero - 126.f);
-    vec shifted = y + 12582912.f;  /* 1.5 x 2^23: the lowest bits hold y rounded */
-    vec f = y - (shifted - 12582912.f);
-    vec p = .0013333558f + f * .000154035f;  /* Taylor series of 2^f on [-1/2, 1/2] */
-    p = .0096181291f + f * p;
-    p = .0555041087f + f * p;
-    p = .240226507f + f * p;
-    p = .693147181f + f * p;
-    p = 1.f + f * p;
-    return 1.f / (1.f + (vec)((ivec)p + ((ivec)shifted << 23)));
 }
 
 static inline void input_1d(const vec d[N], vec v[N]) {
@@ -136,14 +92,6 @@ static void input_tile_at(const number *in, long h, long w, long y, long x, numb
     input_tile(padded[0][0], N, v);
 }
 
-/* Channels c … c + LANES - 1 of LR pixel (y, x) to their places in the SR image of 3 x 4h x 4w. */
-static inline void store_shuffled(float *out, vec z, int c, long h, long w, long y, long x) {
-    for (int k = 0; k < LANES; k += 4) {
-        long colour = (c + k) / 16, row = (c + k) % 16 / 4;
-        memcpy(out + ((colour * h + y) * 4 + row) * 4 * w + 4 * x, (float *)&z + k, 4 * sizeof(float));
-    }
-}
-
 static void output_tile_at(const float *m, const float *bias, const number *other, void *out, long h, long w, long y,
                            long x, int then) {
     int rows = h - y < OUT ? h - y : OUT, columns = w - x < OUT ? w - x : OUT;
@@ -158,10 +106,7 @@ static void output_tile_at(const float *m, const float *bias, const number *othe
             long at = ((y + i) * w + x) * C + c;
             output_1d(half[i], o);
             for (int j = 0; j < columns; j++, at += C) {
-                vec z = o[j] + load(bias + c);
-                if (then == SILU) z = z * sigmoid(z);
-                if (then == ATTENTION) z = (z + load_number(other + at)) * (sigmoid(z) - .5f);
-                if (then == ADD) z = z + load_number(other + at);
+                vec z = followed(o[j] + load(bias + c), other + at, then);
                 if (then == SHUFFLE) store_shuffled(out, z, c, h, w, y + i, x + j);
                 else store_number((number *)out + at, z);
             }

@@ -32,24 +32,32 @@ NEAR, FAR = 0.75, 1.5
 THEN = {"nothing": 0, "silu": 1, "attention": 2, "add": 3, "shuffle": 4}  # what follows a convolution; in C, SILU …
 
 
-@functools.cache
-def compiled(precision):
-    """Return the C function `convolve`. Raises RuntimeError without a compiler, or if it does not take the source."""
+def compiled(source, precision, **values):
+    """Return a C source as a loaded library. Raises RuntimeError without a compiler, or if it does not take it.
+
+    `values` are what the source wants to have defined, beside what all of them do.
+    """
     candidates = (shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
     compiler = next(filter(None, candidates), None)
     if compiler is None:
         raise RuntimeError("needs a C compiler; install gcc or clang, or take the backend fast")
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder, "convolve.so")
-        values = {name.upper(): number for name, number in THEN.items()}
-        values |= {"CHANNELS": CHANNELS, "NEAR": f"{NEAR}f", "FAR": f"{FAR}f", precision.upper(): 1}
+        values |= {name.upper(): number for name, number in THEN.items()}
+        values |= {"CHANNELS": CHANNELS, precision.upper(): 1}
         defines = [f"-D{name}={value}" for name, value in values.items()]
         options = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", *defines]
-        run = subprocess.run([compiler, *options, str(SOURCE), "-o", str(library)], capture_output=True, text=True)
+        run = subprocess.run([compiler, *options, str(source), "-o", str(library)], capture_output=True, text=True)
         if run.returncode:
             errors = [line.rpartition("error:")[2].strip() for line in run.stderr.splitlines() if "error:" in line]
             raise RuntimeError(f"{compiler} cannot compile it: {(errors or ['it does not say why'])[0]}")
-        convolve = ctypes.CDLL(str(library)).convolve
+        return ctypes.CDLL(str(library))
+
+
+@functools.cache
+def convolution(precision):
+    """Return the C function `convolve`."""
+    convolve = compiled(SOURCE, precision, NEAR=f"{NEAR}f", FAR=f"{FAR}f").convolve
     pointer, number = ctypes.c_void_p, ctypes.c_long
     convolve.argtypes = [pointer] * 5 + [number, number, ctypes.c_int, ctypes.c_int]
     convolve.restype = None
@@ -81,7 +89,7 @@ class NanoSR_winograd(NanoSR_inference):
     def __init__(self, precision="float32"):
         super().__init__()
         self.dtype = getattr(torch, precision)
-        self.convolve = compiled(precision)
+        self.convolve = self._compile(precision)
         self.arena = torch.empty(0, dtype=self.dtype)  # memory of the maps, kept: fresh pages cost time in every pass
         self.register_load_state_dict_post_hook(lambda module, _keys: module._arrange())
         self._arrange()
@@ -97,7 +105,7 @@ class NanoSR_winograd(NanoSR_inference):
                 if module is self.conv_2.conv:
                     weight = torch.einsum("om,mcij->ocij", share.double(), weight.double())
                     bias = self.conv_cat.bias + share @ bias
-                self.kernels[module] = transformed(weight, self.dtype), bias
+                self.kernels[module] = self._transformed(weight), bias
         self.conv_1.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
@@ -108,8 +116,8 @@ class NanoSR_winograd(NanoSR_inference):
         if torch.jit.is_tracing() or self.conv_cat._forward_hooks:
             return super().forward(lr)
         x = ((lr - self.mean) * IMG_RANGE).contiguous(memory_format=torch.channels_last)
-        f0 = self.conv_1(x).to(self.dtype)
-        first, a, b, c = self._maps(*lr.shape[2:])
+        first, a, b, c, *more = self._maps(*lr.shape[2:])
+        f0 = self._begin(x, *more)
         out_1, _ = self._attended(self.block_1, f0, first, a, c)
         x, _ = self._attended(self.block_2, out_1, b, a, c)
         x, _ = self._attended(self.block_3, x, a, b, c)
@@ -121,12 +129,22 @@ class NanoSR_winograd(NanoSR_inference):
         sr = torch.empty(1, 3, *(SCALE * side for side in lr.shape[2:]))
         return self._convolve(self.upsampler[0], f, sr, "shuffle")
 
+    def _compile(self, precision):
+        return convolution(precision)
+
+    def _transformed(self, weight):
+        return transformed(weight, self.dtype)
+
     def _maps(self, height, width):
         """Return four maps of 1 x 48 x H x W, channels last, whose values are left over from earlier passes."""
         size = 4 * height * width * CHANNELS
         if self.arena.numel() < size:
             self.arena = torch.empty(size, dtype=self.dtype)
         return self.arena[:size].view(4, 1, height, width, CHANNELS).permute(0, 1, 4, 2, 3)
+
+    def _begin(self, x):
+        """Return the first convolution's output."""
+        return self.conv_1(x).to(self.dtype)
 
     def _attended(self, block, x, features, o1, o2):
         """Return (attended features, activated output of the attention's first convolution), in `features` and `o1`."""
@@ -142,10 +160,14 @@ class NanoSR_winograd(NanoSR_inference):
         self.convolve(*pointers, *x.shape[2:], THEN[then], torch.get_num_threads())
         return out
 
+    def _pixels(self, features):
+        """Return a map as HW x 48."""
+        return features.permute(0, 2, 3, 1).view(-1, CHANNELS)
+
     def _weighted_sum(self, f0, out_1, o1, out):
         """`conv_cat` of its three inputs beside conv_2's output, without concatenating them."""
         parts = self.conv_cat.weight.flatten(1).to(self.dtype).split(CHANNELS, dim=1)
-        total, *features = (x.permute(0, 2, 3, 1).view(-1, CHANNELS) for x in (out, f0, out_1, o1))  # HW x 48
+        total, *features = map(self._pixels, (out, f0, out_1, o1))
         torch.mm(features[0], parts[0].t(), out=total)
         total.addmm_(features[1], parts[2].t()).addmm_(features[2], parts[3].t())
         return out

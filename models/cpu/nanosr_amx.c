@@ -1,0 +1,133 @@
+/* The 3x3 convolutions of nanosr_amx.py, which compiles this file as nanosr_winograd.py does its own, by AMX: tiles of
+   16 pixels x 32 values times tiles of 32 values x 16 output channels, both bfloat16, summed in float.
+
+   Channels lie last, so the three taps of a kernel's row are 144 values in a row, from one pixel to the next but one:
+   nothing is rearranged. A pixel takes 96 bytes, and a tile is loaded fast only from multiples of 64. So even and odd
+   pixels are tiles of their own, every second pixel each: the 144 values of the even ones begin at such a multiple and
+   are followed by 16 that count nothing, those of the odd ones begin 16 values later and are preceded by them. Kernels
+   come in both arrangements.
+
+   Maps have a border of one zero pixel, rows of a multiple of 64 bytes, and some readable zeros after their end. */
+#include "maps.h"
+
+#ifndef __AMX_BF16__
+#error "needs a processor with AMX and a compiler that knows it"
+#endif
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { TILE = 16, STEPS = 15, KERNEL = STEPS * 2 * TILE * TILE };  /* numbers of a part's kernels in an arrangement */
+enum { GROUPS = 2, SPAN = 2 * GROUPS * TILE, SHARE = (SPAN + STEPS - 1) / STEPS };  /* pixels done at once */
+enum { GET_PERMISSION = 0x1023, TILE_DATA = 18 };  /* of arch_prctl; the kernel keeps room for tiles on demand only */
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+/* The sums of SPAN pixels x LANES channels, even ones first, and where they go. */
+struct sums {
+    float values[2][GROUPS * TILE][LANES];
+    vec bias;
+    const number *other;
+    void *out;
+    long pixels, y, x;
+    int channel;
+};
+
+/* Zero where the kernel lets this process use tiles. */
+int permitted(void) { return (int)syscall(SYS_arch_prctl, GET_PERMISSION, TILE_DATA); }
+
+static void configure(void) {
+    struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } config = {.palette = 1};
+    for (int i = 0; i < 8; i++) config.bytes[i] = 4 * TILE, config.rows[i] = TILE;
+    _tile_loadconfig(&config);
+}
+
+/* Finish pixels from … to - 1. */
+ALWAYS_INLINE void finish(const struct sums *s, long from, long to, long h, long w, int then) {
+    for (long i = from; i < to && i < s->pixels; i++) {
+        vec z = followed(load(s->values[i & 1][i >> 1]) + s->bias, s->other + i * C, then);
+        if (then == SHUFFLE) store_shuffled(s->out, z, s->channel, h, w, s->y, s->x + i);
+        else store_number((number *)s->out + i * C, z);
+    }
+}
+
+/* Sum up `groups` tiles of even and of odd pixels, the first of which has its first tap at `in`. Between the products,
+   which leave the rest of the processor idle, a share of the sums before is finished. */
+ALWAYS_INLINE void multiply(const number *in, long stride, const number *even, const number *odd, int groups,
+                            struct sums *now, const struct sums *before, long h, long w, int then) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    long done = 0;
+    for (int row = 0; row < 3; row++, in += stride) {
+        for (int step = 0; step < STEPS / 3; step++, even += KERNEL / STEPS, odd += KERNEL / STEPS) {
+            const number *a = in + step * 2 * TILE, *b = a + 2 * TILE;
+            _tile_loadd(7, even, 4 * TILE);
+            _tile_loadd(6, a, 4 * C);
+            _tile_dpbf16ps(0, 6, 7);
+            if (groups > 1) {
+                _tile_loadd(6, a + 2 * TILE * C, 4 * C);
+                _tile_dpbf16ps(1, 6, 7);
+            }
+            _tile_loadd(7, odd, 4 * TILE);
+            _tile_loadd(6, b, 4 * C);
+            _tile_dpbf16ps(2, 6, 7);
+            if (groups > 1) {
+                _tile_loadd(6, b + 2 * TILE * C, 4 * C);
+                _tile_dpbf16ps(3, 6, 7);
+            }
+            finish(before, done, done + SHARE, h, w, then);
+            done += SHARE;
+        }
+    }
+    _tile_stored(0, now->values[0][0], 4 * LANES);
+    _tile_stored(2, now->values[1][0], 4 * LANES);
+    if (groups > 1) {
+        _tile_stored(1, now->values[0][TILE], 4 * LANES);
+        _tile_stored(3, now->values[1][TILE], 4 * LANES);
+    }
+}
+
+/* Part by part of the output channels, whose kernels then stay in the first cache while a row goes by. */
+ALWAYS_INLINE void rows(const number *in, const number *u, const float *bias, const number *other, void *out, long h,
+                        long w, long stride, int then) {
+    struct sums sums[2];
+    int turn = 0;
+    sums[1].pixels = 0;
+#pragma omp for schedule(dynamic, 8)
+    for (long y = 0; y < h; y++)
+        for (int part = 0; part < PARTS; part++)
+            for (long x = 0; x < w; x += SPAN) {
+                struct sums *now = &sums[turn], *before = &sums[turn ^= 1];
+                const number *even = u + part * KERNEL, *odd = u + (PARTS + part) * KERNEL;
+                long at = (y + 1) * stride + (x + 1) * C + part * LANES;
+                now->bias = load(bias + part * LANES);
+                now->other = other + at;
+                now->out = then == SHUFFLE ? out : (number *)out + at;
+                now->pixels = w - x < SPAN ? w - x : SPAN;
+                now->y = y, now->x = x, now->channel = part * LANES;
+                const number *first = in + y * stride + x * C;
+                if (now->pixels > 2 * TILE) multiply(first, stride, even, odd, 2, now, before, h, w, then);
+                else multiply(first, stride, even, odd, 1, now, before, h, w, then);
+            }
+    finish(&sums[turn ^ 1], 0, SPAN, h, w, then);
+}
+
+/* in, other, out: maps of h x w x C with their borders, `stride` numbers from row to row; out may be other, not in.
+   u: kernels of 2 arrangements x PARTS x STEPS tiles. bias: C. */
+void convolve(const number *in, const number *u, const float *bias, const number *other, void *out, long h, long w,
+              long stride, int then, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        configure();
+        if (then == NOTHING) rows(in, u, bias, other, out, h, w, stride, NOTHING);
+        if (then == SILU) rows(in, u, bias, other, out, h, w, stride, SILU);
+        if (then == ATTENTION) rows(in, u, bias, other, out, h, w, stride, ATTENTION);
+        if (then == ADD) rows(in, u, bias, other, out, h, w, stride, ADD);
+        if (then == SHUFFLE) rows(in, u, bias, other, out, h, w, stride, SHUFFLE);
+        _tile_release();
+    }
+}
