@@ -35,7 +35,7 @@ export PATH="$PWD/.venv/bin:$PATH"
 case "${1:-}" in
 "")
     python -m utils.data.sample
-    python eval.py --model_id 107 7 0 --data_dir data/sample
+    python eval.py --model_id 107 7 0 126 --data_dir data/sample
     ;;
 all)
     shift

@@ -45,7 +45,8 @@ def test_registry_lists_the_table_rows_in_their_order():
     assert find_entry(7, read_registry()).full_name == "07_NanoSR_inference"
 
 
-LACKS = re.compile(r"needs Triton|needs a C compiler|(takes|needs) a processor|does not let a process")  # what a variant says where it cannot run
+# What a variant says where it cannot run.
+LACKS = re.compile(r"needs Triton|needs a C compiler|(takes|needs) a processor|does not let a process")
 
 
 def test_every_entry_builds_and_names_an_existing_file():
