@@ -15,7 +15,7 @@ def test_every_part_runs(tmp_path):
     summary = (tmp_path / "summary.md").read_text()
     assert "tiny settings" in summary
     assert summary.count("| well |") == len(printed) == len(parts("", "", "cpu", True))
-    for part, words in {"protocol": "PlainUSR", "speed": "NanoSR_fast", "training": "collapsed"}.items():
+    for part, words in {"protocol": "NanoSR_train", "speed": "NanoSR_fast", "training": "collapsed"}.items():
         assert words in printed[part]
 
 
