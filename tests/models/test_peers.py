@@ -8,8 +8,10 @@ from models.plainusr import PlainUSR
 from models.team00_EFDN import EFDN
 from models.team00_SPAN import SPAN
 from tests.golden import benchmark_psnr
+from utils.files import ROOT
 from utils.measure.complexity import Complexity, measure_complexity
 from utils.zoo.checkpoints import load_state_dict, load_strictly
+from utils.zoo.registry import find_entry, load_model, read_registry
 
 PEERS = {
     EFDN: ("team00_EFDN.pth", Complexity(276_192, 16_703_470_848, 111_116_736, 65), 30.1754, 26.7749),
@@ -39,6 +41,16 @@ def test_published_weights_reach_the_golden_psnr(shared, peer):
     load_strictly(model, load_state_dict(path), path)
     assert benchmark_psnr(model, shared, "Set5") == pytest.approx(set5, abs=1e-4)
     assert benchmark_psnr(model, shared, "Set14") == pytest.approx(set14, abs=1e-4)
+
+
+@pytest.mark.parametrize(("name", "model_id"), [("NanoSR", 7), ("SPAN", 126), ("EFDN", 0)])
+def test_shipped_weights_reach_the_psnr_that_the_readme_states(shared, name, model_id):
+    (row,) = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| {name} | ")]
+    stated = dict(zip(("Set5", "Set14"), row.split("|")[2::2], strict=False))  # ours and the published ones in turn
+    model = load_model(find_entry(model_id, read_registry()), "cpu").model
+    for benchmark, text in stated.items():
+        assert benchmark_psnr(model, shared, benchmark) == pytest.approx(float(text), abs=0.006)
+    assert float(stated["Set5"]) >= 29.6
 
 
 def test_efdn_clamps_its_output():
