@@ -101,9 +101,7 @@ def measured(folder, data, results, file, class_name, args):
     """Return the record of a model file, complete or not."""
     weights = ROOT / "model_zoo" / "team07_NanoSR.pth"
     what = ("--model_file", file, "--class", class_name, "--checkpoint", weights, "--save_images", "--fresh")
-    run_eval(
-        *what, "--data_dir", data, "--results", results, "--sandbox", args.sandbox, "--device", args.device, *MEASURE
-    )
+    run_eval(*what, "--data_dir", data, "--results", results, *measure_words(args))
     name = "Cheat" if class_name == "Cheat" else "NanoSR"
     records = read_results(results / RECORDS_FILE) | read_incomplete(results / RECORDS_FILE)
     return records[name]
