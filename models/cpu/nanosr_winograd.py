@@ -15,15 +15,12 @@ Barabasz et al., *Error Analysis and Improving the Accuracy of Winograd Convolut
 
 import ctypes
 import functools
-import os
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from models.cpu.compiler import compiled
 from models.team07_NanoSR import CHANNELS, IMG_RANGE, SCALE, NanoSR_inference
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -32,32 +29,19 @@ NEAR, FAR = 0.75, 1.5
 THEN = {"nothing": 0, "silu": 1, "attention": 2, "add": 3, "shuffle": 4}  # what follows a convolution; in C, SILU …
 
 
-def compiled(source, precision, **values):
-    """Return a C source as a loaded library. Raises RuntimeError without a compiler, or if it does not take it.
+def loaded(source, precision, **values):
+    """Return a C source of convolutions as a loaded library; `values` it wants to have defined, beside what all do.
 
-    `values` are what the source wants to have defined, beside what all of them do.
+    Raises RuntimeError as `compiled` does.
     """
-    candidates = (shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
-    compiler = next(filter(None, candidates), None)
-    if compiler is None:
-        raise RuntimeError("needs a C compiler; install gcc or clang, or take the backend fast")
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder, "convolve.so")
-        values |= {name.upper(): number for name, number in THEN.items()}
-        values |= {"CHANNELS": CHANNELS, precision.upper(): 1}
-        defines = [f"-D{name}={value}" for name, value in values.items()]
-        options = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", *defines]
-        run = subprocess.run([compiler, *options, str(source), "-o", str(library)], capture_output=True, text=True)
-        if run.returncode:
-            errors = [line.rpartition("error:")[2].strip() for line in run.stderr.splitlines() if "error:" in line]
-            raise RuntimeError(f"{compiler} cannot compile it: {(errors or ['it does not say why'])[0]}")
-        return ctypes.CDLL(str(library))
+    values |= {name.upper(): number for name, number in THEN.items()}
+    return compiled(source, "-fopenmp", **values, **{"CHANNELS": CHANNELS, precision.upper(): 1})
 
 
 @functools.cache
 def convolution(precision):
     """Return the C function `convolve`."""
-    convolve = compiled(SOURCE, precision, NEAR=f"{NEAR}f", FAR=f"{FAR}f").convolve
+    convolve = loaded(SOURCE, precision, NEAR=f"{NEAR}f", FAR=f"{FAR}f").convolve
     pointer, number = ctypes.c_void_p, ctypes.c_long
     convolve.argtypes = [pointer] * 5 + [number, number, ctypes.c_int, ctypes.c_int]
     convolve.restype = None

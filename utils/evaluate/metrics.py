@@ -2,13 +2,14 @@
 
 import ctypes
 import functools
+import platform
 import threading
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from utils.native import compiled
+from models.cpu.compiler import compiled
 
 SHAVE = 4  # pixels left out at each side, as many as the scale
 PEAK = 255.0
@@ -83,8 +84,10 @@ def _compiled_similarity():
 
 @functools.cache
 def _compile_similarity():
-    library = compiled(Path(__file__).with_name("ssim.c"), WINDOW=WINDOW)
-    if library is None:
+    wide = ["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []
+    try:
+        library = compiled(Path(__file__).with_name("ssim.c"), "-fopenmp-simd", *wide, WINDOW=WINDOW)
+    except RuntimeError:
         return None
     pointer, number, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
     library.similarity.argtypes = [pointer] * 2 + [number] * 4 + [pointer, real, real, pointer]

@@ -1,0 +1,28 @@
+"""C sources, compiled for this machine when they are needed."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+
+def compiled(source, *options, **values):
+    """Return a C source as a loaded library, compiled with these options and macros of these values.
+
+    Raises RuntimeError without a compiler, or if it does not take the source.
+    """
+    candidates = (shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
+    compiler = next(filter(None, candidates), None)
+    if compiler is None:
+        raise RuntimeError("needs a C compiler; install gcc or clang, or take the backend fast")
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder, "library.so")
+        words = ["-O3", "-march=native", "-shared", "-fPIC", *options]
+        words += [f"-D{name}={value}" for name, value in values.items()]
+        run = subprocess.run([compiler, *words, str(source), "-o", str(library)], capture_output=True, text=True)
+        if run.returncode:
+            errors = [line.rpartition("error:")[2].strip() for line in run.stderr.splitlines() if "error:" in line]
+            raise RuntimeError(f"{compiler} cannot compile it: {(errors or ['it does not say why'])[0]}")
+        return ctypes.CDLL(str(library))
