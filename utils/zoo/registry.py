@@ -7,7 +7,7 @@ import importlib.util
 import re
 import sys
 import tomllib
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import tomli_w
@@ -230,22 +230,29 @@ def source_files(entry):
     """Return the files that an entry's network is written in: its Python file, compiled sources of the same stem beside
     it with the headers that they include from there, and the same of the model files of this project that it imports.
     """
-    path = ROOT / entry.file
-    files = [path]
-    for suffix in COMPILED:
-        if (source := path.with_suffix(suffix)).is_file():
-            headers = HEADER.findall(source.read_text(encoding="utf-8", errors="replace"))
-            files += [source, *(path.with_name(name) for name in headers if path.with_name(name).is_file())]
+    files, waiting = [], [ROOT / entry.file]
+    for path in waiting:  # which grows meanwhile
+        files += [path, *_compiled_companions(path)]
+        waiting += [other for other in _imported_models(path) if other not in waiting]
+    return list(dict.fromkeys(files))
+
+
+def _compiled_companions(path):
+    """Compiled sources of a Python file's stem beside it, and what they include from there."""
+    for source in filter(Path.is_file, map(path.with_suffix, COMPILED)):
+        headers = HEADER.findall(source.read_text(encoding="utf-8", errors="replace"))
+        yield from (source, *filter(Path.is_file, map(path.with_name, headers)))
+
+
+def _imported_models(path):
+    """The model files of this project that one of them imports."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
-        return files  # whoever runs it says so
+        return []  # whoever runs it says so
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-    for name in sorted(modules):
-        other = f"{name.replace('.', '/')}.py"
-        if name.startswith("models.") and path.is_relative_to(ROOT) and (ROOT / other).is_file():
-            files += source_files(replace(entry, file=other))
-    return list(dict.fromkeys(files))
+    files = (ROOT / f"{name.replace('.', '/')}.py" for name in sorted(modules) if name.startswith("models."))
+    return [file for file in files if file.is_file() and path.is_relative_to(ROOT)]
 
 
 def sources_sha256(entry):
