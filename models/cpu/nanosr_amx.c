@@ -53,6 +53,19 @@ ALWAYS_INLINE void finish(const struct sums *s, long from, long to, long h, long
     }
 }
 
+/* Add the products of one kernel tile and `groups` pixel tiles to the sums in tiles `first` and `second`; a macro, since
+   their numbers are part of the instructions. */
+#define ADD_PRODUCTS(kernel, pixels, first, second)             \
+    do {                                                        \
+        _tile_loadd(7, kernel, 4 * TILE);                       \
+        _tile_loadd(6, pixels, 4 * C);                          \
+        _tile_dpbf16ps(first, 6, 7);                            \
+        if (groups > 1) {                                       \
+            _tile_loadd(6, (pixels) + 2 * TILE * C, 4 * C);     \
+            _tile_dpbf16ps(second, 6, 7);                       \
+        }                                                       \
+    } while (0)
+
 /* Sum up `groups` tiles of even and of odd pixels, the first of which has its first tap at `in`. Between the products,
    which leave the rest of the processor idle, a share of the sums before is finished. */
 ALWAYS_INLINE void multiply(const number *in, long stride, const number *even, const number *odd, int groups,
@@ -64,21 +77,8 @@ ALWAYS_INLINE void multiply(const number *in, long stride, const number *even, c
     long done = 0;
     for (int row = 0; row < 3; row++, in += stride) {
         for (int step = 0; step < STEPS / 3; step++, even += KERNEL / STEPS, odd += KERNEL / STEPS) {
-            const number *a = in + step * 2 * TILE, *b = a + 2 * TILE;
-            _tile_loadd(7, even, 4 * TILE);
-            _tile_loadd(6, a, 4 * C);
-            _tile_dpbf16ps(0, 6, 7);
-            if (groups > 1) {
-                _tile_loadd(6, a + 2 * TILE * C, 4 * C);
-                _tile_dpbf16ps(1, 6, 7);
-            }
-            _tile_loadd(7, odd, 4 * TILE);
-            _tile_loadd(6, b, 4 * C);
-            _tile_dpbf16ps(2, 6, 7);
-            if (groups > 1) {
-                _tile_loadd(6, b + 2 * TILE * C, 4 * C);
-                _tile_dpbf16ps(3, 6, 7);
-            }
+            ADD_PRODUCTS(even, in + step * 2 * TILE, 0, 1);
+            ADD_PRODUCTS(odd, in + (step + 1) * 2 * TILE, 2, 3);
             finish(before, done, done + SHARE, h, w, then);
             done += SHARE;
         }
