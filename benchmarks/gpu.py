@@ -26,7 +26,7 @@ import torch
 from benchmarks.memory import make_data
 from utils.errors import exit_on_harness_error
 from utils.files import ROOT, write_text
-from utils.measure.environment import choose_device, describe_environment
+from utils.measure.environment import choose_device, describe_environment, machine_line
 
 SIZE, TINY_SIZE = (1356, 2040), (128, 192)  # of the HR images
 MODELS = (107, 7, 0, 126, 124, 120)  # NanoSR in both forms, and its ancestors
@@ -84,7 +84,7 @@ def main():
     deadline = time.monotonic() + 60 * args.minutes
     environment = describe_environment(choose_device(args.device))
     lines = [
-        f"{environment['gpu'] or environment['cpu']}, {environment['threads']} threads, torch {torch.__version__}, "
+        f"{machine_line(environment)}, torch {torch.__version__}, "
         f"CUDA {torch.version.cuda}, Python {platform.python_version()}, {environment['date']}"
         f"{'; tiny settings, no figure counts' if args.tiny else ''}",
         "",

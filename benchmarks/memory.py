@@ -23,7 +23,7 @@ from utils.data.sample import ensure_sample
 from utils.errors import exit_on_harness_error
 from utils.evaluate.measurement import Plan, measure
 from utils.evaluate.runner import Runner
-from utils.measure.environment import choose_device, describe_environment
+from utils.measure.environment import choose_device, describe_environment, machine_line
 from utils.measure.memory import peak_rss_bytes
 from utils.results.record import RECORDS_FILE, store_record
 from utils.zoo.registry import find_entry, load_model, read_registry
@@ -39,7 +39,7 @@ def main():
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     args = parser.parse_args()
     environment = describe_environment(choose_device(args.device))
-    print(f"{environment['gpu'] or environment['cpu']}, {environment['threads']} threads, {environment['date'][:10]}\n")
+    print(f"{machine_line(environment)}, {environment['date'][:10]}\n")
     print(f"| images of {SIDE} x {SIDE} | peak growth [MiB] | ratio | s |\n| ---: | ---: | ---: | ---: |")
     first = None
     for count in sorted(args.images):

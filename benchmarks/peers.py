@@ -37,7 +37,7 @@ from utils.data.datasets import open_dataset
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.files import ROOT, write_json
 from utils.measure.complexity import measure_complexity
-from utils.measure.environment import describe_environment
+from utils.measure.environment import describe_environment, machine_line
 from utils.measure.runtime import timed_forward
 from utils.zoo.registry import find_entry, load_model, read_registry
 
@@ -46,8 +46,6 @@ FACTORS = (0.5, 1.0, 2.0)
 SWEEP_STEPS = 1000
 SWEEP_FILE = "sweep.json"
 LR_SHAPE, ROUNDS = (1, 3, 339, 510), 7  # of the timed passes
-
-
 COUNTS = {"params": 6, "flops": 9, "activations": 6}  # of a Complexity: the power of ten that is shown
 
 
@@ -222,7 +220,7 @@ def qualities(peer, checkpoint, datasets):
 def print_cost(logs):
     """What each network takes: counts, and the times of a pass and of the training."""
     environment = describe_environment(torch.device("cpu"))
-    print(f"\n{environment['cpu']}, {environment['threads']} threads, torch {torch.__version__}")
+    print(f"\n{machine_line(environment)}, torch {torch.__version__}")
     peers = list(dict.fromkeys(peer for peer, _ in logs))
     models = {peer: load_model(find_entry(peer.model, read_registry()), "cpu").model for peer in peers}
     times = {peer: [] for peer in peers}

@@ -22,7 +22,7 @@ from utils.data.sample import ensure_sample
 from utils.errors import exit_on_harness_error
 from utils.evaluate.evaluation import evaluate
 from utils.evaluate.runner import Runner
-from utils.measure.environment import choose_device, describe_environment
+from utils.measure.environment import choose_device, describe_environment, machine_line
 from utils.referee.judge import Contestant
 from utils.referee.sandbox import MODES
 from utils.zoo.registry import find_entry, load_model, read_registry
@@ -39,7 +39,7 @@ def main():
     device = choose_device(args.device)
     entry = find_entry(args.model_id, read_registry())
     environment = describe_environment(device)
-    print(f"{environment['gpu'] or environment['cpu']}, {environment['threads']} threads, {environment['date'][:10]}")
+    print(f"{machine_line(environment)}, {environment['date'][:10]}")
     with tempfile.TemporaryDirectory() as folder:
         here = Runner(load_model(entry, device), device)
         start = time.perf_counter()

@@ -34,7 +34,7 @@ from utils.errors import HarnessError, exit_on_harness_error
 from utils.evaluate.evaluation import default_workers, evaluate
 from utils.evaluate.runner import Runner
 from utils.measure.complexity import measure_complexity
-from utils.measure.environment import choose_device, describe_environment
+from utils.measure.environment import choose_device, describe_environment, machine_line
 from utils.measure.runtime import timed_forward
 from utils.results.record import mean
 from utils.zoo.registry import find_entry, load_model, read_registry
@@ -71,7 +71,7 @@ def main():
     models = load_models(types, device, args.checkpoint)
     environment = describe_environment(device)
     print(
-        f"{environment['gpu'] or environment['cpu']}, {environment['threads']} threads, torch {torch.__version__}, "
+        f"{machine_line(environment)}, torch {torch.__version__}, "
         f"{environment['date'][:10]}; {len(dataset.pairs)} images of {dataset.label}\n"
     )
     quality = evaluation_table(models, dataset, device, args.reference_images)

@@ -9,7 +9,7 @@ import torch
 
 from utils.errors import HarnessError
 from utils.files import write_json
-from utils.measure.environment import describe_environment
+from utils.measure.environment import describe_environment, machine_line
 from utils.measure.runtime import timed_forward
 from utils.zoo.registry import load_model, sources_sha256, variants_of
 
@@ -47,7 +47,7 @@ def fastest_form(entry, registry, precision, lr, device, cache):
     keeps = KEEPS[precision or "float32"]
     forms = {form.name: form for form, way in variants_of(entry, registry) if way["precision"] in keeps}
     environment = describe_environment(device)
-    machine = f"{environment['gpu'] or environment['cpu']}, {environment['threads']} threads, torch {torch.__version__}"
+    machine = f"{machine_line(environment)}, torch {torch.__version__}"
     pixels = 2 ** round(math.log2(lr.shape[2] * lr.shape[3]))
     sources = ", ".join(f"{name} {sources_sha256(form)[:12]}" for name, form in forms.items())
     key = f"{machine}; about {pixels} LR pixels; {sources}"

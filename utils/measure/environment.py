@@ -46,6 +46,11 @@ def describe_environment(device):
     }
 
 
+def machine_line(environment):
+    """The GPU's or else the CPU's name, and the number of threads, of what `describe_environment` returned."""
+    return f"{environment['gpu'] or environment['cpu']}, {environment['threads']} threads"
+
+
 def _cpu_name():
     """The processor's name, which may say little, and those of its instruction sets that decide about speed."""
     name, sets = platform.processor() or platform.machine(), []
