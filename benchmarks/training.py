@@ -21,6 +21,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
+from training.allocator import keep_freed_memory
 from training.data.feed import MappedFeed, Plan, ResidentFeed
 from training.data.subimages import SubImages
 from training.loop import GraphedUpdate, Trainer
@@ -30,7 +31,7 @@ from utils.data.datasets import challenge_folders
 from utils.data.sample import ensure_sample
 from utils.errors import exit_on_harness_error
 from utils.files import ROOT
-from utils.measure.environment import choose_device, describe_environment
+from utils.measure.environment import choose_device, describe_environment, machine_line
 from utils.measure.memory import peak_rss_bytes
 
 REFERENCE = ("branches", "float32", False, False)
@@ -57,7 +58,7 @@ def main():
     times = time_steps(recipe, variants, device, args.warmup, args.rounds)
     environment = describe_environment(device)
     print(
-        f"\n{environment['gpu'] or environment['cpu']}, {environment['threads']} threads, torch {torch.__version__}, "
+        f"\n{machine_line(environment)}, torch {torch.__version__}, "
         f"{environment['date'][:10]}; batch {recipe.batch} of {recipe.hr_patch} x {recipe.hr_patch} HR, "
         f"{args.warmup} warm-up and {args.rounds} timed rounds\n"
     )
@@ -95,6 +96,8 @@ def random_batch(recipe, device):
 
 def updates(recipe, variants, device):
     """A step function per variant."""
+    if device.type == "cpu":
+        keep_freed_memory()
     trainers = {variant: Trainer(with_variant(recipe, variant), device) for variant in variants}
     return {variant: GraphedUpdate(trainer) if variant[3] else trainer.update for variant, trainer in trainers.items()}
 
