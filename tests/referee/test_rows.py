@@ -4,11 +4,10 @@ import json
 import os
 import re
 
+from tests.conftest import found_beside_times
 from utils.results.record import read_incomplete, read_results, store_record
 
 QUICK = ("--device", "cpu", "--runs", 1, "--warmup", 1, "--repeats", 2)
-# Times are real here, and a machine with other work may spoil them; test_audit.py has clocks that do not.
-ABOUT_TIME = re.compile(r"its clock says|for a seen image|repeated runs took|plain pass takes|outside of torch")
 
 
 def test_bad_model_costs_its_row_and_the_baseline_keeps_its(command, stranger, pairs, tmp_path):
@@ -34,7 +33,7 @@ def test_contestant_gets_the_figures_of_this_process(command, pairs, tmp_path):
     for key in ("images", "complexity", "model", "dataset"):
         assert apart[key] == plain[key], key
     assert plain["audit"] is None
-    assert [finding for finding in apart["audit"]["findings"] if not ABOUT_TIME.search(finding)] == []
+    assert found_beside_times(apart) == []
     assert set(os.listdir(tmp_path / "apart" / "logs")) >= {"07_NanoSR_inference.log"}
 
 
@@ -51,7 +50,7 @@ def test_sandbox_that_does_not_work_is_named_or_required(command, stranger, pair
     words = (*QUICK, "--data_dir", pairs, *stranger())
     result = command("eval.py", *words, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "(no sandbox (bwrap is not installed))" in result.stdout
+    assert re.search(r"audit: (not )?clean \(no sandbox \(bwrap is not installed\)\)", result.stdout)
     result = command("eval.py", *words, "--sandbox", "require", cwd=tmp_path)
     assert result.returncode == 2
     assert "--sandbox require: bwrap is not installed" in result.stderr

@@ -3,6 +3,7 @@
 import json
 import zipfile
 
+from tests.conftest import found_beside_times
 from tests.training.conftest import RECIPE
 
 TOY = '''"""A toy network for x4 super-resolution."""
@@ -43,6 +44,7 @@ def test_toy_network_is_trained_measured_checked_and_packed(command, prepared, p
     record = json.loads((tmp_path / "results" / "records.json").read_text())["models"]["Toy"]
     assert record["complexity"]["params"] == 224 + 584 + 432 * 8 + 48
     assert record["audit"]["ran"] == "contestant"
+    assert found_beside_times(record) == []
 
     result = command("-m", "utils.submission", "check", *what, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
