@@ -9,17 +9,10 @@
 
    Maps have a border of one zero pixel, rows of a multiple of 64 bytes, and some readable zeros after their end. */
 #include "maps.h"
+#include "tiles.h"
 
-#ifndef __AMX_BF16__
-#error "needs a processor with AMX and a compiler that knows it"
-#endif
-#include <sys/syscall.h>
-#include <unistd.h>
-
-enum { TILE = 16, STEPS = 15, KERNEL = STEPS * 2 * TILE * TILE };  /* numbers of a part's kernels in an arrangement */
+enum { STEPS = 15, KERNEL = STEPS * 2 * TILE * TILE };  /* numbers of a part's kernels in an arrangement */
 enum { GROUPS = 2, SPAN = 2 * GROUPS * TILE, SHARE = (SPAN + STEPS - 1) / STEPS };  /* pixels done at once */
-enum { GET_PERMISSION = 0x1023, TILE_DATA = 18 };  /* of arch_prctl; the kernel keeps room for tiles on demand only */
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 /* The sums of SPAN pixels x LANES channels, even ones first, and where they go. */
 struct sums {
@@ -30,19 +23,6 @@ struct sums {
     long pixels, y, x;
     int channel;
 };
-
-/* Zero where the kernel lets this process use tiles. */
-int permitted(void) { return (int)syscall(SYS_arch_prctl, GET_PERMISSION, TILE_DATA); }
-
-static void configure(void) {
-    struct {
-        uint8_t palette, start, reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } config = {.palette = 1};
-    for (int i = 0; i < 8; i++) config.bytes[i] = 4 * TILE, config.rows[i] = TILE;
-    _tile_loadconfig(&config);
-}
 
 /* Finish pixels from … to - 1. */
 ALWAYS_INLINE void finish(const struct sums *s, long from, long to, long h, long w, int then) {

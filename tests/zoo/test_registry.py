@@ -154,7 +154,14 @@ def test_registered_model_is_read_back_as_it_was(tmp_path):
 
 def test_sources_are_the_file_its_compiled_companion_and_the_models_it_imports():
     names = [path.name for path in source_files(find_entry(210, read_registry()))]
-    assert names == ["nanosr_winograd.py", "nanosr_winograd.c", "maps.h", "compiler.py", "team07_NanoSR.py"]
+    assert names == [
+        "nanosr_winograd.py",
+        "nanosr_winograd.c",
+        "maps.h",
+        "vectors.h",
+        "compiler.py",
+        "team07_NanoSR.py",
+    ]
 
 
 def test_hash_follows_every_source(tmp_path):

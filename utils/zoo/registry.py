@@ -239,9 +239,11 @@ def source_files(entry):
 
 def _compiled_companions(path):
     """Compiled sources of a Python file's stem beside it, and what they include from there."""
-    for source in filter(Path.is_file, map(path.with_suffix, COMPILED)):
-        headers = HEADER.findall(source.read_text(encoding="utf-8", errors="replace"))
-        yield from (source, *filter(Path.is_file, map(path.with_name, headers)))
+    files = list(filter(Path.is_file, map(path.with_suffix, COMPILED)))
+    for file in files:  # which grows meanwhile
+        headers = map(path.with_name, HEADER.findall(file.read_text(encoding="utf-8", errors="replace")))
+        files += [header for header in headers if header.is_file() and header not in files]
+    return files
 
 
 def _imported_models(path):
