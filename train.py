@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from training.allocator import keep_freed_memory
+from training.cpu.allocator import keep_freed_memory
 from training.data.feed import Plan, make_feed
 from training.data.subimages import SubImages
 from training.log import TrainingLog

@@ -1,0 +1,1 @@
+"""What makes training fast on a CPU: memory that is kept, and convolutions by matrix tiles."""
