@@ -1,4 +1,4 @@
-"""Training speed and memory of both forward ways: python -m benchmarks.training [--batch 16] [--device auto]
+"""Training speed and memory of each way to do a step: python -m benchmarks.training [--batch 16] [--device auto]
 
 Method. Each variant trains NanoSR from the same initial weights on one batch that lies in memory before the clock
 starts. A step is what `train.py` does: forward, backward, gradient norm, AdamW, running average. The variants take
@@ -13,15 +13,18 @@ import argparse
 import multiprocessing
 import tempfile
 import time
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import psutil
 import torch
 from tqdm import tqdm
 
-from training.allocator import keep_freed_memory
+from training.cpu.allocator import keep_freed_memory
+from training.cpu.convolution import available
 from training.data.feed import MappedFeed, Plan, ResidentFeed
 from training.data.subimages import SubImages
 from training.loop import GraphedUpdate, Trainer
@@ -34,14 +37,42 @@ from utils.files import ROOT
 from utils.measure.environment import choose_device, describe_environment, machine_line
 from utils.measure.memory import peak_rss_bytes
 
-REFERENCE = ("branches", "float32", False, False)
-VARIANTS = (  # form, precision, channels_last, cuda_graph
+PLAIN = {"file": "models/team07_NanoSR.py", "class": "NanoSR_inference", "arguments": [3, 3]}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to do a step: the network's form, and with what."""
+
+    form: str
+    precision: str
+    channels_last: bool = True
+    cuda_graph: bool = False
+    tiles: bool = False  # AMX's, by training/cpu
+
+    def of(self, recipe):
+        """The recipe in this way; the plain form is trained by itself."""
+        ways = {key: getattr(self, key) for key in ("form", "precision", "channels_last", "cuda_graph")}
+        return replace(recipe, **ways, **({"model": PLAIN} if self.form == "plain" else {}))
+
+    def possible(self, device):
+        """Whether this machine can do it."""
+        if device.type == "cuda":
+            return not self.tiles
+        return not self.cuda_graph and (available() or not self.tiles)
+
+
+REFERENCE = Variant("branches", "float32", channels_last=False)
+VARIANTS = (
     REFERENCE,
-    ("collapsed", "float32", False, False),
-    ("collapsed", "float32", True, False),
-    ("branches", "bfloat16", True, False),
-    ("collapsed", "bfloat16", True, False),
-    ("collapsed", "bfloat16", True, True),
+    Variant("collapsed", "float32", channels_last=False),
+    Variant("collapsed", "float32"),
+    Variant("branches", "bfloat16"),
+    Variant("collapsed", "bfloat16"),
+    Variant("collapsed", "bfloat16", tiles=True),
+    Variant("collapsed", "bfloat16", cuda_graph=True),
+    Variant("plain", "bfloat16"),
+    Variant("plain", "bfloat16", tiles=True),
 )
 
 
@@ -54,7 +85,7 @@ def main():
     args = parser.parse_args()
     device = choose_device(args.device)
     recipe = replace(load_recipe(ROOT / "training" / "recipes" / "nanosr_500k.toml"), batch=args.batch)
-    variants = [variant for variant in VARIANTS if device.type == "cuda" or not variant[3]]
+    variants = [variant for variant in VARIANTS if variant.possible(device)]
     times = time_steps(recipe, variants, device, args.warmup, args.rounds)
     environment = describe_environment(device)
     print(
@@ -62,15 +93,15 @@ def main():
         f"{environment['date'][:10]}; batch {recipe.batch} of {recipe.hr_patch} x {recipe.hr_patch} HR, "
         f"{args.warmup} warm-up and {args.rounds} timed rounds\n"
     )
-    print("| form | precision | layout | graph | ms per step (10-90 %) | steps/s | ratio | peak memory [MiB] |")
-    print("| --- | --- | --- | --- | ---: | ---: | ---: | ---: |")
+    print("| form | precision | layout | graph | tiles | ms per step (10-90 %) | steps/s | ratio | peak memory [MiB] |")
+    print("| --- | --- | --- | --- | --- | ---: | ---: | ---: | ---: |")
     for variant in variants:
-        form, precision, channels_last, graph = variant
         p10, median, p90 = np.percentile(times[variant], [10, 50, 90])
         ratio = np.median(times[REFERENCE]) / median
-        layout = "channels_last" if channels_last else "contiguous"
+        layout = "channels_last" if variant.channels_last else "contiguous"
+        graph, tiles = ("yes" if used else "no" for used in (variant.cuda_graph, variant.tiles))
         print(
-            f"| {form} | {precision} | {layout} | {'yes' if graph else 'no'} "
+            f"| {variant.form} | {variant.precision} | {layout} | {graph} | {tiles} "
             f"| {median:.1f} ({p10:.1f}-{p90:.1f}) | {1000 / median:.2f} | {ratio:.2f} "
             f"| {peak_mib(recipe, variant, device):.0f} |"
         )
@@ -78,12 +109,6 @@ def main():
     print("\n| feed | batches/s | ratio to the fastest form's steps/s |\n| --- | ---: | ---: |")
     for name, rate in feed_rates(recipe, device, args.rounds):
         print(f"| {name} | {rate:.1f} | {rate * fastest / 1000:.1f} |")
-
-
-def with_variant(recipe, variant):
-    """The recipe with a variant's form, precision, layout and graph."""
-    form, precision, channels_last, graph = variant
-    return replace(recipe, form=form, precision=precision, channels_last=channels_last, cuda_graph=graph)
 
 
 def random_batch(recipe, device):
@@ -98,8 +123,12 @@ def updates(recipe, variants, device):
     """A step function per variant."""
     if device.type == "cpu":
         keep_freed_memory()
-    trainers = {variant: Trainer(with_variant(recipe, variant), device) for variant in variants}
-    return {variant: GraphedUpdate(trainer) if variant[3] else trainer.update for variant, trainer in trainers.items()}
+    steps = {}
+    for variant in variants:
+        with nullcontext() if variant.tiles else patch("training.loop.available", lambda: False):
+            trainer = Trainer(variant.of(recipe), device)
+        steps[variant] = GraphedUpdate(trainer) if variant.cuda_graph else trainer.update
+    return steps
 
 
 def time_steps(recipe, variants, device, warmup, rounds):
@@ -136,7 +165,7 @@ def _peak_in_child(recipe, variant, device_type):
     lr, hr = random_batch(recipe, device)
     before = psutil.Process().memory_info().rss
     (step,) = updates(recipe, [variant], device).values()
-    for _ in range(5 if variant[3] else 3):
+    for _ in range(5 if variant.cuda_graph else 3):
         step(lr, hr)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20

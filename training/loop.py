@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from training.cpu.convolution import available
+from training.cpu.tiling import with_tiles
 from training.forms import build, fused, trained_model
 from training.muon import Muon
 from training.recipe import recipe_from
@@ -36,12 +38,15 @@ class Trainer:
         self.model = build(self.trained, recipe.form)
         if recipe.output_init:
             start_near_mean(self.model, recipe.output_init, self.data_range)
-        # Collapsed, a weight is a factor of matrix products, which would copy it from another layout in every step.
-        weights_layout = torch.contiguous_format if recipe.form == "collapsed" else self.layout
+        # A weight that is a factor of matrix products would be copied from another layout in every step.
+        tiled = tiles_apply(recipe, self.device)
+        weights_layout = torch.contiguous_format if recipe.form == "collapsed" or tiled else self.layout
         self.model.to(self.device, memory_format=weights_layout)
         self.average = deepcopy(self.model).requires_grad_(False) if recipe.ema_decay else None
         self.optimizers = self._make_optimizers()
-        self.forward = DistributedDataParallel(self.model, broadcast_buffers=False) if world > 1 else self.model
+        self.forward = with_tiles(self.model) if tiled else self.model
+        if world > 1:
+            self.forward = DistributedDataParallel(self.forward, broadcast_buffers=False)
         self.step = 0
         self.seconds = 0.0  # spent in training, over all sittings
 
@@ -161,6 +166,11 @@ class Trainer:
             self.average.load_state_dict(state["params_ema"])
         torch.set_rng_state(state["rng"].cpu())
         self.step, self.seconds = state["step"], state["seconds"]
+
+
+def tiles_apply(recipe, device):
+    """Whether convolutions are made by matrix tiles: in bfloat16, on a CPU that has them, without branches."""
+    return device.type == "cpu" and recipe.precision == "bfloat16" and recipe.form != "branches" and available()
 
 
 class GraphedUpdate:

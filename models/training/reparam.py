@@ -135,6 +135,10 @@ class Reparameterized(nn.Module):
             raise ValueError(f"form is {form!r}, expected one of {', '.join(FORMS)}")
         self.form = form
 
+    def map_plain(self, function):
+        """Run composed kernels by what `function` returns of the plain network that runs them now."""
+        self._frame = (function(self._frame[0]),)
+
     def forward(self, lr):
         if self.form == "branches":
             return super().forward(lr)

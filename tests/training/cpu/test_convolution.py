@@ -1,0 +1,111 @@
+"""Convolutions by AMX, and what follows them, against torch's in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from training.cpu import convolution
+
+pytestmark = pytest.mark.skipif(not convolution.available(), reason="no AMX, or no compiler that knows it")
+# Images of batch, channels in and out, height, width: the training's, and what does not fit tiles, rows or threads.
+SHAPES = [
+    (2, 48, 48, 32, 32),
+    (3, 48, 48, 24, 24),
+    (1, 16, 64, 5, 7),
+    (2, 64, 32, 33, 65),
+    (1, 80, 112, 3, 2),
+    (2, 48, 48, 1, 1),
+]
+
+
+def case(batch, c_in, c_out, height, width):
+    """x, weight, bias, another input of what follows, and the outputs' gradient; all but the bias bfloat16 numbers."""
+    make = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, c_in, height, width, generator=make).bfloat16()
+    weight = (torch.randn(c_out, c_in, 3, 3, generator=make) / (3 * c_in**0.5)).bfloat16().float()
+    bias = torch.randn(c_out, generator=make)
+    other, gradient = (torch.randn(batch, c_out, height, width, generator=make).bfloat16() for _ in range(2))
+    return (x, weight, bias, other), gradient
+
+
+def near(result, expected, relative, absolute):
+    """Whether results are the expected ones but for a share of each, and one of the largest."""
+    difference = (result.double() - expected).abs()
+    return bool((difference <= relative * expected.abs() + absolute * expected.abs().max()).all())
+
+
+def exact_convolution(x, weight, bias, _other):
+    return F.conv2d(x, weight, bias, padding=1)
+
+
+def exact_silu(x, weight, bias, _other):
+    return F.silu(F.conv2d(x, weight, bias, padding=1))
+
+
+def exact_attention(x, weight, bias, other):
+    z = F.conv2d(x, weight, bias, padding=1)
+    return (z + other) * (torch.sigmoid(z) - 0.5)
+
+
+WAYS = {
+    "nothing": (lambda x, weight, bias, _: convolution.convolve(x, weight, bias), exact_convolution),
+    "silu": (lambda x, weight, bias, _: convolution.convolve_silu(x, weight, bias), exact_silu),
+    "attention": (convolution.convolve_attention, exact_attention),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_outputs_and_gradients_are_those_of_float64(shape, way):
+    function, exact = WAYS[way]
+    inputs, gradient = case(*shape)
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    result = function(*leaves)
+    result.backward(gradient)
+    doubles = [tensor.double().requires_grad_() for tensor in inputs]
+    expected = exact(*doubles)
+    expected.backward(gradient.double())
+    assert result.dtype == torch.bfloat16
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    assert near(result, expected.detach(), 2**-8, 2**-14)  # one rounding
+    # What follows has its gradient rounded, and sums, which a gradient hangs on, were.
+    rounded = 2**-8 if way == "nothing" else 2**-6
+    assert near(leaves[0].grad, doubles[0].grad, rounded, rounded)
+    assert leaves[1].grad.dtype == torch.float32
+    exactly = 1e-5 if way == "nothing" else 2**-7
+    assert near(leaves[1].grad, doubles[1].grad, exactly, exactly)
+    assert near(leaves[2].grad, doubles[2].grad, exactly, exactly)
+    if way == "attention":
+        assert near(leaves[3].grad, doubles[3].grad, rounded, rounded)
+
+
+def test_result_used_twice_gets_both_gradients():
+    """The sums themselves and what follows them, as where a network returns both."""
+    (x, weight, bias, _), gradient = case(2, 16, 16, 8, 8)
+    z, out = convolution.Convolution.apply(x, weight.requires_grad_(), bias, "silu", None)
+    (z + out).backward(gradient)
+    exact = weight.detach().double().requires_grad_()
+    expected = F.conv2d(x.double(), exact, bias.double(), padding=1)
+    (expected + F.silu(expected)).backward(gradient.double())
+    assert near(weight.grad, exact.grad, 2**-7, 2**-7)
+
+
+def test_same_inputs_give_the_same_bits():
+    inputs, gradient = case(3, 48, 48, 32, 32)
+    grads = []
+    for _ in range(3):
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        convolution.convolve_attention(*leaves).backward(gradient)
+        grads.append([leaf.grad for leaf in leaves])
+    assert all(torch.equal(a, b) for other in grads[1:] for a, b in zip(grads[0], other, strict=True))
+
+
+def test_saturated_sums_stay_numbers():
+    x = torch.tensor([-3e4, -200.0, 0.0, 200.0, 3e4]).view(1, 1, 1, 5).expand(1, 16, 1, 5)
+    weight = torch.zeros(16, 16, 3, 3)
+    weight[range(16), range(16), 1, 1] = 1
+    weight.requires_grad_()
+    out = convolution.convolve_silu(x, weight, torch.zeros(16))
+    out.backward(torch.ones_like(out))
+    assert near(out, F.silu(x.bfloat16().double()), 2**-8, 1e-30)
+    assert torch.isfinite(weight.grad).all()

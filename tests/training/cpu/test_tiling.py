@@ -1,0 +1,87 @@
+"""Networks whose convolutions are exchanged give what they gave."""
+
+import pytest
+import torch
+from torch import fx, nn
+
+from training.cpu import tiling
+from training.cpu.convolution import available, convolve, convolve_attention, convolve_silu
+from training.cpu.tiling import is_possible, rewritten, with_tiles
+from utils.zoo.registry import build_model, find_entry, read_registry
+
+needs_tiles = pytest.mark.skipif(not available(), reason="no AMX, or no compiler that knows it")
+
+
+def counted(network):
+    """How often a graph calls each kind of convolution by tiles."""
+    calls = [node.target for node in network.graph.nodes if node.op == "call_function"]
+    return [calls.count(function) for function in (convolve, convolve_silu, convolve_attention)]
+
+
+def outputs_and_gradients(network, run, lr):
+    network.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        sr = run(lr).float()
+    sr.square().mean().backward()
+    return [sr.detach(), *(weight.grad.clone() for weight in network.parameters())]
+
+
+@needs_tiles
+@pytest.mark.parametrize("model_id", [0, 7, 107, 124, 126])
+def test_network_by_tiles_is_the_network(model_id):
+    torch.manual_seed(3)
+    network = build_model(find_entry(model_id, read_registry()))
+    lr = torch.rand(2, 3, 32, 32) * find_entry(model_id, read_registry()).data_range
+    network.to(memory_format=torch.channels_last)
+    exact = outputs_and_gradients(network.double(), lambda x: network(x.double()), lr)
+    network.float()
+    usual = outputs_and_gradients(network, network, lr)
+    tiled = outputs_and_gradients(network, with_tiles(network), lr)
+    for a, b, c in zip(exact, usual, tiled, strict=True):
+        error, allowed = (c - a).norm(), 1.5 * (b - a).norm() + 1e-3 * a.norm()
+        assert error <= allowed  # bfloat16 is as far from the exact numbers in torch's convolutions
+
+
+@needs_tiles
+def test_silu_and_attention_are_taken_along():
+    """NanoSR: six blocks of four convolutions, two of them before SiLU and one before the attention, and three more."""
+    plain = build_model(find_entry(7, read_registry()))
+    assert counted(rewritten(plain)) == [6 + 2, 12, 6]  # beside the blocks' first: conv_2 and the upsampler's
+
+
+def test_only_convolutions_that_are_possible_are_exchanged():
+    assert is_possible(nn.Conv2d(16, 48, 3, padding=1))
+    others = [
+        nn.Conv2d(3, 48, 3, padding=1),
+        nn.Conv2d(48, 40, 3, padding=1),
+        nn.Conv2d(48, 48, 1),
+        nn.Conv2d(48, 48, 3),
+        nn.Conv2d(48, 48, 3, padding=1, stride=2),
+        nn.Conv2d(48, 48, 3, padding=2, dilation=2),
+        nn.Conv2d(48, 48, 3, padding=1, groups=3),
+        nn.Conv2d(48, 48, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(48, 48, 3, padding="same"),
+    ]
+    assert not any(map(is_possible, others))
+
+
+def test_network_whose_path_hangs_on_its_values_stays_as_it_is():
+    class Net(nn.Module):
+        def forward(self, x):
+            return x if x.mean() > 0 else -x
+
+    net = Net()
+    assert rewritten(net) is net
+
+
+def test_machine_without_tiles_runs_the_network_itself(monkeypatch):
+    monkeypatch.setattr(tiling, "available", lambda: False)
+    net = nn.Conv2d(16, 16, 3, padding=1)
+    assert with_tiles(net) is net
+
+
+def test_weights_stay_those_of_the_network():
+    net = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.SiLU())
+    run = rewritten(net)
+    assert isinstance(run, fx.GraphModule)
+    assert dict(run.named_parameters())["0.weight"] is net[0].weight

@@ -1,0 +1,250 @@
+/* 3x3 convolutions with a border of zeros, forward and backward, by AMX; convolution.py compiles this for IN input and
+   OUT output channels, multiples of 16. Images are bfloat16, height x width x channels; sums are float.
+
+   Forward, as in models/cpu/nanosr_amx.c: the three taps of a kernel's row are 3 IN values in a row, so a tile holds
+   32 of them for 16 pixels, and nothing is rearranged. A tile loads fast from multiples of 64 bytes alone, so even and
+   odd pixels are tiles of their own; where a pixel takes an odd number of half cache lines, the values of the odd ones
+   begin half a line early, and their kernels with as many zeros. The input's gradient is the same with the kernels
+   turned around. The weights' gradient sums over pixels, 32 in a row of a tile: outputs' gradients transposed, times
+   inputs in pairs of pixels, once for the pairs that begin at even and once for those at odd ones.
+
+   A thread takes an image at a time, and copies what it works on to a room of its own that fits its cache. */
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tiles.h"
+#include "vectors.h"
+
+enum { MOST = IN > OUT ? IN : OUT, TAPS = 9, WEIGHTS = OUT * IN * TAPS };
+
+#define STEPS(channels) ((3 * (channels) + DEPTH - 1) / DEPTH) /* tiles that hold a kernel's row */
+#define PART(channels) (3 * STEPS(channels) * DEPTH * TILE)   /* numbers of the kernels of 16 output channels */
+#define EARLY(channels) ((channels) % DEPTH)                  /* how much earlier an odd pixel's values begin */
+
+/* Sizes of an image and of its copies, in numbers. */
+struct size {
+    long h, w, columns, chunks, pairs; /* columns: of the copy with a border, even; chunks: of 32 pixels */
+};
+
+static long up(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+static struct size size_of(long h, long w) {
+    struct size s = {h, w, up(w + 2, 2), up(w, DEPTH) / DEPTH, 0};
+    s.pairs = s.chunks * TILE + 1;
+    return s;
+}
+
+/* Two rows more than it has, and two tiles' width, are read to no effect. */
+static long padded_size(struct size s, long channels) {
+    return up(((s.h + 4) * s.columns + 4 * DEPTH) * channels, DEPTH);
+}
+static long paired_size(struct size s) { return 2 * (s.h + 2) * IN * s.pairs * 2; }
+static long turned_size(struct size s) { return s.h * s.chunks * OUT * DEPTH; }
+
+/* Kernels as `convolve` reads them: arrangement (even, odd), part of 16 output channels, row, step, pair, channel, 2.
+   `from` channels give `to`; turned around, weights are those of the convolution whose gradient this is. To be called
+   by all threads together. */
+ALWAYS_INLINE void arrange(number *u, const number *weight, int from, int to, int turned) {
+#pragma omp for schedule(static)
+    for (int part = 0; part < to / TILE; part++)
+        for (int row = 0; row < 3; row++) {
+            number *even = u + part * PART(from) + row * STEPS(from) * DEPTH * TILE;
+            number *odd = even + to / TILE * PART(from);
+            for (int value = 0; value < 3 * from; value++)
+                for (int o = 0; o < TILE; o++) {
+                    int tap = 3 * row + value / from, i = value % from, out = part * TILE + o;
+                    int at = turned ? (i * to + out) * TAPS + TAPS - 1 - tap : (out * from + i) * TAPS + tap;
+                    even[(value / 2 * TILE + o) * 2 + value % 2] = weight[at];
+                }
+            memcpy(odd + EARLY(from) * TILE, even, 3 * from * TILE * sizeof(number));
+            memset(even + 3 * from * TILE, 0, EARLY(from) * TILE * sizeof(number));
+            memset(odd, 0, EARLY(from) * TILE * sizeof(number));
+        }
+}
+
+/* An image into the middle of its copy with a border. */
+static void pad(number *copy, const number *image, struct size s, int channels) {
+    for (long y = 0; y < s.h; y++)
+        memcpy(copy + ((y + 1) * s.columns + 1) * channels, image + y * s.w * channels,
+               s.w * channels * sizeof(number));
+}
+
+/* Add the products of a kernel tile and of pixel tiles in two rows to the sums in tiles `first` and `second`; a macro,
+   since their numbers are part of the instructions. */
+#define ADD_PRODUCTS(kernel, pixels, stride, first, second) \
+    do {                                                    \
+        _tile_loadd(7, kernel, 4 * TILE);                   \
+        _tile_loadd(6, pixels, 4 * from);                   \
+        _tile_dpbf16ps(first, 6, 7);                        \
+        _tile_loadd(6, (pixels) + (stride), 4 * from);      \
+        _tile_dpbf16ps(second, 6, 7);                       \
+    } while (0)
+
+/* The sums of 2 rows x 32 pixels x 16 output channels, and where they go. */
+struct sums {
+    float values[2][2][TILE][TILE]; /* row, even or odd, pixel, channel */
+    vec bias;
+    const number *other;
+    number *z, *out;
+    long rows, pixels;
+};
+
+/* Finish the pixels 2 j and 2 j + 1 of both rows: sums to z, and what follows from them to out, if anything does. */
+ALWAYS_INLINE void finish(const struct sums *s, long j, long width, int channels, int then) {
+    for (int row = 0; row < 2; row++)
+        for (int odd = 0; odd < 2; odd++) {
+            if (row >= s->rows || 2 * j + odd >= s->pixels) continue;
+            const long at = (row * width + 2 * j + odd) * channels;
+            const vec z = load(s->values[row][odd][j]) + s->bias;
+            store_number(s->z + at, z);
+            if (then != NOTHING) store_number(s->out + at, followed(z, s->other ? s->other + at : NULL, then));
+        }
+}
+
+/* One image, from its copy with a border. Between the products, which leave the rest of the processor idle, a share of
+   the sums before is finished. */
+ALWAYS_INLINE void convolve(const number *in, const number *u, const float *bias, const number *other, number *z,
+                            number *out, struct size s, int from, int to, int then) {
+    const long stride = s.columns * from;
+    const vec none = {};
+    struct sums sums[2];
+    int turn = 0;
+    sums[1].rows = 0;
+    for (int part = 0; part < to / TILE; part++)
+        for (long y = 0; y < s.h; y += 2)
+            for (long x = 0; x < s.w; x += 2 * TILE) {
+                struct sums *now = &sums[turn], *before = &sums[turn ^= 1];
+                const number *pixels = in + y * stride + x * from;
+                const number *even = u + part * PART(from), *odd = even + to / TILE * PART(from);
+                const long at = (y * s.w + x) * to + part * TILE;
+                now->bias = bias ? load(bias + part * TILE) : none;
+                now->z = z + at, now->out = out ? out + at : NULL, now->other = other ? other + at : NULL;
+                now->rows = s.h - y < 2 ? s.h - y : 2;
+                now->pixels = s.w - x < 2 * TILE ? s.w - x : 2 * TILE;
+                long done = 0;
+                _tile_zero(0);
+                _tile_zero(1);
+                _tile_zero(2);
+                _tile_zero(3);
+                for (int row = 0; row < 3; row++, pixels += stride)
+                    for (int step = 0; step < STEPS(from); step++, even += DEPTH * TILE, odd += DEPTH * TILE) {
+                        ADD_PRODUCTS(even, pixels + step * DEPTH, stride, 0, 1);
+                        ADD_PRODUCTS(odd, pixels + from - EARLY(from) + step * DEPTH, stride, 2, 3);
+                        if (done < TILE) finish(before, done++, s.w, to, then);
+                    }
+                while (done < TILE) finish(before, done++, s.w, to, then);
+                _tile_stored(0, now->values[0][0], 4 * TILE);
+                _tile_stored(1, now->values[1][0], 4 * TILE);
+                _tile_stored(2, now->values[0][1], 4 * TILE);
+                _tile_stored(3, now->values[1][1], 4 * TILE);
+            }
+    for (long j = 0; j < TILE; j++) finish(&sums[turn ^ 1], j, s.w, to, then);
+}
+
+#include "weight_gradients.h"
+
+/* From the gradients of what follows the sums z, and of z itself (NULL: none), all of z's; ATTENTION's other input gets
+   its own to grad_other. */
+ALWAYS_INLINE void through(number *all, const number *of_out, const number *of_z, const number *z, const number *other,
+                           number *grad_other, long numbers, int then) {
+    for (long i = 0; i < numbers; i += LANES) {
+        const vec gradient = load_number(of_out + i), x = load_number(z + i), s = sigmoid(x);
+        vec result;
+        if (then == SILU) result = gradient * s * (1.f + x * (1.f - s));
+        else {
+            const vec factor = s - .5f;
+            result = gradient * (factor + (x + load_number(other + i)) * s * (1.f - s));
+            store_number(grad_other + i, gradient * factor);
+        }
+        if (of_z) result += load_number(of_z + i);
+        store_number(all + i, result);
+    }
+}
+
+/* Room of a thread's own, in numbers. */
+static number *room(long numbers) { return aligned_alloc(64, up(numbers * sizeof(number), 64)); }
+
+/* x: n images of h x w x IN; weight: OUT x IN x 3 x 3; bias: OUT, or NULL; z, the sums, and other and out, which are
+   NULL if nothing follows: n images of h x w x OUT. Returns 0, or 1 without memory. */
+int forward(const number *x, const number *weight, const float *bias, const number *other, number *z, number *out,
+            long n, long h, long w, int then, int threads) {
+    const struct size s = size_of(h, w);
+    const long each = padded_size(s, IN), size = h * w * OUT;
+    number *u = room(2L * (OUT / TILE) * PART(IN)), *copies = room(threads * each);
+    if (!u || !copies) return free(u), free(copies), 1;
+#pragma omp parallel num_threads(threads)
+    {
+        number *copy = copies + omp_get_thread_num() * each;
+        memset(copy, 0, each * sizeof(number));
+        configure();
+        arrange(u, weight, IN, OUT, 0);
+#pragma omp for schedule(static)
+        for (long k = 0; k < n; k++) {
+            pad(copy, x + k * h * w * IN, s, IN);
+            number *sums = z + k * size;
+            if (then == NOTHING) convolve(copy, u, bias, NULL, sums, NULL, s, IN, OUT, NOTHING);
+            if (then == SILU) convolve(copy, u, bias, NULL, sums, out + k * size, s, IN, OUT, SILU);
+            if (then == ATTENTION)
+                convolve(copy, u, bias, other + k * size, sums, out + k * size, s, IN, OUT, ATTENTION);
+        }
+        _tile_release();
+    }
+    free(u), free(copies);
+    return 0;
+}
+
+/* The gradients of `forward`: of x, unless grad_x is NULL, of weight, of bias, and of other if there is one, from those
+   of out and of z; one of the two may be NULL, and of_out is if nothing follows. */
+int backward(const number *of_out, const number *of_z, const number *x, const number *weight, const number *other,
+             const number *z, number *grad_x, float *grad_weight, float *grad_bias, number *grad_other, long n, long h,
+             long w, int then, int threads) {
+    const struct size s = size_of(h, w);
+    const long size = h * w * OUT, copy_size = padded_size(s, MOST);
+    const long each = 2 * copy_size + paired_size(s) + turned_size(s) + up(size, DEPTH);
+    number *u = room(2L * (IN / TILE) * PART(OUT)), *rooms = room(threads * each);
+    float *sums = (float *)room(2L * threads * (WEIGHTS + OUT));
+    if (!u || !rooms || !sums) return free(u), free(rooms), free(sums), 1;
+#pragma omp parallel num_threads(threads)
+    {
+        number *copy = rooms + omp_get_thread_num() * each, *copy_of_x = copy + copy_size;
+        number *paired = copy_of_x + copy_size, *turned = paired + paired_size(s), *all = turned + turned_size(s);
+        float *own = sums + (long)omp_get_thread_num() * (WEIGHTS + OUT);
+        memset(copy, 0, each * sizeof(number));
+        memset(own, 0, (WEIGHTS + OUT) * sizeof(float));
+        configure();
+        if (grad_x) arrange(u, weight, OUT, IN, 1);
+#pragma omp for schedule(static)
+        for (long k = 0; k < n; k++) {
+            const long at = k * size;
+            const number *gradient = of_out ? all : of_z + at, *more = of_z ? of_z + at : NULL;
+            if (of_out && then == SILU) through(all, of_out + at, more, z + at, NULL, NULL, size, SILU);
+            if (of_out && then == ATTENTION)
+                through(all, of_out + at, more, z + at, other + at, grad_other + at, size, ATTENTION);
+            if (grad_x) {
+                pad(copy, gradient, s, OUT);
+                convolve(copy, u, NULL, NULL, grad_x + k * h * w * IN, NULL, s, OUT, IN, NOTHING);
+            }
+            pad(copy_of_x, x + k * h * w * IN, s, IN);
+            pair_up(paired, copy_of_x, s);
+            turn(turned, gradient, s);
+            add_weight_gradients(own, paired, turned, s);
+            add_bias_gradients(own + WEIGHTS, gradient, h * w);
+        }
+        _tile_release();
+#pragma omp for schedule(static)
+        for (int o = 0; o < OUT; o++) {
+            grad_bias[o] = 0;
+            memset(grad_weight + o * IN * TAPS, 0, IN * TAPS * sizeof(float));
+            for (int t = 0; t < threads; t++) {
+                const float *part = sums + (long)t * (WEIGHTS + OUT);
+                grad_bias[o] += part[WEIGHTS + o];
+                for (int tap = 0; tap < TAPS; tap++)
+                    for (int i = 0; i < IN; i++)
+                        grad_weight[(o * IN + i) * TAPS + tap] += part[(tap * OUT + o) * IN + i];
+            }
+        }
+    }
+    free(u), free(rooms), free(sums);
+    return 0;
+}

@@ -1,0 +1,113 @@
+"""3x3 convolutions for training in bfloat16 by AMX, with what often follows them in one pass, and their gradients.
+
+oneDNN reaches a quarter of what AMX can do in a convolution of a training step's size, and activations then wait for
+memory. Here an image is copied to memory that fits a core's cache, and all three products, of outputs, inputs' and
+weights' gradients, are made from there; convolution.c, beside this file, says how.
+"""
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+
+from models.cpu.compiler import compiled
+from utils.files import ROOT
+
+SOURCE = Path(__file__).with_suffix(".c")
+HEADERS = ROOT / "models" / "cpu"
+TILE = 16
+THEN = {"nothing": 0, "silu": 1, "attention": 2}  # what follows a convolution; in C, SILU …
+OTHERS = {"ADD": 3, "SHUFFLE": 4}  # that vectors.h knows
+
+
+@functools.cache
+def library(c_in, c_out):
+    """Return the C functions for these numbers of channels. Raises RuntimeError where they cannot be had."""
+    values = {name.upper(): number for name, number in THEN.items()} | OTHERS
+    library = compiled(SOURCE, "-fopenmp", f"-I{HEADERS}", IN=c_in, OUT=c_out, BFLOAT16=1, **values)
+    if library.permitted():
+        raise RuntimeError("the kernel does not let a process use AMX's tiles")
+    pointer, number = ctypes.c_void_p, ctypes.c_long
+    library.forward.argtypes = [pointer] * 6 + [number] * 3 + [ctypes.c_int] * 2
+    library.backward.argtypes = [pointer] * 10 + [number] * 3 + [ctypes.c_int] * 2
+    return library
+
+
+@functools.cache
+def available():
+    """Whether this machine has AMX, a compiler that knows it, and a kernel that permits it."""
+    try:
+        library(TILE, TILE)
+    except RuntimeError:
+        return False
+    return True
+
+
+def convolve(x, weight, bias):
+    """Convolve B x C_in x H x W, of any float type, with C_out x C_in x 3 x 3 kernels to B x C_out x H x W in bfloat16.
+
+    Channels are multiples of 16, and lie last in the result's memory; the border is of one zero. Inputs and weights are
+    rounded to bfloat16, products summed in float32; the weights' gradients are float32. The order of the sums, and so
+    the last bits, hang on the number of threads alone. Raises MemoryError.
+    """
+    return Convolution.apply(x, weight, bias, "nothing", None)[0]
+
+
+def convolve_silu(x, weight, bias):
+    """Convolve as `convolve` does, and return SiLU of that."""
+    return Convolution.apply(x, weight, bias, "silu", None)[1]
+
+
+def convolve_attention(x, weight, bias, other):
+    """Convolve as `convolve` does, and return (z + other) * (sigmoid(z) - 0.5) of that z."""
+    return Convolution.apply(x, weight, bias, "attention", other)[1]
+
+
+class Convolution(torch.autograd.Function):
+    """Returns the convolution, and what follows, None if nothing does."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, then, other):
+        ctx.dtypes = x.dtype, weight.dtype, None if other is None else other.dtype
+        x, other = rounded(x, torch.channels_last), rounded(other, torch.channels_last)
+        weight = rounded(weight, torch.contiguous_format)
+        shape = x.shape[0], weight.shape[0], *x.shape[2:]
+        z, out = (torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last) for _ in range(2))
+        out = None if then == "nothing" else out
+        call("forward", x, weight, then, x, weight, None if bias is None else bias.float(), other, z, out)
+        ctx.then = then
+        ctx.save_for_backward(x, weight, other, None if out is None else z)
+        ctx.set_materialize_grads(False)
+        return z, out
+
+    @staticmethod
+    def backward(ctx, of_z, of_out):
+        x, weight, other, z = ctx.saved_tensors
+        of_x, of_weight, of_other = ctx.dtypes
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        grad_other = None if other is None else torch.empty_like(other)
+        grad_weight, grad_bias = torch.empty(weight.shape), torch.empty(weight.shape[0])
+        given = rounded(of_out, torch.channels_last), rounded(of_z, torch.channels_last)
+        results = grad_x, grad_weight, grad_bias, grad_other
+        call("backward", x, weight, ctx.then, *given, x, weight, other, z, *results)
+        return cast(grad_x, of_x), grad_weight.to(of_weight), grad_bias, None, cast(grad_other, of_other)
+
+
+def rounded(tensor, layout):
+    """A tensor as bfloat16 in this memory layout; itself if it is so already; None of None."""
+    return None if tensor is None else tensor.to(torch.bfloat16).contiguous(memory_format=layout)
+
+
+def cast(tensor, dtype):
+    """A tensor as that type; None of None."""
+    return None if tensor is None else tensor.to(dtype)
+
+
+def call(function, x, weight, then, *tensors):
+    """Run a C function on tensors, None for NULL. Raises MemoryError without memory."""
+    batch, c_in, height, width = x.shape
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    threads = min(torch.get_num_threads(), batch)
+    if getattr(library(c_in, weight.shape[0]), function)(*pointers, batch, height, width, THEN[then], threads):
+        raise MemoryError(f"no memory for a convolution of {batch} images of {height} x {width}")

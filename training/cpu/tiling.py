@@ -1,0 +1,74 @@
+"""A network whose convolutions, where they can be, are those of convolution.py: `with_tiles(network)`.
+
+torch.fx writes the network's forward pass down as a graph; there, convolutions are exchanged, together with a SiLU or
+the parameter-free attention of SPAN and NanoSR behind them. Weights stay those of the network.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from training.cpu.convolution import TILE, available, convolve, convolve_attention, convolve_silu
+
+fx.wrap("convolve")
+fx.wrap("convolve_silu")
+fx.wrap("convolve_attention")
+
+
+def with_tiles(network):
+    """Return what runs in a network's place: itself, where there is no AMX or its forward pass cannot be written down.
+
+    A training form that runs collapsed is returned itself, and its plain network runs so.
+    """
+    if not available():
+        return network
+    if callable(getattr(network, "map_plain", None)):
+        network.map_plain(rewritten)
+        return network
+    return rewritten(network)
+
+
+def rewritten(network):
+    """Return the network's graph with convolutions exchanged; the network itself if it cannot be traced."""
+    try:
+        traced = fx.symbolic_trace(network)
+    except (TypeError, ValueError, fx.proxy.TraceError):  # its path hangs on what it computes
+        return network
+    for node in list(traced.graph.nodes):
+        module = traced.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(module, nn.Conv2d) and is_possible(module):
+            with traced.graph.inserting_before(node):
+                weight = traced.graph.get_attr(f"{node.target}.weight")
+                bias = None if module.bias is None else traced.graph.get_attr(f"{node.target}.bias")
+                new = traced.graph.call_function(convolve, (node.args[0], weight, bias))
+        elif isinstance(module, nn.SiLU) and not module.inplace:
+            with traced.graph.inserting_before(node):
+                new = traced.graph.call_function(F.silu, (node.args[0],), {"inplace": False})
+        else:
+            continue
+        node.replace_all_uses_with(new)
+        traced.graph.erase_node(node)
+    traced.recompile()
+    for pattern, replacement in PATTERNS:
+        fx.replace_pattern(traced, pattern, replacement)
+    return traced
+
+
+def is_possible(module):
+    """Whether `convolve` does what a convolution does."""
+    ways = module.kernel_size, module.stride, module.padding, module.dilation, module.groups, module.padding_mode
+    channels = module.in_channels, module.out_channels
+    return ways == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros") and not any(number % TILE for number in channels)
+
+
+def attention(x, weight, bias, other):
+    """The parameter-free attention, as models write it."""
+    z = convolve(x, weight, bias)
+    return (z + other) * (torch.sigmoid(z) - 0.5)
+
+
+# What is looked for in a graph, and what takes its place; lambdas, since fx follows what they call only one level deep.
+PATTERNS = (
+    (lambda x, weight, bias: F.silu(convolve(x, weight, bias)), lambda x, weight, bias: convolve_silu(x, weight, bias)),
+    (attention, lambda x, weight, bias, other: convolve_attention(x, weight, bias, other)),
+)
