@@ -1,0 +1,101 @@
+"""The C sources under AddressSanitizer and UndefinedBehaviorSanitizer, with and without the instruction sets they know."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from utils.files import ROOT
+
+WITHOUT = {  # what a build may not use, of what this processor has
+    "all": "",
+    "no AMX": "-mno-amx-tile -mno-amx-bf16",
+    "no bfloat16": "-mno-amx-bf16 -mno-avx512bf16",
+    "no AVX-512": "-mno-amx-bf16 -mno-avx512bf16 -mno-avx512f",
+}
+RUNTIMES = {"gcc": "libasan.so", "clang": "libclang_rt.asan-x86_64.so"}
+# Sizes that fit neither tiles nor strips, and one that is smaller than both.
+PROGRAM = """
+import numpy as np
+import torch
+
+from models.cpu.nanosr_amx import NanoSR_amx
+from models.cpu.nanosr_winograd import NanoSR_winograd
+from training.cpu import convolution
+from utils.evaluate import metrics
+
+built = []
+
+
+def attempt(name, function):
+    try:
+        function()
+    except RuntimeError as error:
+        assert "cannot compile it" in str(error) or "does not let" in str(error), error
+    else:
+        built.append(name)
+
+
+def network(make):
+    model = make().eval()
+    with torch.no_grad():
+        for size in ((37, 29), (5, 70), (1, 1)):
+            assert torch.isfinite(model(torch.rand(1, 3, *size))).all()
+
+
+def training():
+    for c_in, c_out, height, width in ((48, 48, 32, 32), (16, 80, 7, 33), (64, 32, 1, 1)):
+        x = torch.randn(3, c_in, height, width).requires_grad_()
+        weight, bias = torch.randn(c_out, c_in, 3, 3).requires_grad_(), torch.randn(c_out).requires_grad_()
+        other = torch.randn(3, c_out, height, width).requires_grad_()
+        convolution.convolve(x, weight, bias).float().sum().backward()
+        convolution.convolve_silu(x, weight, bias).float().sum().backward()
+        convolution.convolve_attention(x, weight, bias, other).float().sum().backward()
+        assert torch.isfinite(weight.grad).all()
+
+
+attempt("winograd", lambda: network(lambda: NanoSR_winograd("float32")))
+attempt("winograd in bfloat16", lambda: network(lambda: NanoSR_winograd("bfloat16")))
+attempt("AMX", lambda: network(NanoSR_amx))
+attempt("training", training)
+if metrics._compile_similarity():
+    for shape in ((40, 51, 3), (19, 19, 3)):
+        a, b = (np.random.default_rng(seed).integers(0, 256, shape, np.uint8) for seed in (1, 2))
+        assert 0 < abs(metrics.ssim(a, b)) < 1
+    built.append("SSIM")
+print("built:", ", ".join(built))
+"""
+
+
+@pytest.mark.parametrize("without", WITHOUT)
+@pytest.mark.parametrize("compiler", RUNTIMES)
+def test_sources_are_clean(compiler, without, tmp_path):
+    path = shutil.which(compiler)
+    if path is None:
+        pytest.skip(f"no {compiler}")
+    runtime = subprocess.run([path, f"-print-file-name={RUNTIMES[compiler]}"], capture_output=True, text=True)
+    runtime = runtime.stdout.strip()
+    if not os.path.isfile(runtime):
+        pytest.skip(f"{compiler} has no sanitizers here")
+    wrapper = tmp_path / "cc"
+    shared = "-shared-libasan" if compiler == "clang" else ""
+    options = f"-g -fsanitize=address,undefined -fno-sanitize-recover=all {shared} {WITHOUT[without]}"
+    wrapper.write_text(f'#!/bin/sh\nexec {path} "$@" {options}\n')
+    wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
+    environment = {
+        **os.environ,
+        "CC": str(wrapper),
+        "LD_PRELOAD": runtime,
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own are many
+        "OMP_NUM_THREADS": "2",
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    assert "runtime error" not in run.stderr
+    assert "built: winograd" in run.stdout  # which every processor can do
+    assert without == "all" or "AMX" not in run.stdout
