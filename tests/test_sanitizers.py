@@ -1,4 +1,4 @@
-"""The C sources under AddressSanitizer and UndefinedBehaviorSanitizer, with and without the instruction sets they know."""
+"""The C sources under AddressSanitizer and UBSan, with and without the instruction sets that they know."""
 
 import os
 import shutil
