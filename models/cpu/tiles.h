@@ -2,7 +2,7 @@
 #include <immintrin.h>
 #include <stdint.h>
 
-#ifndef __AMX_BF16__
+#if !defined __AMX_BF16__ && !defined __AMXBF16__ /* as older clangs name it */
 #error "needs a processor with AMX and a compiler that knows it"
 #endif
 #include <sys/syscall.h>
