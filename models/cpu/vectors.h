@@ -47,11 +47,12 @@ static inline vec power(vec f) {
 static inline vec choose(ivec mask, vec a, vec b) { return (vec)(((ivec)a & mask) | ((ivec)b & ~mask)); }
 #endif
 
-/* 1 / (1 + 2^y), y = -x / ln 2, which is held where 2^y is a number. */
+/* 1 / (1 + 2^y), y = -x / ln 2, which is held where 2^y is a number that needs no help in microcode. */
 static inline vec sigmoid(vec x) {
     const vec zero = {}, most = zero + 126.f, y = x * -1.44269504f;
 #ifdef __AVX512F__
-    const __m512 held = _mm512_min_ps((__m512)y, (__m512)most), whole = _mm512_roundscale_ps(held, 0);
+    const __m512 held = _mm512_max_ps(_mm512_min_ps((__m512)y, (__m512)most), (__m512)-most);
+    const __m512 whole = _mm512_roundscale_ps(held, 0);
     const vec d = 1.f + (vec)_mm512_scalef_ps((__m512)power((vec)(held - whole)), whole);
     const vec near = (vec)_mm512_rcp14_ps((__m512)d); /* and a Newton step: a division takes many times as long */
     return near * (2.f - d * near);
