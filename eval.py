@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.arguments import add_model_file, chosen_entries, is_stranger, natural, positive
+from utils.arguments import add_model_file, chosen_entries, has_checkpoint, is_stranger, natural, positive
 from utils.challenge.rules import get_edition
 from utils.challenge.score_tables import score_markdown, score_records
 from utils.data.datasets import SPLITS, open_dataset
@@ -88,7 +88,7 @@ def measure_entry(entry, entries, dataset, device, results, args, shard):
         return name
     keep = args.save_images or args.report or not dataset.has_hr
     plan = Plan(args.runs, args.warmup, args.repeats, args.workers)
-    row = Row(entry, args.checkpoint if entry is entries[0] else None, results, args.fresh)
+    row = Row(entry, args.checkpoint if has_checkpoint(entry, entries, args) else None, results, args.fresh)
     with tqdm(total=plan.passes(len(shard.part_of(dataset).pairs)), desc=entry.name, disable=not shard.is_first) as bar:
         reason = row.measure(
             rules_of(entry, args) if stranger else None,

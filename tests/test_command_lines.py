@@ -1,5 +1,6 @@
 """test_demo.py and eval.py as a user runs them."""
 
+import hashlib
 import json
 
 import cv2
@@ -11,6 +12,7 @@ from models.team07_NanoSR import NanoSR_inference
 from tests.conftest import write_pairs
 from utils.data.images import read_rgb
 from utils.evaluate.metrics import psnr, ssim
+from utils.results.record import read_results
 from utils.zoo.registry import ModelEntry
 
 FULL_NAME = "07_NanoSR_inference"
@@ -146,6 +148,18 @@ def test_variant_is_measured_beside_its_plain_form_and_reported(run, tmp_path, p
     assert "NanoSR_bf16: the function of NanoSR_inference, against it: PSNR " in result.stdout
     page = (tmp_path / "page" / "report.html").read_text()
     assert "NanoSR_bf16 above NanoSR_inference" in page
+
+
+def test_checkpoint_is_loaded_into_each_form_of_its_model(run, tmp_path, pairs, weights):
+    arguments = ("--data_dir", pairs, "--model_id", 7, "--checkpoint", weights, "--backend", "fast", "--runs", 1)
+    result = run("eval.py", *arguments, "--repeats", 1, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    records = read_results(tmp_path / "results" / "records.json")
+    given = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert {name: record["model"]["sha256"] for name, record in records.items()} == {
+        "NanoSR_fast": given,
+        "NanoSR_inference": given,
+    }
 
 
 def hr_without_lr(folder):

@@ -85,6 +85,13 @@ def chosen_entries(args, baseline=None, fastest=None):
     return entries
 
 
+def has_checkpoint(entry, entries, args):
+    """Whether `--checkpoint` belongs to an entry: to the model it is given for, in each of its forms."""
+    if args.model_file:
+        return entry is entries[0]
+    return bool(args.model_id) and args.model_id[0] in (entry.id, entry.variant.get("of"))
+
+
 def repository_models(args):
     """Return the entries of `--repository`, those of `--model_id` if it is given."""
     entries = repository_entries(args.repository, args.trust_checkpoint)
