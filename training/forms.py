@@ -4,6 +4,7 @@ Any network of the registry can be trained as it is. A model may offer a trainin
 
     fuse()           a new plain network with the same output
     set_form(form)   optional: "branches" runs the training form as it is written, "collapsed" a cheaper way of it
+    map_plain(f)     optional: collapsed, f(plain network) runs in the place of the plain network
 
 The registry's entry of the plain network names it, as `training`, by the id of the training form's entry. A class that
 has `fuse()` itself and no entry beside it is its own training form.

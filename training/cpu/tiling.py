@@ -32,7 +32,7 @@ def rewritten(network):
     """Return the network's graph with convolutions exchanged; the network itself if it cannot be traced."""
     try:
         traced = fx.symbolic_trace(network)
-    except (TypeError, ValueError, fx.proxy.TraceError):  # its path hangs on what it computes
+    except Exception:  # of any kind, since its own code runs: its path hangs on what it computes, or it is at fault
         return network
     for node in list(traced.graph.nodes):
         module = traced.get_submodule(node.target) if node.op == "call_module" else None
@@ -67,7 +67,7 @@ def attention(x, weight, bias, other):
     return (z + other) * (torch.sigmoid(z) - 0.5)
 
 
-# What is looked for in a graph, and what takes its place; lambdas, since fx follows what they call only one level deep.
+# What is looked for in a graph, and what takes its place: functions that call it, since fx would look into it itself.
 PATTERNS = (
     (lambda x, weight, bias: F.silu(convolve(x, weight, bias)), lambda x, weight, bias: convolve_silu(x, weight, bias)),
     (attention, lambda x, weight, bias, other: convolve_attention(x, weight, bias, other)),
