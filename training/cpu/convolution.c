@@ -228,7 +228,15 @@ int backward(const number *of_out, const number *of_z, const number *x, const nu
             pad(copy_of_x, x + k * h * w * IN, s, IN);
             pair_up(paired, copy_of_x, s);
             turn(turned, gradient, s);
-            add_weight_gradients(own, paired, turned, s);
+            const number *next[WANTED] = {NULL};
+            if (k + 1 < n) {
+                next[0] = x + (k + 1) * h * w * IN;
+                next[1] = (of_out ? of_out : of_z) + at + size;
+                next[2] = of_out ? z + at + size : NULL;
+                next[3] = grad_x ? grad_x + (k + 1) * h * w * IN : NULL;
+            }
+            struct wanted wanted = wanted_of(next, h * w * (IN < OUT ? IN : OUT), h);
+            add_weight_gradients(own, paired, turned, s, &wanted);
             add_bias_gradients(own + WEIGHTS, gradient, h * w);
         }
         _tile_release();

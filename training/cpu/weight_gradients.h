@@ -60,13 +60,35 @@ static void turn(number *turned, const number *gradient, struct size s) {
         }                                               \
     } while (0)
 
+/* What the next image wants, fetched into the cache little by little: a share of `bytes` of each at every call. */
+enum { WANTED = 4, GROUPS = 5 };
+struct wanted {
+    const char *at[WANTED];
+    long bytes, share, done;
+};
+
+static struct wanted wanted_of(const number *const *at, long numbers, long rows) {
+    const long calls = rows * (IN / TILE) * GROUPS * ((OUT / TILE + 2) / 3);
+    struct wanted w = {.bytes = numbers * sizeof(number)};
+    w.share = up(w.bytes / calls, 64);
+    for (int i = 0; i < WANTED; i++) w.at[i] = (const char *)at[i];
+    return w;
+}
+
+ALWAYS_INLINE void fetch(struct wanted *w) {
+    for (long end = w->done + w->share; w->done < end && w->done < w->bytes; w->done += 64)
+        for (int i = 0; i < WANTED; i++)
+            if (w->at[i]) _mm_prefetch(w->at[i] + w->done, _MM_HINT_T1);
+}
+
 /* Add an image's products to the sums of one or two taps, 16 input channels and 16 `parts` output channels; `inputs` is
-   where each tap's pairs begin. */
+   where each tap's pairs begin. Row by row, some of what is wanted next is fetched. */
 ALWAYS_INLINE void add_weight_products(float *const *sums, const number *const *inputs, const number *turned,
-                                       struct size s, int taps, int parts) {
+                                       struct size s, int taps, int parts, struct wanted *wanted) {
     const long row = IN / TILE * s.pairs * DEPTH;
     MOVE_SUMS(_tile_loadd);
-    for (long y = 0; y < s.h; y++)
+    for (long y = 0; y < s.h; y++) {
+        fetch(wanted);
         for (long chunk = 0; chunk < s.chunks; chunk++) {
             const number *a = turned + (y * s.chunks + chunk) * OUT * DEPTH;
             const number *b = inputs[0] + y * row + chunk * TILE * DEPTH;
@@ -75,14 +97,17 @@ ALWAYS_INLINE void add_weight_products(float *const *sums, const number *const *
             if (parts > 1) ADD_GRADIENT_PRODUCTS(a + TILE * DEPTH, 1, 4);
             if (parts > 2) ADD_GRADIENT_PRODUCTS(a + 2 * TILE * DEPTH, 2, 5);
         }
+    }
     MOVE_SUMS(_tile_stored);
 }
 
 /* Add an image's weight gradients to `sums`, tap x OUT x IN. */
-static void add_weight_gradients(float *sums, const number *paired, const number *turned, struct size s) {
-    static const int pairs_of_taps[5][2] = {{0, 2}, {3, 5}, {6, 8}, {1, 4}, {7, -1}}; /* alike in where pairs begin */
+static void add_weight_gradients(float *sums, const number *paired, const number *turned, struct size s,
+                                 struct wanted *wanted) {
+    /* Taps at like places in a row: their pairs of pixels begin alike. */
+    static const int pairs_of_taps[GROUPS][2] = {{0, 2}, {3, 5}, {6, 8}, {1, 4}, {7, -1}};
     for (int part = 0; part < IN / TILE; part++)
-        for (int group = 0; group < 5; group++)
+        for (int group = 0; group < GROUPS; group++)
             for (int o = 0; o < OUT / TILE; o += 3) {
                 float *to[2];
                 const number *from[2];
@@ -90,16 +115,16 @@ static void add_weight_gradients(float *sums, const number *paired, const number
                 for (int i = 0; i < taps; i++) {
                     int tap = pairs_of_taps[group][i];
                     to[i] = sums + (tap * OUT + o * TILE) * IN + part * TILE;
-                    from[i] = paired + ((tap % 3 % 2 * (s.h + 2) + tap / 3) * (IN / TILE) + part) * s.pairs * DEPTH +
-                              tap % 3 / 2 * DEPTH;
+                    from[i] = paired + ((tap % 3 % 2 * (s.h + 2) + tap / 3) * (IN / TILE) + part) * s.pairs * DEPTH;
+                    from[i] += tap % 3 / 2 * DEPTH;
                 }
                 const number *gradients = turned + o * TILE * DEPTH;
-                if (taps == 2 && parts == 3) add_weight_products(to, from, gradients, s, 2, 3);
-                else if (taps == 2 && parts == 2) add_weight_products(to, from, gradients, s, 2, 2);
-                else if (taps == 2) add_weight_products(to, from, gradients, s, 2, 1);
-                else if (parts == 3) add_weight_products(to, from, gradients, s, 1, 3);
-                else if (parts == 2) add_weight_products(to, from, gradients, s, 1, 2);
-                else add_weight_products(to, from, gradients, s, 1, 1);
+                if (taps == 2 && parts == 3) add_weight_products(to, from, gradients, s, 2, 3, wanted);
+                else if (taps == 2 && parts == 2) add_weight_products(to, from, gradients, s, 2, 2, wanted);
+                else if (taps == 2) add_weight_products(to, from, gradients, s, 2, 1, wanted);
+                else if (parts == 3) add_weight_products(to, from, gradients, s, 1, 3, wanted);
+                else if (parts == 2) add_weight_products(to, from, gradients, s, 1, 2, wanted);
+                else add_weight_products(to, from, gradients, s, 1, 1, wanted);
             }
 }
 
