@@ -13,6 +13,7 @@ import argparse
 import multiprocessing
 import tempfile
 import time
+import tomllib
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
+from benchmarks.peers import PLAIN_NANOSR
 from training.cpu.allocator import keep_freed_memory
 from training.cpu.convolution import available
 from training.data.feed import MappedFeed, Plan, ResidentFeed
@@ -37,7 +39,7 @@ from utils.files import ROOT
 from utils.measure.environment import choose_device, describe_environment, machine_line
 from utils.measure.memory import peak_rss_bytes
 
-PLAIN = {"file": "models/team07_NanoSR.py", "class": "NanoSR_inference", "arguments": [3, 3]}
+PLAIN = tomllib.loads(f"model = {PLAIN_NANOSR}")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Variant:
     def of(self, recipe):
         """The recipe in this way; the plain form is trained by itself."""
         ways = {key: getattr(self, key) for key in ("form", "precision", "channels_last", "cuda_graph")}
-        return replace(recipe, **ways, **({"model": PLAIN} if self.form == "plain" else {}))
+        return replace(recipe, **ways, **(PLAIN if self.form == "plain" else {}))
 
     def possible(self, device):
         """Whether this machine can do it."""

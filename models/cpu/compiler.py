@@ -7,6 +7,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+THEN = {"nothing": 0, "silu": 1, "attention": 2, "add": 3, "shuffle": 4}  # what follows a convolution; in C, SILU …
+
 
 def compiled(source, *options, **values):
     """Return a C source as a loaded library, compiled with these options and macros of these values.
@@ -26,3 +28,12 @@ def compiled(source, *options, **values):
             errors = [line.rpartition("error:")[2].strip() for line in run.stderr.splitlines() if "error:" in line]
             raise RuntimeError(f"{compiler} cannot compile it: {(errors or ['it does not say why'])[0]}")
         return ctypes.CDLL(str(library))
+
+
+def compiled_convolution(source, precision, **values):
+    """Return a C source of convolutions, which includes vectors.h, as a loaded library.
+
+    `values` are what it wants to have defined beside. Raises RuntimeError as `compiled` does.
+    """
+    values |= {name.upper(): number for name, number in THEN.items()}
+    return compiled(source, "-fopenmp", **values, **{precision.upper(): 1})

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from models.cpu.nanosr_winograd import THEN, NanoSR_winograd, loaded
+from models.cpu.compiler import THEN, compiled_convolution
+from models.cpu.nanosr_winograd import NanoSR_winograd
 from models.team07_NanoSR import CHANNELS
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -25,7 +26,7 @@ SLACK = 4 * DEPTH * CHANNELS  # zeros that are read, to no effect, after the las
 @functools.cache
 def convolution():
     """Return the C function `convolve`. Raises RuntimeError where it cannot be compiled or may not use tiles."""
-    library = loaded(SOURCE, "bfloat16")
+    library = compiled_convolution(SOURCE, "bfloat16", CHANNELS=CHANNELS)
     if library.permitted():
         raise RuntimeError("the kernel does not let a process use AMX's tiles; take the backend fast or winograd")
     pointer, number = ctypes.c_void_p, ctypes.c_long

@@ -20,28 +20,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.cpu.compiler import compiled
+from models.cpu.compiler import THEN, compiled_convolution
 from models.team07_NanoSR import CHANNELS, IMG_RANGE, SCALE, NanoSR_inference
 
 SOURCE = Path(__file__).with_suffix(".c")
 # Tiles are evaluated at 0, +-NEAR, +-FAR and infinity; in bfloat16 the usual 1 and 2 give three times the noise.
 NEAR, FAR = 0.75, 1.5
-THEN = {"nothing": 0, "silu": 1, "attention": 2, "add": 3, "shuffle": 4}  # what follows a convolution; in C, SILU …
-
-
-def loaded(source, precision, **values):
-    """Return a C source of convolutions as a loaded library; `values` it wants to have defined, beside what all do.
-
-    Raises RuntimeError as `compiled` does.
-    """
-    values |= {name.upper(): number for name, number in THEN.items()}
-    return compiled(source, "-fopenmp", **values, **{"CHANNELS": CHANNELS, precision.upper(): 1})
 
 
 @functools.cache
 def convolution(precision):
     """Return the C function `convolve`."""
-    convolve = loaded(SOURCE, precision, NEAR=f"{NEAR}f", FAR=f"{FAR}f").convolve
+    values = {"CHANNELS": CHANNELS, "NEAR": f"{NEAR}f", "FAR": f"{FAR}f"}
+    convolve = compiled_convolution(SOURCE, precision, **values).convolve
     pointer, number = ctypes.c_void_p, ctypes.c_long
     convolve.argtypes = [pointer] * 5 + [number, number, ctypes.c_int, ctypes.c_int]
     convolve.restype = None

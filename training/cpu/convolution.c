@@ -13,8 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tiles.h"
-#include "vectors.h"
+#include "../../models/cpu/tiles.h"
+#include "../../models/cpu/vectors.h"
 
 enum { MOST = IN > OUT ? IN : OUT, TAPS = 9, WEIGHTS = OUT * IN * TAPS };
 
@@ -162,7 +162,7 @@ ALWAYS_INLINE void through(number *all, const number *of_out, const number *of_z
     }
 }
 
-/* Room of a thread's own, in numbers. */
+/* Room for so many numbers, at the beginning of a cache line. */
 static number *room(long numbers) { return aligned_alloc(64, up(numbers * sizeof(number), 64)); }
 
 /* x: n images of h x w x IN; weight: OUT x IN x 3 x 3; bias: OUT, or NULL; z, the sums, and other and out, which are

@@ -11,21 +11,16 @@ from pathlib import Path
 
 import torch
 
-from models.cpu.compiler import compiled
-from utils.files import ROOT
+from models.cpu.compiler import THEN, compiled_convolution
 
 SOURCE = Path(__file__).with_suffix(".c")
-HEADERS = ROOT / "models" / "cpu"
 TILE = 16
-THEN = {"nothing": 0, "silu": 1, "attention": 2}  # what follows a convolution; in C, SILU …
-OTHERS = {"ADD": 3, "SHUFFLE": 4}  # that vectors.h knows
 
 
 @functools.cache
 def library(c_in, c_out):
     """Return the C functions for these numbers of channels. Raises RuntimeError where they cannot be had."""
-    values = {name.upper(): number for name, number in THEN.items()} | OTHERS
-    library = compiled(SOURCE, "-fopenmp", f"-I{HEADERS}", IN=c_in, OUT=c_out, BFLOAT16=1, **values)
+    library = compiled_convolution(SOURCE, "bfloat16", IN=c_in, OUT=c_out)
     if library.permitted():
         raise RuntimeError("the kernel does not let a process use AMX's tiles")
     pointer, number = ctypes.c_void_p, ctypes.c_long
@@ -69,12 +64,12 @@ class Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, then, other):
-        ctx.dtypes = x.dtype, weight.dtype, None if other is None else other.dtype
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (x, weight, bias, other)]
         x, other = rounded(x, torch.channels_last), rounded(other, torch.channels_last)
         weight = rounded(weight, torch.contiguous_format)
         shape = x.shape[0], weight.shape[0], *x.shape[2:]
-        z, out = (torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last) for _ in range(2))
-        out = None if then == "nothing" else out
+        z = torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
+        out = None if then == "nothing" else torch.empty_like(z)
         call("forward", x, weight, then, x, weight, None if bias is None else bias.float(), other, z, out)
         ctx.then = then
         ctx.save_for_backward(x, weight, other, None if out is None else z)
@@ -84,14 +79,14 @@ class Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx, of_z, of_out):
         x, weight, other, z = ctx.saved_tensors
-        of_x, of_weight, of_other = ctx.dtypes
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_other = None if other is None else torch.empty_like(other)
         grad_weight, grad_bias = torch.empty(weight.shape), torch.empty(weight.shape[0])
         given = rounded(of_out, torch.channels_last), rounded(of_z, torch.channels_last)
         results = grad_x, grad_weight, grad_bias, grad_other
         call("backward", x, weight, ctx.then, *given, x, weight, other, z, *results)
-        return cast(grad_x, of_x), grad_weight.to(of_weight), grad_bias, None, cast(grad_other, of_other)
+        grad_x, grad_weight, grad_bias, grad_other = map(cast, results, ctx.dtypes)
+        return grad_x, grad_weight, grad_bias, None, grad_other
 
 
 def rounded(tensor, layout):
@@ -100,8 +95,8 @@ def rounded(tensor, layout):
 
 
 def cast(tensor, dtype):
-    """A tensor as that type; None of None."""
-    return None if tensor is None else tensor.to(dtype)
+    """A gradient as the type of what it is of; None where there is no gradient, or nothing to have one."""
+    return None if tensor is None or dtype is None else tensor.to(dtype)
 
 
 def call(function, x, weight, then, *tensors):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from training.cpu.convolution import TILE, available, convolve, convolve_attention, convolve_silu
+from training.cpu.convolution import TILE, convolve, convolve_attention, convolve_silu
 
 fx.wrap("convolve")
 fx.wrap("convolve_silu")
@@ -16,12 +16,10 @@ fx.wrap("convolve_attention")
 
 
 def with_tiles(network):
-    """Return what runs in a network's place: itself, where there is no AMX or its forward pass cannot be written down.
+    """Return what runs in a network's place on a machine with AMX: itself, if its forward pass cannot be written down.
 
     A training form that runs collapsed is returned itself, and its plain network runs so.
     """
-    if not available():
-        return network
     if callable(getattr(network, "map_plain", None)):
         network.map_plain(rewritten)
         return network

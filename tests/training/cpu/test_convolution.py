@@ -79,6 +79,15 @@ def test_outputs_and_gradients_are_those_of_float64(shape, way):
         assert near(leaves[3].grad, doubles[3].grad, rounded, rounded)
 
 
+def test_convolution_without_a_bias_has_a_gradient():
+    (x, weight, _, _), gradient = case(2, 16, 32, 8, 8)
+    out = convolution.convolve(x, weight.requires_grad_(), None)
+    out.backward(gradient)
+    exact = weight.detach().double().requires_grad_()
+    F.conv2d(x.double(), exact, padding=1).backward(gradient.double())
+    assert near(weight.grad, exact.grad, 1e-5, 1e-5)
+
+
 def test_result_used_twice_gets_both_gradients():
     """The sums themselves and what follows them, as where a network returns both."""
     (x, weight, bias, _), gradient = case(2, 16, 16, 8, 8)

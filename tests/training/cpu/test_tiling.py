@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import fx, nn
 
-from training.cpu import tiling
+from training import loop
 from training.cpu.convolution import available, convolve, convolve_attention, convolve_silu
 from training.cpu.tiling import is_possible, rewritten, with_tiles
+from training.recipe import load_recipe
+from utils.files import ROOT
 from utils.zoo.registry import build_model, find_entry, read_registry
 
 needs_tiles = pytest.mark.skipif(not available(), reason="no AMX, or no compiler that knows it")
@@ -74,10 +76,12 @@ def test_network_whose_path_hangs_on_its_values_stays_as_it_is():
     assert rewritten(net) is net
 
 
-def test_machine_without_tiles_runs_the_network_itself(monkeypatch):
-    monkeypatch.setattr(tiling, "available", lambda: False)
-    net = nn.Conv2d(16, 16, 3, padding=1)
-    assert with_tiles(net) is net
+@pytest.mark.parametrize("tiles", [False, pytest.param(True, marks=needs_tiles)])
+def test_machine_without_tiles_runs_the_network_itself(monkeypatch, tiles):
+    monkeypatch.setattr(loop, "available", lambda: tiles)
+    recipe = load_recipe(ROOT / "training" / "recipes" / "equal_conditions.toml", ["model = 0", 'form = "plain"'])
+    trainer = loop.Trainer(recipe, "cpu")
+    assert (trainer.forward is trainer.model) is not tiles
 
 
 def test_weights_stay_those_of_the_network():
