@@ -19,15 +19,22 @@ ADAMW_RMS = 0.2  # root mean square of an AdamW update at learning rate 1, from 
 def orthogonalize(matrices):
     """Return N x R x C matrices with the singular vectors of the given ones and singular values about 1 (0.7 to 1.2).
 
-    Computed in bfloat16, returned in the dtype given.
+    Each step multiplies x by a polynomial of x x'. All of these are polynomials of the first, so what is iterated is
+    that small square matrix, and the product of the polynomials is applied once. It is computed in float32, since that
+    square holds small singular values squared, and returned in the dtype given.
     """
     a, b, c = QUINTIC
     wide = matrices.shape[1] <= matrices.shape[2]
-    x = (matrices if wide else matrices.mT).bfloat16()
+    x = (matrices if wide else matrices.mT).float()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(STEPS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    gram, product = x @ x.mT, None
+    for step in range(STEPS):
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal(dim1=1, dim2=2).add_(a)
+        product = polynomial if product is None else polynomial @ product
+        if step + 1 < STEPS:
+            gram = polynomial @ gram @ polynomial
+    x = product @ x
     return (x if wide else x.mT).to(matrices.dtype)
 
 
