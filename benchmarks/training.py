@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from benchmarks.peers import PLAIN_NANOSR
 from training.cpu.allocator import keep_freed_memory
-from training.cpu.convolution import available
+from training.cpu.convolution import chosen
 from training.data.feed import MappedFeed, Plan, ResidentFeed
 from training.data.subimages import SubImages
 from training.loop import GraphedUpdate, Trainer
@@ -50,7 +50,7 @@ class Variant:
     precision: str
     channels_last: bool = True
     cuda_graph: bool = False
-    tiles: bool = False  # AMX's, by training/cpu
+    own: bool = False  # convolutions, by training/cpu
 
     def of(self, recipe):
         """The recipe in this way; the plain form is trained by itself."""
@@ -60,8 +60,8 @@ class Variant:
     def possible(self, device):
         """Whether this machine can do it."""
         if device.type == "cuda":
-            return not self.tiles
-        return not self.cuda_graph and (available() or not self.tiles)
+            return not self.own
+        return not self.cuda_graph and (chosen() is not None or not self.own)
 
 
 REFERENCE = Variant("branches", "float32", channels_last=False)
@@ -71,10 +71,10 @@ VARIANTS = (
     Variant("collapsed", "float32"),
     Variant("branches", "bfloat16"),
     Variant("collapsed", "bfloat16"),
-    Variant("collapsed", "bfloat16", tiles=True),
+    Variant("collapsed", "bfloat16", own=True),
     Variant("collapsed", "bfloat16", cuda_graph=True),
     Variant("plain", "bfloat16"),
-    Variant("plain", "bfloat16", tiles=True),
+    Variant("plain", "bfloat16", own=True),
 )
 
 
@@ -95,15 +95,16 @@ def main():
         f"{environment['date'][:10]}; batch {recipe.batch} of {recipe.hr_patch} x {recipe.hr_patch} HR, "
         f"{args.warmup} warm-up and {args.rounds} timed rounds\n"
     )
-    print("| form | precision | layout | graph | tiles | ms per step (10-90 %) | steps/s | ratio | peak memory [MiB] |")
+    print("| form | precision | layout | graph | convolutions | ms per step (10-90 %) | steps/s | ratio | peak [MiB] |")
     print("| --- | --- | --- | --- | --- | ---: | ---: | ---: | ---: |")
     for variant in variants:
         p10, median, p90 = np.percentile(times[variant], [10, 50, 90])
         ratio = np.median(times[REFERENCE]) / median
         layout = "channels_last" if variant.channels_last else "contiguous"
-        graph, tiles = ("yes" if used else "no" for used in (variant.cuda_graph, variant.tiles))
+        graph = "yes" if variant.cuda_graph else "no"
+        convolutions = chosen().source.stem if variant.own else "torch"
         print(
-            f"| {variant.form} | {variant.precision} | {layout} | {graph} | {tiles} "
+            f"| {variant.form} | {variant.precision} | {layout} | {graph} | {convolutions} "
             f"| {median:.1f} ({p10:.1f}-{p90:.1f}) | {1000 / median:.2f} | {ratio:.2f} "
             f"| {peak_mib(recipe, variant, device):.0f} |"
         )
@@ -127,7 +128,7 @@ def updates(recipe, variants, device):
         keep_freed_memory()
     steps = {}
     for variant in variants:
-        with nullcontext() if variant.tiles else patch("training.loop.available", lambda: False):
+        with nullcontext() if variant.own else patch("training.loop.chosen", lambda: None):
             trainer = Trainer(variant.of(recipe), device)
         steps[variant] = GraphedUpdate(trainer) if variant.cuda_graph else trainer.update
     return steps

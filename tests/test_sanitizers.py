@@ -46,8 +46,13 @@ def network(make):
             assert torch.isfinite(model(torch.rand(1, 3, *size))).all()
 
 
-def training():
-    for c_in, c_out, height, width in ((48, 48, 32, 32), (16, 80, 7, 33), (64, 32, 1, 1)):
+def training(way):
+    convolution.library(way, 16, 16)
+    convolution.chosen = lambda: way
+    shapes = (48, 48, 32, 32), (16, 80, 7, 33), (64, 32, 1, 1), (17, 28, 9, 6)
+    for c_in, c_out, height, width in shapes:
+        if c_in % way.multiple or c_out % way.multiple:
+            continue
         x = torch.randn(3, c_in, height, width).requires_grad_()
         weight, bias = torch.randn(c_out, c_in, 3, 3).requires_grad_(), torch.randn(c_out).requires_grad_()
         other = torch.randn(3, c_out, height, width).requires_grad_()
@@ -60,7 +65,8 @@ def training():
 attempt("winograd", lambda: network(lambda: NanoSR_winograd("float32")))
 attempt("winograd in bfloat16", lambda: network(lambda: NanoSR_winograd("bfloat16")))
 attempt("AMX", lambda: network(NanoSR_amx))
-attempt("training", training)
+attempt("training by AMX", lambda: training(convolution.AMX))
+attempt("training by Winograd", lambda: training(convolution.WINOGRAD))
 if metrics._compile_similarity():
     for shape in ((40, 51, 3), (19, 19, 3)):
         a, b = (np.random.default_rng(seed).integers(0, 256, shape, np.uint8) for seed in (1, 2))

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from training.cpu.convolution import available
-from training.cpu.tiling import with_tiles
+from training.cpu.convolution import chosen
+from training.cpu.exchange import with_own_convolutions
 from training.forms import build, fused, trained_model
 from training.muon import Muon
 from training.recipe import recipe_from
@@ -39,12 +39,13 @@ class Trainer:
         if recipe.output_init:
             start_near_mean(self.model, recipe.output_init, self.data_range)
         # A weight that is a factor of matrix products would be copied from another layout in every step.
-        tiled = tiles_apply(recipe, self.device)
-        weights_layout = torch.contiguous_format if recipe.form == "collapsed" or tiled else self.layout
+        own = own_convolutions_apply(recipe, self.device)
+        plain_layout = chosen().layout if own else self.layout
+        weights_layout = torch.contiguous_format if recipe.form == "collapsed" else plain_layout
         self.model.to(self.device, memory_format=weights_layout)
         self.average = deepcopy(self.model).requires_grad_(False) if recipe.ema_decay else None
         self.optimizers = self._make_optimizers()
-        self.forward = with_tiles(self.model) if tiled else self.model
+        self.forward = with_own_convolutions(self.model) if own else self.model
         if world > 1:
             self.forward = DistributedDataParallel(self.forward, broadcast_buffers=False)
         self.step = 0
@@ -168,9 +169,11 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
 
 
-def tiles_apply(recipe, device):
-    """Whether convolutions are made by matrix tiles: in bfloat16, on a CPU that has them, without branches."""
-    return device.type == "cpu" and recipe.precision == "bfloat16" and recipe.form != "branches" and available()
+def own_convolutions_apply(recipe, device):
+    """Whether convolutions are made by training/cpu: in bfloat16, on a CPU where they can, without branches."""
+    return (
+        device.type == "cpu" and recipe.precision == "bfloat16" and recipe.form != "branches" and chosen() is not None
+    )
 
 
 class GraphedUpdate:

@@ -1,8 +1,7 @@
-/* Winograd's F(4x4, 3x3) for nanosr_winograd.py, which compiles this file with
-   -DNEAR and -DFAR beside what maps.h wants. */
+/* Winograd's F(4x4, 3x3) for nanosr_winograd.py, which compiles this file with what maps.h wants. */
 #include "maps.h"
+#include "winograd.h"
 
-enum { N = 6, OUT = 4, POINTS = N * N };
 enum { TILES = 16 };  /* of a strip; transformed they fill half of a 1 MiB cache */
 enum { ROWS = LANES == 16 ? 8 : 2 };  /* ROWS tiles x C sums stay in registers */
 
@@ -41,66 +40,44 @@ static inline void product(const number *v, const number *u, float *m) {
         for (int p = 0; p < PARTS; p++) store(m + r * C + p * LANES, sum[r][p]);
 }
 
-static inline void input_1d(const vec d[N], vec v[N]) {
-    const float a = NEAR * NEAR, b = FAR * FAR;
-    vec near_even = d[4] - b * d[2], near_odd = NEAR * (d[3] - b * d[1]);
-    vec far_even = d[4] - a * d[2], far_odd = FAR * (d[3] - a * d[1]);
-    v[0] = a * b * d[0] - (a + b) * d[2] + d[4];
-    v[1] = near_even + near_odd;
-    v[2] = near_even - near_odd;
-    v[3] = far_even + far_odd;
-    v[4] = far_even - far_odd;
-    v[5] = a * b * d[1] - (a + b) * d[3] + d[5];
-}
-
-static inline void output_1d(const vec m[N], vec o[OUT]) {
-    const float a = NEAR * NEAR, b = FAR * FAR;
-    vec near_sum = m[1] + m[2], near_difference = NEAR * (m[1] - m[2]);
-    vec far_sum = m[3] + m[4], far_difference = FAR * (m[3] - m[4]);
-    o[0] = m[0] + near_sum + far_sum;
-    o[1] = near_difference + far_difference;
-    o[2] = a * near_sum + b * far_sum;
-    o[3] = a * near_difference + b * far_difference + m[5];
-}
-
 static void input_tile(const number *in, long stride, number *v) {
     for (int c = 0; c < C; c += LANES) {
-        vec columns[N][N], d[N], r[N];
-        for (int j = 0; j < N; j++) {
-            for (int i = 0; i < N; i++) d[i] = load_number(in + (i * stride + j) * C + c);
+        vec columns[TAKEN][TAKEN], d[TAKEN], r[TAKEN];
+        for (int j = 0; j < TAKEN; j++) {
+            for (int i = 0; i < TAKEN; i++) d[i] = load_number(in + (i * stride + j) * C + c);
             input_1d(d, r);
-            for (int i = 0; i < N; i++) columns[i][j] = r[i];
+            for (int i = 0; i < TAKEN; i++) columns[i][j] = r[i];
         }
-        for (int i = 0; i < N; i++) {
+        for (int i = 0; i < TAKEN; i++) {
             input_1d(columns[i], r);
-            for (int j = 0; j < N; j++) store_number(v + (i * N + j) * TILES * C + c, r[j]);
+            for (int j = 0; j < TAKEN; j++) store_number(v + (i * TAKEN + j) * TILES * C + c, r[j]);
         }
     }
 }
 
 /* The tile whose first input is (y, x), which may lie outside of the map: zeros there. */
 static void input_tile_at(const number *in, long h, long w, long y, long x, number *v) {
-    if (y >= 0 && x >= 0 && y + N <= h && x + N <= w) {
+    if (y >= 0 && x >= 0 && y + TAKEN <= h && x + TAKEN <= w) {
         input_tile(in + (y * w + x) * C, w, v);
         return;
     }
-    number padded[N][N][C] = {};
-    for (long i = 0; i < N; i++)
-        for (long j = 0; j < N; j++)
+    number padded[TAKEN][TAKEN][C] = {};
+    for (long i = 0; i < TAKEN; i++)
+        for (long j = 0; j < TAKEN; j++)
             if (y + i >= 0 && y + i < h && x + j >= 0 && x + j < w)
                 memcpy(padded[i][j], in + ((y + i) * w + x + j) * C, sizeof padded[i][j]);
-    input_tile(padded[0][0], N, v);
+    input_tile(padded[0][0], TAKEN, v);
 }
 
 static void output_tile_at(const float *m, const float *bias, const number *other, void *out, long h, long w, long y,
                            long x, int then) {
-    int rows = h - y < OUT ? h - y : OUT, columns = w - x < OUT ? w - x : OUT;
+    int rows = h - y < GIVEN ? h - y : GIVEN, columns = w - x < GIVEN ? w - x : GIVEN;
     for (int c = 0; c < C; c += LANES) {
-        vec half[OUT][N], d[N], o[OUT];
-        for (int j = 0; j < N; j++) {
-            for (int i = 0; i < N; i++) d[i] = load(m + (i * N + j) * TILES * C + c);
+        vec half[GIVEN][TAKEN], d[TAKEN], o[GIVEN];
+        for (int j = 0; j < TAKEN; j++) {
+            for (int i = 0; i < TAKEN; i++) d[i] = load(m + (i * TAKEN + j) * TILES * C + c);
             output_1d(d, o);
-            for (int i = 0; i < OUT; i++) half[i][j] = o[i];
+            for (int i = 0; i < GIVEN; i++) half[i][j] = o[i];
         }
         for (int i = 0; i < rows; i++) {
             long at = ((y + i) * w + x) * C + c;
@@ -117,18 +94,18 @@ static void output_tile_at(const float *m, const float *bias, const number *othe
 /* in, other, out: H x W x C; out may be other, not in. u: POINTS x C x C. bias: C. */
 void convolve(const number *in, const number *u, const float *bias, const number *other, void *out, long h, long w,
               int then, int threads) {
-    long tile_rows = (h + OUT - 1) / OUT, tile_columns = (w + OUT - 1) / OUT;
+    long tile_rows = (h + GIVEN - 1) / GIVEN, tile_columns = (w + GIVEN - 1) / GIVEN;
     long strips = (tile_columns + TILES - 1) / TILES;
 #pragma omp parallel for schedule(dynamic, 8) num_threads(threads)
     for (long job = 0; job < tile_rows * strips; job++) {
         number v[POINTS][TILES][C] __attribute__((aligned(64)));
         float m[POINTS][TILES][C] __attribute__((aligned(64)));
-        long y = job / strips * OUT, first = job % strips * TILES;
+        long y = job / strips * GIVEN, first = job % strips * TILES;
         long tiles = tile_columns - first < TILES ? tile_columns - first : TILES;
-        for (long t = 0; t < tiles; t++) input_tile_at(in, h, w, y - 1, (first + t) * OUT - 1, v[0][t]);
+        for (long t = 0; t < tiles; t++) input_tile_at(in, h, w, y - 1, (first + t) * GIVEN - 1, v[0][t]);
         for (int k = 0; k < POINTS; k++)
             for (long t = 0; t < tiles; t += ROWS) product(v[k][t], u + k * C * C, m[k][t]);
         for (long t = 0; t < tiles; t++)
-            output_tile_at(m[0][t], bias, other, out, h, w, y, (first + t) * OUT, then);
+            output_tile_at(m[0][t], bias, other, out, h, w, y, (first + t) * GIVEN, then);
     }
 }

@@ -142,7 +142,7 @@ ALWAYS_INLINE void convolve(const number *in, const number *u, const float *bias
     for (long j = 0; j < TILE; j++) finish(&sums[turn ^ 1], j, s.w, to, then);
 }
 
-#include "weight_gradients.h"
+#include "amx_weights.h"
 
 /* From the gradients of what follows the sums z, and of z itself (NULL: none), all of z's; ATTENTION's other input gets
    its own to grad_other. */

@@ -1,4 +1,4 @@
-"""A network whose convolutions, where they can be, are those of convolution.py: `with_tiles(network)`.
+"""A network whose convolutions, where they can be, are those of convolution.py: `with_own_convolutions(network)`.
 
 torch.fx writes the network's forward pass down as a graph; there, convolutions are exchanged, together with a SiLU or
 the parameter-free attention of SPAN and NanoSR behind them. Weights stay those of the network.
@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from training.cpu.convolution import TILE, convolve, convolve_attention, convolve_silu
+from training.cpu.convolution import convolve, convolve_attention, convolve_silu, is_possible
 
 fx.wrap("convolve")
 fx.wrap("convolve_silu")
 fx.wrap("convolve_attention")
 
 
-def with_tiles(network):
-    """Return what runs in a network's place on a machine with AMX: itself, if its forward pass cannot be written down.
+def with_own_convolutions(network):
+    """Return what runs in a network's place: itself, if its forward pass cannot be written down.
 
     A training form that runs collapsed is returned itself, and its plain network runs so.
     """
@@ -34,7 +34,7 @@ def rewritten(network):
         return network
     for node in list(traced.graph.nodes):
         module = traced.get_submodule(node.target) if node.op == "call_module" else None
-        if isinstance(module, nn.Conv2d) and is_possible(module):
+        if isinstance(module, nn.Conv2d) and is_made_here(module):
             with traced.graph.inserting_before(node):
                 weight = traced.graph.get_attr(f"{node.target}.weight")
                 bias = None if module.bias is None else traced.graph.get_attr(f"{node.target}.bias")
@@ -52,11 +52,11 @@ def rewritten(network):
     return traced
 
 
-def is_possible(module):
+def is_made_here(module):
     """Whether `convolve` does what a convolution does."""
     ways = module.kernel_size, module.stride, module.padding, module.dilation, module.groups, module.padding_mode
-    channels = module.in_channels, module.out_channels
-    return ways == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros") and not any(number % TILE for number in channels)
+    plain = ways == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
+    return plain and is_possible(module.in_channels, module.out_channels)
 
 
 def attention(x, weight, bias, other):
