@@ -13,7 +13,6 @@ import argparse
 import multiprocessing
 import tempfile
 import time
-import tomllib
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,6 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from benchmarks.peers import PLAIN_NANOSR
 from training.cpu.allocator import keep_freed_memory
 from training.cpu.convolution import chosen
 from training.data.feed import MappedFeed, Plan, ResidentFeed
@@ -39,7 +37,7 @@ from utils.files import ROOT
 from utils.measure.environment import choose_device, describe_environment, machine_line
 from utils.measure.memory import peak_rss_bytes
 
-PLAIN = tomllib.loads(f"model = {PLAIN_NANOSR}")
+PLAIN_NANOSR = {"file": "models/team07_NanoSR.py", "class": "NanoSR_inference", "arguments": [3, 3]}
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Variant:
     def of(self, recipe):
         """The recipe in this way; the plain form is trained by itself."""
         ways = {key: getattr(self, key) for key in ("form", "precision", "channels_last", "cuda_graph")}
-        return replace(recipe, **ways, **(PLAIN if self.form == "plain" else {}))
+        return replace(recipe, **ways, **({"model": PLAIN_NANOSR} if self.form == "plain" else {}))
 
     def possible(self, device):
         """Whether this machine can do it."""
@@ -88,7 +86,8 @@ def main():
     device = choose_device(args.device)
     recipe = replace(load_recipe(ROOT / "training" / "recipes" / "nanosr_500k.toml"), batch=args.batch)
     variants = [variant for variant in VARIANTS if variant.possible(device)]
-    times = time_steps(recipe, variants, device, args.warmup, args.rounds)
+    steps = updates(recipe, variants, device)
+    times = time_steps(steps, random_batch(recipe, device), args.warmup, args.rounds)
     environment = describe_environment(device)
     print(
         f"\n{machine_line(environment)}, torch {torch.__version__}, "
@@ -134,19 +133,18 @@ def updates(recipe, variants, device):
     return steps
 
 
-def time_steps(recipe, variants, device, warmup, rounds):
-    """Return {variant: times [ms]}, one per counted round."""
-    lr, hr = random_batch(recipe, device)
-    step = updates(recipe, variants, device)
-    times = {variant: [] for variant in variants}
+def time_steps(steps, batch, warmup, rounds):
+    """Return {name: times [ms]}, one per counted round, of {name: step function}; they take turns."""
+    lr, hr = batch
+    times = {name: [] for name in steps}
     for number in tqdm(range(warmup + 1 + rounds), desc="steps", unit="round"):
-        for variant in variants:
-            synchronize(device)
+        for name, step in steps.items():
+            synchronize(lr.device)
             start = time.perf_counter()
-            step[variant](lr, hr)
-            synchronize(device)
+            step(lr, hr)
+            synchronize(lr.device)
             if number > warmup:  # one round more: a CUDA graph is captured in its fourth
-                times[variant].append(1000 * (time.perf_counter() - start))
+                times[name].append(1000 * (time.perf_counter() - start))
     return times
 
 

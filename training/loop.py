@@ -18,7 +18,7 @@ from training.cpu.exchange import with_own_convolutions
 from training.forms import build, fused, trained_model
 from training.muon import Muon
 from training.recipe import recipe_from
-from utils.errors import HarnessError
+from utils.errors import DivergedError, HarnessError
 from utils.zoo.checkpoints import save_atomically
 
 STATE_FILE = "state.pt"  # in the run's folder, beside the weights under the names that the registry has for them
@@ -258,7 +258,7 @@ def hidden_weights(model):
 def train(trainer, feed, on_step, minutes=None):
     """Run steps until the recipe is finished or `minutes` have passed; call `on_step(loss, norm)` after each.
 
-    Returns True when the recipe is finished. Raises HarnessError, naming the step and the batch's seed, when the loss
+    Returns True when the recipe is finished. Raises DivergedError, naming the step and the batch's seed, when the loss
     or a gradient is not finite.
     """
     recipe = trainer.recipe
@@ -280,7 +280,7 @@ def train(trainer, feed, on_step, minutes=None):
         if graphed:
             graphed.check()
     except FloatingPointError as error:
-        raise HarnessError(
+        raise DivergedError(
             f"step {trainer.step}: {error}; its batch is seed {recipe.seed}, step {trainer.step}; "
             "lower learning_rate or clip_norm and start from the last checkpoint"
         ) from error

@@ -4,7 +4,18 @@ import sys
 
 
 class HarnessError(Exception):
-    """Bad input. The message is one line: the file or argument, what is wrong with it, and how to mend it."""
+    """Bad input. The message is one line: the file or argument, what is wrong with it, and how to mend it.
+
+    `status` is what a command that ends by it exits with.
+    """
+
+    status = 2
+
+
+class DivergedError(HarnessError):
+    """A training whose loss or gradient is no number any more."""
+
+    status = 3
 
 
 class ForeignError(Exception):
@@ -18,11 +29,11 @@ def in_one_line(error, length=200):
 
 
 def exit_on_harness_error(main):
-    """Run `main()`; turn a HarnessError into one line on stderr and exit status 2, Ctrl-C into status 130."""
+    """Run `main()`; turn a HarnessError into one line on stderr and its exit status, Ctrl-C into status 130."""
     try:
         sys.exit(main())
     except HarnessError as error:
-        sys.exit(_fail(str(error), 2))
+        sys.exit(_fail(str(error), error.status))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted; what was measured is saved", 130))
 

@@ -11,7 +11,7 @@ from training.data.feed import Plan, ResidentFeed
 from training.data.subimages import SubImages
 from training.loop import Trainer, train
 from training.recipe import load_recipe
-from utils.errors import HarnessError
+from utils.errors import DivergedError
 
 
 def run_steps(recipe, prepared):
@@ -61,7 +61,7 @@ def test_non_finite_loss_stops_with_step_and_seed_and_keeps_the_weights(recipe_p
             with torch.no_grad():
                 trainer.model.conv_cat.bias[0] = float("nan")
 
-    with pytest.raises(HarnessError, match=r"step 2: loss nan.*seed 7, step 2"):
+    with pytest.raises(DivergedError, match=r"step 2: loss nan.*seed 7, step 2"):
         train(trainer, feed, poison)
     others = [weight for name, weight in trainer.model.named_parameters() if name != "conv_cat.bias"]
     assert all(torch.isfinite(weight).all() for weight in others)

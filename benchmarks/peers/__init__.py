@@ -1,0 +1,84 @@
+"""NanoSR and its ancestors under equal conditions: python -m benchmarks.peers sweep | train | table --out runs/peers
+
+Method. Every network is trained from scratch by training/recipes/equal_conditions.toml: the same patches in the same
+order (they hang on the seed alone), the same number of steps, the same schedule. Only the learning rates are the
+network's own: both are multiplied by one factor, chosen by `sweep` among FACTORS, and beyond them while the best lies
+at an end, in short runs of the whole schedule, by the mean training loss over their last fifth; the loss is on the same
+patches for all, and no benchmark takes part in the choice. A run that diverges counts as the worst. `train` goes on with what is not finished; `--only NAME` and
+`--minutes M` limit it.
+
+`table` prints, for every finished run, the PSNR (RGB, as the protocol has it) on data folders, beside that of published
+weights if there are any; counts; the time of a forward pass on 510 x 339 and of a training step on this machine, the
+networks in turn, medians of their rounds, as ratios to the first network's, and what the recipe's steps take at that
+rate; and it draws the curves of the logs.
+
+    python -m training.prepare --hr PHOTOGRAPHS --out data/train
+    python -m benchmarks.peers sweep
+    python -m benchmarks.peers train --validation Set14
+    python -m benchmarks.peers table --sets Set5 Set14 Photo2K --published WEIGHTS
+"""
+
+import json
+from dataclasses import dataclass
+
+from benchmarks.training import PLAIN_NANOSR
+from training.recipe import load_recipe
+from utils.files import ROOT
+
+RECIPE = ROOT / "training" / "recipes" / "equal_conditions.toml"
+SWEEP_FILE = "sweep.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Peer:
+    """A network of the comparison: its id in the registry, how it is trained, and with which seeds.
+
+    `trained`, if it is not that id, is the recipe's `model`.
+    """
+
+    name: str
+    model: int
+    trained: dict | None = None
+    form: str = "collapsed"
+    output_init: float = 0.02  # 0 where the network adds to an enlarged image
+    seeds: tuple[int, ...] = (2026,)
+
+    def changes(self, factor, seed):
+        """What the recipe has to be changed to for this network: {key: value}."""
+        recipe = load_recipe(RECIPE)
+        return {
+            "model": self.trained or self.model,
+            "form": self.form,
+            "output_init": self.output_init,
+            "seed": seed,
+            "learning_rate": factor * recipe.learning_rate,
+            "muon_learning_rate": factor * recipe.muon_learning_rate,
+        }
+
+
+PEERS = (
+    Peer("SPAN", 126, seeds=(2026, 2027)),
+    Peer("EFDN", 0, form="plain"),
+    Peer("NanoSR", 7, seeds=(2026, 2027)),
+    Peer("NanoSR_plain", 7, PLAIN_NANOSR, form="plain"),
+    Peer("PlainUSR", 124),
+    Peer("PAN", 120, form="plain", output_init=0.0),
+)
+
+
+def read_sweep(folder):
+    """Return {name: {factor: loss}}, empty without a sweep."""
+    file = folder / SWEEP_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def run_folder(out, peer, seed):
+    """Where a run of the comparison lies."""
+    return out / (peer.name if seed == peer.seeds[0] else f"{peer.name}_seed{seed}")
+
+
+def in_toml(value):
+    """A value on one line of TOML, which JSON is, but for tables."""
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    return f"{{ {', '.join(f'{key} = {in_toml(item)}' for key, item in value.items())} }}"

@@ -1,0 +1,106 @@
+"""Train NanoSR and its ancestors: the package's docstring says how."""
+
+import argparse
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import benchmarks.peers
+from benchmarks.peers import PEERS, RECIPE, SWEEP_FILE, in_toml, read_sweep, run_folder
+from benchmarks.peers.table import table
+from training.log import read_log
+from training.recipe import load_recipe
+from utils.errors import DivergedError, HarnessError, exit_on_harness_error
+from utils.files import ROOT, write_json
+
+FACTORS = (0.5, 1.0, 2.0)
+SWEEP_STEPS = 1000
+
+
+def main():
+    parser = argparse.ArgumentParser(description=benchmarks.peers.__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("sweep", "train", "table"))
+    parser.add_argument("--out", type=Path, default=Path("runs/peers"))
+    parser.add_argument("--data", type=Path, default=Path("data/train"), help="folder that training.prepare made")
+    parser.add_argument("--validation", type=Path, help="data folder for the curves (default: the sample)")
+    parser.add_argument("--only", nargs="+", choices=[peer.name for peer in PEERS], metavar="NAME")
+    parser.add_argument("--first_seed", action="store_true", help="train with the first seed alone")
+    parser.add_argument("--minutes", type=float, help="of each run, then stop at a checkpoint")
+    parser.add_argument("--sets", nargs="+", type=Path, default=[], help="data folders that `table` evaluates on")
+    parser.add_argument("--published", type=Path, help="folder of published weights, named as in the registry")
+    args = parser.parse_args()
+    peers = [peer for peer in PEERS if args.only is None or peer.name in args.only]
+    {"sweep": sweep, "train": train, "table": table}[args.what](peers, args)
+
+
+def sweep(peers, args):
+    """Try FACTORS on the rates of each network; write {name: {factor: loss}} to SWEEP_FILE."""
+    recipe = load_recipe(RECIPE)
+    share = SWEEP_STEPS / recipe.steps
+    milestones = [round(step * share) for step in recipe.milestones]
+    shorter = {"steps": SWEEP_STEPS, "milestones": milestones, "log_every": 50, "validate_every": SWEEP_STEPS}
+    found = read_sweep(args.out)
+    for peer in peers:
+        while (factor := next_factor(found.get(peer.name, {}))) is not None:
+            run_dir = args.out / "sweep" / f"{peer.name}_{factor:g}"
+            try:
+                run(peer.changes(factor, recipe.seed) | shorter, run_dir, args)
+                loss = last_loss(run_dir)
+            except DivergedError:
+                loss = math.inf
+            found.setdefault(peer.name, {})[str(factor)] = loss
+            write_json(args.out / SWEEP_FILE, found)
+            print(f"{peer.name}, rates times {factor:g}: loss {found[peer.name][str(factor)]:.6f}")
+
+
+def next_factor(losses):
+    """Return the factor to try next, None when the best one has a worse one on either side."""
+    for factor in FACTORS:
+        if str(factor) not in losses:
+            return factor
+    tried = sorted(map(float, losses))
+    best = best_factor(losses)
+    if best == tried[0]:
+        return best / 2
+    return 2 * best if best == tried[-1] else None
+
+
+def best_factor(losses):
+    """The factor with the lowest loss."""
+    return float(min(losses, key=losses.get))
+
+
+def last_loss(run_dir):
+    """Mean training loss over the last fifth of a run's log."""
+    losses = [float(row["loss"]) for row in read_log(run_dir / "log.csv")]
+    return float(np.mean(losses[-(len(losses) // 5) :]))
+
+
+def train(peers, args):
+    """Train each network with each of its seeds, with the rates that the sweep liked best."""
+    found = read_sweep(args.out)
+    for peer in peers:
+        if next_factor(found.get(peer.name, {})) is not None:
+            raise HarnessError(f"{args.out / SWEEP_FILE}: no complete sweep of {peer.name}; run `sweep` first")
+        factor = best_factor(found[peer.name])
+        for seed in peer.seeds[:1] if args.first_seed else peer.seeds:
+            run(peer.changes(factor, seed), run_folder(args.out, peer, seed), args)
+
+
+def run(changes, run_dir, args):
+    """Run train.py with a changed recipe, or go on with it. Raises DivergedError, or HarnessError if it fails."""
+    words = [sys.executable, ROOT / "train.py", RECIPE, "--data", args.data, "--run_dir", run_dir, "--resume"]
+    words += ["--validation", args.validation] if args.validation else []
+    words += ["--minutes", args.minutes] if args.minutes else []
+    words += ["--set", *(f"{key}={in_toml(value)}" for key, value in changes.items())]
+    status = subprocess.run([*map(str, words)]).returncode
+    if status:
+        kind = DivergedError if status == DivergedError.status else HarnessError
+        raise kind(f"{run_dir}: the training failed; what it said is above")
+
+
+if __name__ == "__main__":
+    exit_on_harness_error(main)

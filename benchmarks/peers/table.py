@@ -1,0 +1,141 @@
+"""The finished runs as tables and curves."""
+
+import matplotlib
+import numpy as np
+import torch
+
+from benchmarks.peers import RECIPE, in_toml, read_sweep, run_folder
+from benchmarks.training import random_batch, time_steps
+from training.cpu.allocator import keep_freed_memory
+from training.forms import trained_model
+from training.log import read_log
+from training.loop import Trainer
+from training.recipe import load_recipe
+from training.validation import validation_psnr
+from utils.data.datasets import open_dataset
+from utils.errors import HarnessError
+from utils.measure.complexity import measure_complexity
+from utils.measure.environment import describe_environment, machine_line
+from utils.measure.runtime import timed_forward
+from utils.zoo.registry import build_model, find_entry, load_model, read_registry
+
+LR_SHAPE, ROUNDS = (1, 3, 339, 510), 7  # of the timed passes
+STEP_ROUNDS = 15
+COUNTS = {"params": 6, "flops": 9, "activations": 6}  # of a Complexity: the power of ten that is shown
+
+
+def table(peers, args):
+    """Print the comparison of the finished runs as Markdown; draw their curves to `--out`/curves.png."""
+    steps = load_recipe(RECIPE).steps
+    logs = {
+        (peer, seed): read_log(run_folder(args.out, peer, seed) / "log.csv") for peer in peers for seed in peer.seeds
+    }
+    logs = {key: rows for key, rows in logs.items() if rows and rows[-1]["step"] == steps}
+    if not logs:
+        raise HarnessError(f"{args.out}: no finished run of {steps} steps; run `train` first")
+    print_sweep(peers, read_sweep(args.out))
+    print_quality(logs, args)
+    print_cost(logs)
+    draw_curves(logs, args.out / "curves.png")
+
+
+def print_sweep(peers, found):
+    """The training loss of each network with each factor on the rates."""
+    factors = sorted({float(factor) for losses in found.values() for factor in losses})
+    print_head(["network", *(f"rates times {factor:g}" for factor in factors)])
+    for peer in peers:
+        losses = found.get(peer.name, {})
+        cells = [f"{losses[str(factor)]:.6f}" if str(factor) in losses else "" for factor in factors]
+        cells = ["diverged" if cell == "inf" else cell for cell in cells]
+        print_row([peer.name, *cells])
+
+
+def print_quality(logs, args):
+    """PSNR of each run on each set, and of the published weights."""
+    datasets = [open_dataset(folder) for folder in args.sets]
+    names = [folder.name for folder in args.sets]
+    published = [f"{name}, published" for name in names] if args.published else []
+    print_head(["network", "seed", *names, *published])
+    for (peer, seed), _ in logs.items():
+        file = trained_model(peer.model).plain_file
+        cells = qualities(peer, run_folder(args.out, peer, seed) / file, datasets)
+        if args.published:
+            cells += qualities(peer, args.published / file, datasets)
+        print_row([peer.name, seed, *cells])
+
+
+def qualities(peer, checkpoint, datasets):
+    """Mean PSNR of a network with these weights on each data set, as text."""
+    loaded = load_model(find_entry(peer.model, read_registry()), "cpu", checkpoint)
+    results = [validation_psnr(loaded.model, data, "cpu", loaded.entry.data_range) for data in datasets]
+    return [f"{value:.3f}" for value in results]
+
+
+def print_cost(logs):
+    """What each network takes: counts, and the times of a pass and of the training."""
+    environment = describe_environment(torch.device("cpu"))
+    print(f"\n{machine_line(environment)}, torch {torch.__version__}")
+    peers = list(dict.fromkeys(peer for peer, _ in logs))
+    models = {peer: build_model(find_entry(peer.model, read_registry())).eval() for peer in peers}
+    times = {peer: [] for peer in peers}
+    lr = torch.rand(LR_SHAPE)
+    with torch.no_grad():
+        for number in range(1 + ROUNDS):  # the first warms up
+            for peer, model in models.items():
+                milliseconds = timed_forward(model, lr)[1]
+                times[peer] += [milliseconds] if number else []
+    steps = step_times(peers)
+    counted = ["params [M]", "FLOPs [G]", "acts [M]", "convs"]
+    print_head(["network", *counted, "pass [ms]", "ratio", "step [ms]", "ratio", "training [min]"])
+    for peer in peers:
+        counts = measure_complexity(models[peer])
+        millions = [f"{getattr(counts, key) / 10**power:.3f}" for key, power in COUNTS.items()]
+        cells = [peer.name, *millions, counts.convs]
+        for median, first in ((np.median(times[peer]), np.median(times[peers[0]])), (steps[peer], steps[peers[0]])):
+            cells += [f"{median:.0f}", f"{median / first:.2f}"]
+        print_row([*cells, f"{steps[peer] * load_recipe(RECIPE).steps / 60000:.1f}"])
+
+
+def step_times(peers):
+    """Return {peer: median time of a training step [ms]}."""
+    keep_freed_memory()
+    steps = {}
+    for peer in peers:
+        recipe = load_recipe(RECIPE, [f"{key}={in_toml(value)}" for key, value in peer.changes(1, 2026).items()])
+        steps[peer] = Trainer(recipe, "cpu").update
+    times = time_steps(steps, random_batch(recipe, torch.device("cpu")), 3, STEP_ROUNDS)
+    return {peer: float(np.median(values)) for peer, values in times.items()}
+
+
+def print_head(cells):
+    """The head of a Markdown table whose first column is text."""
+    print(f"\n| {' | '.join(cells)} |\n| --- |{' ---: |' * (len(cells) - 1)}")
+
+
+def print_row(cells):
+    """A row of a Markdown table."""
+    print(f"| {' | '.join(map(str, cells))} |")
+
+
+def draw_curves(logs, path):
+    """Draw the loss, as its mean over a thousand steps, and the validation PSNR of all runs."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    colours = {peer: f"C{number}" for number, peer in enumerate(dict.fromkeys(peer for peer, _ in logs))}
+    for (peer, seed), rows in logs.items():
+        again = seed != peer.seeds[0]
+        style = {"color": colours[peer], "linestyle": ":" if again else "-"}
+        steps, losses = ([float(row[key]) for row in rows] for key in ("step", "loss"))
+        smooth = np.convolve(losses, np.ones(10) / 10, mode="valid")
+        left.plot(steps[9:], smooth, **style, label=f"{peer.name}, seed {seed}" if again else peer.name)
+        validated = [(row["step"], float(row["validation_psnr"])) for row in rows if row["validation_psnr"]]
+        right.plot(*zip(*validated, strict=True), **style)
+    left.set(xlabel="step", ylabel="L1 loss, mean over 1000 steps", yscale="log", title="training loss")
+    right.set(xlabel="step", ylabel="PSNR [dB], RGB", title="validation")
+    left.legend()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

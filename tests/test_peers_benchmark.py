@@ -1,0 +1,68 @@
+"""benchmarks/peers: which rates are tried, and how a network's recipe is changed."""
+
+import argparse
+import json
+import math
+
+import pytest
+
+from benchmarks import peers
+from benchmarks.peers import __main__ as command
+from benchmarks.peers import table
+from training.recipe import load_recipe
+from utils.errors import DivergedError, HarnessError
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ({}, 0.5),
+        ({"0.5": 3.0, "1.0": 2.0}, 2.0),
+        ({"0.5": 3.0, "1.0": 2.0, "2.0": 2.5}, None),
+        ({"0.5": 3.0, "1.0": 2.0, "2.0": 1.5}, 4.0),
+        ({"0.5": 1.0, "1.0": 2.0, "2.0": 3.0}, 0.25),
+        ({"0.5": 3.0, "1.0": 2.0, "2.0": 1.5, "4.0": math.inf}, None),
+    ],
+)
+def test_factors_are_tried_until_the_best_has_a_worse_one_on_either_side(losses, expected):
+    assert command.next_factor(losses) == expected
+
+
+def test_sweep_goes_on_after_a_training_that_diverged(tmp_path, monkeypatch):
+    def run(changes, run_dir, _args):
+        if changes["learning_rate"] > 1.5e-3:
+            raise DivergedError(f"{run_dir}: the training failed")
+        run_dir.mkdir(parents=True)
+        (run_dir / "loss").write_text(str(1 / changes["learning_rate"]))
+
+    monkeypatch.setattr(command, "run", run)
+    monkeypatch.setattr(command, "last_loss", lambda run_dir: float((run_dir / "loss").read_text()))
+    command.sweep(peers.PEERS[:1], argparse.Namespace(out=tmp_path))
+    found = json.loads((tmp_path / peers.SWEEP_FILE).read_text())
+    losses = found[peers.PEERS[0].name]
+    assert losses["4.0"] == math.inf
+    assert command.best_factor(losses) == 2
+    table.print_sweep(peers.PEERS[:1], found)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(3, DivergedError), (2, HarnessError)])
+def test_failed_training_is_named_by_its_kind(tmp_path, monkeypatch, status, kind):
+    script = tmp_path / "train.py"
+    script.write_text(f"raise SystemExit({status})")
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    args = argparse.Namespace(data=tmp_path, validation=None, minutes=None)
+    with pytest.raises(HarnessError) as raised:
+        command.run({"model": peers.PLAIN_NANOSR, "form": "plain"}, tmp_path / "run", args)
+    assert raised.type is kind
+
+
+@pytest.mark.parametrize("peer", peers.PEERS, ids=lambda peer: peer.name)
+def test_changes_make_a_recipe(peer):
+    changes = [f"{key}={peers.in_toml(value)}" for key, value in peer.changes(2.0, 7).items()]
+    recipe = load_recipe(peers.RECIPE, changes)
+    assert (recipe.model, recipe.form, recipe.seed) == (peer.trained or peer.model, peer.form, 7)
+    assert recipe.muon_learning_rate == pytest.approx(2 * load_recipe(peers.RECIPE).muon_learning_rate)
+
+
+def test_peers_are_keys():
+    assert len(set(peers.PEERS)) == len(peers.PEERS)
