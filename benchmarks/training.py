@@ -27,7 +27,8 @@ from training.cpu.allocator import keep_freed_memory
 from training.cpu.convolution import chosen
 from training.data.feed import MappedFeed, Plan, ResidentFeed
 from training.data.subimages import SubImages
-from training.loop import GraphedUpdate, Trainer
+from training.graph import GraphedUpdate
+from training.loop import Trainer
 from training.prepare import Cut, list_images, prepare
 from training.recipe import load_recipe
 from utils.data.datasets import challenge_folders

@@ -8,7 +8,8 @@ from models.nanosr_fast import NanoSR_fast
 from models.team07_NanoSR import NanoSR_inference
 from tests.training.conftest import RECIPE
 from training.data.feed import MappedFeed, Plan, ResidentFeed
-from training.loop import GraphedUpdate, Trainer
+from training.graph import GraphedUpdate
+from training.loop import Trainer
 from training.recipe import load_recipe
 from utils.measure.complexity import measure_complexity
 from utils.measure.memory import measure_peak_mib, reset_peak

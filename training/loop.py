@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training.cpu.convolution import chosen
 from training.cpu.exchange import with_own_convolutions
 from training.forms import build, fused, trained_model
+from training.graph import GraphedUpdate
 from training.muon import Muon
 from training.recipe import recipe_from
 from utils.errors import DivergedError, HarnessError
@@ -23,7 +24,6 @@ from utils.zoo.checkpoints import save_atomically
 
 STATE_FILE = "state.pt"  # in the run's folder, beside the weights under the names that the registry has for them
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in [0, 1]
-GUARD_EVERY = 100  # steps between two looks at a CUDA graph's losses
 
 
 class Trainer:
@@ -38,10 +38,9 @@ class Trainer:
         self.model = build(self.trained, recipe.form)
         if recipe.output_init:
             start_near_mean(self.model, recipe.output_init, self.data_range)
-        # A weight that is a factor of matrix products would be copied from another layout in every step.
         own = own_convolutions_apply(recipe, self.device)
-        plain_layout = chosen().layout if own else self.layout
-        weights_layout = torch.contiguous_format if recipe.form == "collapsed" else plain_layout
+        # Kernels would be copied from another layout in every step.
+        weights_layout = chosen().layout if own and recipe.form == "plain" else self.layout
         self.model.to(self.device, memory_format=weights_layout)
         self.average = deepcopy(self.model).requires_grad_(False) if recipe.ema_decay else None
         self.optimizers = self._make_optimizers()
@@ -98,7 +97,16 @@ class Trainer:
         if self.world > 1:
             dist.all_reduce(loss)
             loss /= self.world
-        return loss, torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm or math.inf)
+        return loss, self._clip()
+
+    def _clip(self):
+        """Shrink the gradients to the recipe's norm, if theirs is larger; return what it was."""
+        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        most = self.recipe.clip_norm or math.inf
+        if self.device.type == "cuda" or norm > most:  # a GPU would be waited for; a factor of 1 takes as long as any
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), most, norm)
+        return norm
 
     def apply(self):
         """Update the weights from the gradients, and their running average."""
@@ -174,54 +182,6 @@ def own_convolutions_apply(recipe, device):
     return (
         device.type == "cpu" and recipe.precision == "bfloat16" and recipe.form != "branches" and chosen() is not None
     )
-
-
-class GraphedUpdate:
-    """`Trainer.update` as one CUDA graph: the host only copies the batch and starts it.
-
-    The first steps run eagerly, as capture needs; they are ordinary steps. Losses stay on the device, so whether they
-    are finite is looked at every `GUARD_EVERY` steps; the error names the first step that was not.
-    """
-
-    def __init__(self, trainer):
-        self.trainer, self.graph, self.history = trainer, None, []
-        self.eager_steps = 3
-
-    def __call__(self, lr, hr):
-        trainer = self.trainer
-        if self.eager_steps:
-            self.eager_steps -= 1
-            side = torch.cuda.Stream()  # capture wants its warm-up on another stream
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                result = trainer.update(lr, hr)
-            torch.cuda.current_stream().wait_stream(side)
-            return result
-        if self.graph is None:
-            self.lr, self.hr = lr.clone(), hr.clone()
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):  # records, runs nothing
-                self.loss, self.norm = trainer.gradients(self.lr, self.hr)
-                trainer.apply()
-        trainer.set_learning_rates()
-        self.lr.copy_(lr)
-        self.hr.copy_(hr)
-        self.graph.replay()
-        trainer.step += 1
-        self.history.append(torch.stack([self.loss, self.norm]))
-        if len(self.history) == GUARD_EVERY:
-            self.check()
-        return self.loss.clone(), self.norm.clone()
-
-    def check(self):
-        """Raise FloatingPointError if a step since the last check was not finite, and set `step` back to it."""
-        first = self.trainer.step - len(self.history)
-        history, self.history = self.history, []
-        if history:
-            for offset, (loss, norm) in enumerate(torch.stack(history).tolist()):
-                if not (math.isfinite(loss) and math.isfinite(norm)):
-                    self.trainer.step = first + offset
-                    raise FloatingPointError(f"loss {loss}, gradient norm {norm}")
 
 
 def check_finite(loss, norm):

@@ -16,26 +16,40 @@ STEPS = 5
 ADAMW_RMS = 0.2  # root mean square of an AdamW update at learning rate 1, from the second source
 
 
-def orthogonalize(matrices):
-    """Return N x R x C matrices with the singular vectors of the given ones and singular values about 1 (0.7 to 1.2).
+def orthogonalize(matrices, scale=1.0):
+    """Return N x R x C matrices with the singular vectors of the given ones and singular values about `scale`.
 
-    Each step multiplies x by a polynomial of x x'. All of these are polynomials of the first, so what is iterated is
-    that small square matrix, and the product of the polynomials is applied once. It is computed in float32, since that
-    square holds small singular values squared, and returned in the dtype given.
+    They are 0.7 to 1.2 times that. Each step multiplies x by a polynomial of x x'. All of these are polynomials of the
+    first, so what is iterated is that small square matrix, and the product of the polynomials is applied once. It is
+    computed in float32, since that square holds small singular values squared, and returned in the dtype given.
     """
     a, b, c = QUINTIC
     wide = matrices.shape[1] <= matrices.shape[2]
     x = (matrices if wide else matrices.mT).float()
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    gram, product = x @ x.mT, None
+    gram = x @ x.mT
+    square = gram.diagonal(dim1=1, dim2=2).sum(1).clamp_min(1e-14)[:, None, None]  # of the norm
+    gram, product = gram / square, None
     for step in range(STEPS):
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         polynomial.diagonal(dim1=1, dim2=2).add_(a)
         product = polynomial if product is None else polynomial @ product
         if step + 1 < STEPS:
             gram = polynomial @ gram @ polynomial
-    x = product @ x
+    x = (product * (scale * square.rsqrt())) @ x
     return (x if wide else x.mT).to(matrices.dtype)
+
+
+def lain_as(tensor, weight):
+    """Return a tensor in a weight's memory layout: itself, if it is."""
+    return tensor if tensor.stride() == weight.stride() else torch.empty_like(weight).copy_(tensor)
+
+
+def matrix(weight):
+    """View a weight as c_out x the rest, in the order that it has in memory, contiguous or channels-last.
+
+    Which column is which does not matter here. Raises RuntimeError for any other order.
+    """
+    return (weight if weight.is_contiguous() else weight.movedim(1, -1)).view(weight.shape[0], -1)
 
 
 class Muon(torch.optim.Optimizer):
@@ -59,14 +73,16 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, weights, group):
         for weight in weights:
-            if not self.state[weight]:
-                self.state[weight]["momentum"] = torch.zeros_like(weight)
-        momenta = [self.state[weight]["momentum"] for weight in weights]
-        gradients = [weight.grad for weight in weights]
+            momentum = self.state[weight].get("momentum")
+            self.state[weight]["momentum"] = torch.zeros_like(weight) if momentum is None else lain_as(momentum, weight)
+        momenta = [matrix(self.state[weight]["momentum"]) for weight in weights]
+        gradients = [matrix(lain_as(weight.grad, weight)) for weight in weights]
+        weights = [matrix(weight) for weight in weights]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
-        updates = orthogonalize(torch.stack([update.flatten(1) for update in ahead]))
-        updates *= group["lr"] * ADAMW_RMS * max(updates.shape[1:]) ** 0.5
+        ahead = weights[0].new_empty(len(weights), *weights[0].shape)
+        for gradient, momentum, into in zip(gradients, momenta, ahead, strict=True):
+            torch.lerp(gradient, momentum, group["momentum"], out=into)
+        updates = orthogonalize(ahead, group["lr"] * ADAMW_RMS * max(ahead.shape[1:]) ** 0.5)
         if group["weight_decay"]:
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_sub_(weights, [update.view(weights[0].shape) for update in updates.unbind()])
+        torch._foreach_sub_(weights, updates.unbind())

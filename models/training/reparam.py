@@ -28,21 +28,31 @@ def pad_with_bias(features, bias):
     return F.pad(features - bias, (1, 1, 1, 1)) + bias
 
 
-def compose(expand, expand_bias, weight, bias, reduce, reduce_bias):
-    """Collapse a 1x1, a 3x3 and a 1x1 convolution into the (kernel, bias) of one 3x3 convolution.
+def compose(p, gate=None):
+    """Collapse a 1x1, a 3x3 and a 1x1 convolution, of parameters `p` by name, into the (kernel, bias) of one 3x3.
 
-    kernel[o, i] = sum over m, n of reduce[o, m] weight[m, n] expand[n, i]; reducing first keeps the products small.
+    With a gate, one factor per channel, the 3x3 convolution's output times it and its input are added before the last.
+    kernel[o, tap, i] = sum over m, n of reduce[o, m] weight[m, tap, n] expand[n, i]; reducing first keeps the products
+    small, and taps before channels let each be one product, without a copy of weights in channels-last memory.
     """
-    mid_out, mid_in = weight.shape[:2]
-    reduced = (reduce.flatten(1) @ weight.reshape(mid_out, -1)).view(-1, mid_in, 9)  # c_out x mid_in x 9
-    taps = reduced.transpose(1, 2).reshape(-1, mid_in) @ expand.flatten(1)  # 9 c_out x c_in, one product for all taps
-    kernel = taps.unflatten(0, (-1, 3, 3)).permute(0, 3, 1, 2)  # c_out x c_in x 3 x 3
-    return kernel, reduce.flatten(1) @ bias + reduced.sum(2) @ expand_bias + reduce_bias
+    weight, expand, reduce = (p[f"{name}.weight"] for name in ("conv", "expand", "reduce"))
+    reduce, expand = reduce.flatten(1), expand.flatten(1)
+    gated = reduce if gate is None else reduce * gate
+    reduced = (gated @ weight.permute(0, 2, 3, 1).flatten(1)).unflatten(1, (9, -1))  # c_out x 9 x mid_in
+    if gate is not None:
+        reduced = add_at_center(reduced, reduce)
+    kernel = (reduced.flatten(0, 1) @ expand).unflatten(0, (-1, 9))  # c_out x 9 x c_in
+    return kernel, gated @ p["conv.bias"] + reduced.sum(1) @ p["expand.bias"] + p["reduce.bias"]
 
 
-def add_at_center(kernel, weight_1x1):
-    """Add a parallel 1x1 convolution's c_out x c_in weights to the middle tap of a c_out x c_in x 3 x 3 kernel."""
-    return kernel + F.pad(weight_1x1[..., None, None], (1, 1, 1, 1))
+def add_at_center(taps, weight_1x1):
+    """Add a parallel 1x1 convolution's c_out x c_in weights to the middle one of c_out x 9 x c_in taps."""
+    return taps + F.pad(weight_1x1[:, None], (0, 0, 4, 4))
+
+
+def as_kernel(taps):
+    """View c_out x 9 x c_in taps as a c_out x c_in x 3 x 3 kernel."""
+    return taps.unflatten(1, (3, 3)).permute(0, 3, 1, 2)
 
 
 class RepMBConv(nn.Module):
@@ -63,10 +73,8 @@ class RepMBConv(nn.Module):
     @staticmethod
     def collapse(p):
         """Return (kernel, bias) of the equal 3x3 convolution from the block's parameters `p`, by name."""
-        kernel, bias = compose(
-            p["expand.weight"], p["expand.bias"], p["conv.weight"], p["conv.bias"], p["reduce.weight"], p["reduce.bias"]
-        )
-        return add_at_center(kernel, p["parallel.weight"].flatten(1)), bias + p["parallel.bias"]
+        taps, bias = compose(p)
+        return as_kernel(add_at_center(taps, p["parallel.weight"].flatten(1))), bias + p["parallel.bias"]
 
 
 class GatedRepMBConv(nn.Module):
@@ -97,16 +105,16 @@ class GatedRepMBConv(nn.Module):
     @staticmethod
     def collapse(p):
         """Return (kernel, bias) of the equal 3x3 convolution from the block's parameters `p`, by name."""
-        gate = GatedRepMBConv.gate(p)
-        weight = add_at_center(p["conv.weight"] * gate.view(-1, 1, 1, 1), _identity(gate.numel(), gate))
-        kernel, bias = compose(
-            p["expand.weight"], p["expand.bias"], weight, p["conv.bias"] * gate, p["reduce.weight"], p["reduce.bias"]
-        )
-        return add_at_center(kernel, _identity(kernel.shape[0], gate)), bias
+        taps, bias = compose(p, GatedRepMBConv.gate(p))
+        identity = torch.eye(taps.shape[0], dtype=taps.dtype, device=taps.device)
+        return as_kernel(add_at_center(taps, identity)), bias
 
 
-def _identity(size, like):
-    return torch.eye(size, dtype=like.dtype, device=like.device)
+def stack(weights):
+    """Stack weights of one shape; kernels lie in channels-last memory, as they should before."""
+    if weights[0].ndim < 4:
+        return torch.stack(weights)
+    return torch.stack([weight.permute(0, 2, 3, 1) for weight in weights]).permute(0, 1, 4, 2, 3)
 
 
 class Reparameterized(nn.Module):
@@ -158,7 +166,7 @@ class Reparameterized(nn.Module):
                 inside.append(f"{name}.")
         state = {key: value for key, value in self.named_parameters() if not key.startswith(tuple(inside))}
         for (kind, _), blocks in groups.items():
-            stacked = {key: torch.stack([p[key] for _, p in blocks]) for key in blocks[0][1]}
+            stacked = {key: stack([p[key] for _, p in blocks]) for key in blocks[0][1]}
             kernels, biases = vmap(kind.collapse)(stacked)
             for (name, _), kernel, bias in zip(blocks, kernels.unbind(), biases.unbind(), strict=True):
                 state[f"{name}.weight"], state[f"{name}.bias"] = kernel, bias

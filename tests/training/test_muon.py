@@ -62,6 +62,21 @@ def test_equal_shapes_are_updated_as_if_alone():
     assert all(torch.allclose(weight, copy, atol=1e-6) for weight, copy in zip(weights, alone, strict=True))
 
 
+def test_memory_layout_makes_no_difference():
+    torch.manual_seed(3)
+    start = torch.randn(2, 6, 5, 3, 3)
+    weights = [torch.nn.Parameter(start[0].clone()) for _ in range(3)]
+    weights[1].data = weights[1].to(memory_format=torch.channels_last)
+    optimizers = [Muon([weight], 0.1) for weight in weights]
+    for gradient in start:
+        for weight, optimizer in zip(weights, optimizers, strict=True):
+            weight.grad = gradient.clone()
+            optimizer.step()
+        weights[2].data = weights[2].to(memory_format=torch.channels_last)  # as from a checkpoint in another layout
+    assert weights[1].is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.allclose(weights[0], other, atol=1e-6) for other in weights[1:])
+
+
 def test_hidden_weights_are_the_kernels_between_features():
     model = NanoSR_train()
     # 18 blocks in pixel attention and conv_2 with four convolutions each, 6 feature extractors with three, conv_cat.

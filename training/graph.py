@@ -1,0 +1,55 @@
+"""A training step as one CUDA graph."""
+
+import math
+
+import torch
+
+GUARD_EVERY = 100  # steps between two looks at a graph's losses
+
+
+class GraphedUpdate:
+    """`Trainer.update` as one CUDA graph: the host only copies the batch and starts it.
+
+    The first steps run eagerly, as capture needs; they are ordinary steps. Losses stay on the device, so whether they
+    are finite is looked at every `GUARD_EVERY` steps; the error names the first step that was not.
+    """
+
+    def __init__(self, trainer):
+        self.trainer, self.graph, self.history = trainer, None, []
+        self.eager_steps = 3
+
+    def __call__(self, lr, hr):
+        trainer = self.trainer
+        if self.eager_steps:
+            self.eager_steps -= 1
+            side = torch.cuda.Stream()  # capture wants its warm-up on another stream
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                result = trainer.update(lr, hr)
+            torch.cuda.current_stream().wait_stream(side)
+            return result
+        if self.graph is None:
+            self.lr, self.hr = lr.clone(), hr.clone()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):  # records, runs nothing
+                self.loss, self.norm = trainer.gradients(self.lr, self.hr)
+                trainer.apply()
+        trainer.set_learning_rates()
+        self.lr.copy_(lr)
+        self.hr.copy_(hr)
+        self.graph.replay()
+        trainer.step += 1
+        self.history.append(torch.stack([self.loss, self.norm]))
+        if len(self.history) == GUARD_EVERY:
+            self.check()
+        return self.loss.clone(), self.norm.clone()
+
+    def check(self):
+        """Raise FloatingPointError if a step since the last check was not finite, and set `step` back to it."""
+        first = self.trainer.step - len(self.history)
+        history, self.history = self.history, []
+        if history:
+            for offset, (loss, norm) in enumerate(torch.stack(history).tolist()):
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    self.trainer.step = first + offset
+                    raise FloatingPointError(f"loss {loss}, gradient norm {norm}")
