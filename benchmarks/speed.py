@@ -47,6 +47,7 @@ VARIANTS = {  # registry id, number type of the arithmetic
         207: torch.float32,
         208: torch.bfloat16,
         210: torch.float32,
+        214: torch.float32,
         211: torch.bfloat16,
         213: torch.bfloat16,
     },

@@ -63,6 +63,7 @@ def training(way):
 
 
 attempt("winograd", lambda: network(lambda: NanoSR_winograd("float32")))
+attempt("winograd in float16", lambda: network(lambda: NanoSR_winograd("float16")))
 attempt("winograd in bfloat16", lambda: network(lambda: NanoSR_winograd("bfloat16")))
 attempt("AMX", lambda: network(NanoSR_amx))
 attempt("training by AMX", lambda: training(convolution.AMX))

@@ -8,8 +8,10 @@ import tempfile
 from pathlib import Path
 
 THEN = {"nothing": 0, "silu": 1, "attention": 2, "add": 3, "shuffle": 4}  # what follows a convolution; in C, SILU …
-# Winograd's tiles are evaluated at 0, +-NEAR, +-FAR and infinity; the usual 1 and 2 give three times the noise.
-NEAR, FAR = 0.75, 1.5
+# Winograd's tiles of so many outputs are evaluated at 0, infinity, and these with both signs. For 4, the usual 1 and 2
+# give three times the noise in bfloat16; 6 is for float32 alone.
+POINTS = {4: (0.75, 1.5), 6: (0.5, 1.0, 2.0)}
+NAMES = ("NEAR", "FAR", "FARTHEST")  # in C
 
 
 def compiled(source, *options, **values):
@@ -32,10 +34,12 @@ def compiled(source, *options, **values):
         return ctypes.CDLL(str(library))
 
 
-def compiled_convolution(source, precision, **values):
+def compiled_convolution(source, precision, given=4, **values):
     """Return a C source of convolutions, which includes vectors.h, as a loaded library.
 
-    `values` are what it wants to have defined beside. Raises RuntimeError as `compiled` does.
+    `given` counts the outputs of a side of Winograd's tiles, for those that have them; `values` are what the source
+    wants to have defined beside. Raises RuntimeError as `compiled` does.
     """
-    values |= {"NEAR": f"{NEAR}f", "FAR": f"{FAR}f"} | {name.upper(): number for name, number in THEN.items()}
-    return compiled(source, "-fopenmp", **values, **{precision.upper(): 1})
+    values |= {name: f"{point}f" for name, point in zip(NAMES, POINTS[given], strict=False)}
+    values |= {name.upper(): number for name, number in THEN.items()}
+    return compiled(source, "-fopenmp", GIVEN=given, **values, **{precision.upper(): 1})

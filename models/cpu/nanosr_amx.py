@@ -13,26 +13,28 @@ from pathlib import Path
 import torch
 
 from models.cpu.compiler import THEN, compiled_convolution
-from models.cpu.nanosr_winograd import NanoSR_winograd
+from models.cpu.nanosr_winograd import MAPS, NanoSR_winograd
 from models.team07_NanoSR import CHANNELS
 
 SOURCE = Path(__file__).with_suffix(".c")
 TILE, DEPTH = 16, 32  # rows or columns of a tile, and how many values it sums up
 STEPS = 5  # tiles of DEPTH that hold a kernel's row of 3 x 48 values and the 16 before or after it
-MAPS = 5  # that a pass works on: the first convolution's output has to get a border too
 SLACK = 4 * DEPTH * CHANNELS  # zeros that are read, to no effect, after the last map
 
 
 @functools.cache
-def convolution():
-    """Return the C function `convolve`. Raises RuntimeError where it cannot be compiled or may not use tiles."""
+def functions():
+    """Return the library of the C function `convolve`.
+
+    Raises RuntimeError where it cannot be compiled or may not use tiles.
+    """
     library = compiled_convolution(SOURCE, "bfloat16", CHANNELS=CHANNELS)
     if library.permitted():
         raise RuntimeError("the kernel does not let a process use AMX's tiles; take the backend fast or winograd")
     pointer, number = ctypes.c_void_p, ctypes.c_long
     library.convolve.argtypes = [pointer] * 5 + [number] * 3 + [ctypes.c_int, ctypes.c_int]
     library.convolve.restype = None
-    return library.convolve
+    return library
 
 
 def arranged(weight):
@@ -56,7 +58,7 @@ class NanoSR_amx(NanoSR_winograd):
         super().__init__("bfloat16")
 
     def _compile(self, _precision):
-        return convolution()
+        return functions()
 
     def _transformed(self, weight):
         return arranged(weight)
@@ -74,7 +76,7 @@ class NanoSR_amx(NanoSR_winograd):
         return maps[:, :, 1:-1, 1 : width + 1].permute(0, 1, 4, 2, 3)
 
     def _begin(self, x, f0):
-        return f0.copy_(self.conv_1(x))
+        return f0.copy_(self.conv_1(x.contiguous(memory_format=torch.channels_last)))
 
     def _pixels(self, features):
         """Return a map with its border as pixels x 48: what is computed of zeros without a bias stays zero."""
@@ -82,11 +84,21 @@ class NanoSR_amx(NanoSR_winograd):
         start = features.storage_offset() - stride - CHANNELS
         return features.as_strided((rows * stride // CHANNELS, CHANNELS), (CHANNELS, 1), start)
 
+    def _shared(self, weights):
+        return weights.to(self.dtype)
+
+    def _weighted_sum(self, f0, out_1, o1, out):
+        total, *features = map(self._pixels, (out, f0, out_1, o1))
+        first, second, third = self.shares
+        torch.mm(features[0], first.t(), out=total)
+        total.addmm_(features[1], second.t()).addmm_(features[2], third.t())
+        return out
+
     def _convolve(self, module, x, out, then="nothing", other=None):
         u, bias = self.kernels[module]
         stride = x.stride(2)
         maps = [x, out if other is None else other, *([] if then == "shuffle" else [out])]
         of_x, of_other, *of_out = (tensor.data_ptr() - 2 * (stride + CHANNELS) for tensor in maps)
         pointers = of_x, u.data_ptr(), bias.data_ptr(), of_other, *(of_out or [out.data_ptr()])
-        self.convolve(*pointers, *x.shape[2:], stride, THEN[then], torch.get_num_threads())
+        self.functions.convolve(*pointers, *x.shape[2:], stride, THEN[then], torch.get_num_threads())
         return out

@@ -1,32 +1,41 @@
-/* Winograd's F(4x4, 3x3) for nanosr_winograd.py, which compiles this file with what maps.h wants. */
+/* Winograd's convolutions for nanosr_winograd.py, which compiles this file with what maps.h and winograd.h want. */
 #include "maps.h"
 #include "winograd.h"
 
-enum { TILES = 16 };  /* of a strip; transformed they fill half of a 1 MiB cache */
-enum { ROWS = LANES == 16 ? 8 : 2 };  /* ROWS tiles x C sums stay in registers */
+enum { TILES = GIVEN == 6 ? 16 : 32 }; /* of a strip; transformed they fill half of a 1 MiB cache */
+enum { NEXT = TILES * C + LANES };     /* from a point to the next; powers of two share places in a cache */
+enum { ROWS = LANES == 16 ? 8 : 2 };   /* ROWS tiles x C sums stay in registers */
+enum { COLOURS = 3, SEGMENT = 64 };    /* SEGMENT pixels of a row go at once, in the first convolution */
 
-/* operand: LANES x STEP numbers, which multiply_add multiplies and adds to LANES sums. */
+/* factor: what is multiplied, transformed tiles and weights; operand: LANES x STEP of them, which multiply_add multiplies
+   and adds to LANES sums. */
 #ifdef BFLOAT16
+typedef number factor;
 typedef __m512bh operand;
-enum { STEP = 2 };  /* kernels lie in pairs of input channels: C / 2 x C x 2 */
-static inline operand load_operand(const number *p) { return (operand)_mm512_loadu_si512(p); }
-static inline operand repeated(const number *p) {
+enum { STEP = 2 }; /* weights lie in pairs of input channels: C / 2 x C x 2 */
+static inline void store_factor(factor *p, vec v) { store_number(p, v); }
+static inline operand load_operand(const factor *p) { return (operand)_mm512_loadu_si512(p); }
+static inline operand repeated(const factor *p) {
     int32_t pair;
     memcpy(&pair, p, sizeof pair);
     return (operand)_mm512_set1_epi32(pair);
 }
 static inline vec multiply_add(operand a, operand b, vec sum) { return (vec)_mm512_dpbf16_ps((__m512)sum, a, b); }
 #else
+typedef float factor;
 typedef vec operand;
-enum { STEP = 1 };  /* kernels lie as C inputs x C outputs */
-static inline operand load_operand(const number *p) { return load(p); }
-static inline operand repeated(const number *p) { return *p - (vec){}; }
+enum { STEP = 1 }; /* weights lie as C inputs x C outputs */
+static inline void store_factor(factor *p, vec v) { store(p, v); }
+static inline operand load_operand(const factor *p) { return load(p); }
+static inline operand repeated(const factor *p) { return *p - (vec){}; }
 static inline vec multiply_add(operand a, operand b, vec sum) { return sum + a * b; }
 #endif
 
-/* ROWS x C tile values times C x C kernel values, for one of the points */
-static inline void product(const number *v, const number *u, float *m) {
-    vec sum[ROWS][PARTS] = {};
+/* To (more: add) ROWS x C sums: ROWS x C values times C x C weights. */
+static inline void product(const factor *v, const factor *u, float *m, int more) {
+    vec sum[ROWS][PARTS];
+    for (int r = 0; r < ROWS; r++)
+        for (int p = 0; p < PARTS; p++) sum[r][p] = more ? load(m + r * C + p * LANES) : (vec){};
     for (int c = 0; c < C; c += STEP, u += STEP * C) {
         operand kernel[PARTS];
         for (int p = 0; p < PARTS; p++) kernel[p] = load_operand(u + STEP * p * LANES);
@@ -40,7 +49,7 @@ static inline void product(const number *v, const number *u, float *m) {
         for (int p = 0; p < PARTS; p++) store(m + r * C + p * LANES, sum[r][p]);
 }
 
-static void input_tile(const number *in, long stride, number *v) {
+static void input_tile(const number *in, long stride, factor *v) {
     for (int c = 0; c < C; c += LANES) {
         vec columns[TAKEN][TAKEN], d[TAKEN], r[TAKEN];
         for (int j = 0; j < TAKEN; j++) {
@@ -50,13 +59,13 @@ static void input_tile(const number *in, long stride, number *v) {
         }
         for (int i = 0; i < TAKEN; i++) {
             input_1d(columns[i], r);
-            for (int j = 0; j < TAKEN; j++) store_number(v + (i * TAKEN + j) * TILES * C + c, r[j]);
+            for (int j = 0; j < TAKEN; j++) store_factor(v + (i * TAKEN + j) * NEXT + c, r[j]);
         }
     }
 }
 
 /* The tile whose first input is (y, x), which may lie outside of the map: zeros there. */
-static void input_tile_at(const number *in, long h, long w, long y, long x, number *v) {
+static void input_tile_at(const number *in, long h, long w, long y, long x, factor *v) {
     if (y >= 0 && x >= 0 && y + TAKEN <= h && x + TAKEN <= w) {
         input_tile(in + (y * w + x) * C, w, v);
         return;
@@ -75,7 +84,7 @@ static void output_tile_at(const float *m, const float *bias, const number *othe
     for (int c = 0; c < C; c += LANES) {
         vec half[GIVEN][TAKEN], d[TAKEN], o[GIVEN];
         for (int j = 0; j < TAKEN; j++) {
-            for (int i = 0; i < TAKEN; i++) d[i] = load(m + (i * TAKEN + j) * TILES * C + c);
+            for (int i = 0; i < TAKEN; i++) d[i] = load(m + (i * TAKEN + j) * NEXT + c);
             output_1d(d, o);
             for (int i = 0; i < GIVEN; i++) half[i][j] = o[i];
         }
@@ -92,20 +101,64 @@ static void output_tile_at(const float *m, const float *bias, const number *othe
 }
 
 /* in, other, out: H x W x C; out may be other, not in. u: POINTS x C x C. bias: C. */
-void convolve(const number *in, const number *u, const float *bias, const number *other, void *out, long h, long w,
+void convolve(const number *in, const factor *u, const float *bias, const number *other, void *out, long h, long w,
               int then, int threads) {
     long tile_rows = (h + GIVEN - 1) / GIVEN, tile_columns = (w + GIVEN - 1) / GIVEN;
     long strips = (tile_columns + TILES - 1) / TILES;
 #pragma omp parallel for schedule(dynamic, 8) num_threads(threads)
     for (long job = 0; job < tile_rows * strips; job++) {
-        number v[POINTS][TILES][C] __attribute__((aligned(64)));
-        float m[POINTS][TILES][C] __attribute__((aligned(64)));
+        factor v[POINTS][NEXT] __attribute__((aligned(64)));
+        float m[POINTS][NEXT] __attribute__((aligned(64)));
         long y = job / strips * GIVEN, first = job % strips * TILES;
         long tiles = tile_columns - first < TILES ? tile_columns - first : TILES;
-        for (long t = 0; t < tiles; t++) input_tile_at(in, h, w, y - 1, (first + t) * GIVEN - 1, v[0][t]);
+        for (long t = 0; t < tiles; t++) input_tile_at(in, h, w, y - 1, (first + t) * GIVEN - 1, v[0] + t * C);
         for (int k = 0; k < POINTS; k++)
-            for (long t = 0; t < tiles; t += ROWS) product(v[k][t], u + k * C * C, m[k][t]);
+            for (long t = 0; t < tiles; t += ROWS) product(v[k] + t * C, u + k * C * C, m[k] + t * C, 0);
         for (long t = 0; t < tiles; t++)
-            output_tile_at(m[0][t], bias, other, out, h, w, y, (first + t) * GIVEN, then);
+            output_tile_at(m[0] + t * C, bias, other, out, h, w, y, (first + t) * GIVEN, then);
     }
+}
+
+/* out: the sum of three maps, each pixel of them times C x C weights of its map. Maps have `pixels` x C numbers. */
+void weighted_sum(const number *first, const number *second, const number *third, const factor *weights, number *out,
+                  long pixels, int threads) {
+    const number *const maps[] = {first, second, third};
+#pragma omp parallel for schedule(dynamic, 64) num_threads(threads)
+    for (long begin = 0; begin < pixels; begin += ROWS) {
+        const long numbers = (pixels - begin < ROWS ? pixels - begin : ROWS) * C;
+        factor values[ROWS * C] = {};
+        float sums[ROWS * C];
+        for (int k = 0; k < 3; k++) {
+            for (long i = 0; i < numbers; i += LANES) store_factor(values + i, load_number(maps[k] + begin * C + i));
+            product(values, weights + k * C * C, sums, k > 0);
+        }
+        for (long i = 0; i < numbers; i += LANES) store_number(out + begin * C + i, load(sums + i));
+    }
+}
+
+/* The first convolution: in, COLOURS x H x W; weights, COLOURS x 3 x 3 x C; out, H x W x C. */
+void begin(const float *in, const float *weights, const float *bias, number *out, long h, long w, int threads) {
+#pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
+    for (long y = 0; y < h; y++)
+        for (long first = 0; first < w; first += SEGMENT) {
+            float rows[COLOURS * 3][SEGMENT + 2];
+            for (int k = 0; k < COLOURS * 3; k++)
+                for (long x = 0; x < SEGMENT + 2; x++) {
+                    const long from_y = y + k % 3 - 1, from_x = first + x - 1;
+                    const int inside = from_y >= 0 && from_y < h && from_x >= 0 && from_x < w;
+                    rows[k][x] = inside ? in[(k / 3 * h + from_y) * w + from_x] : 0;
+                }
+            for (long x = 0; x < SEGMENT && first + x < w; x += ROWS) {
+                vec sum[ROWS][PARTS];
+                for (int r = 0; r < ROWS; r++)
+                    for (int p = 0; p < PARTS; p++) sum[r][p] = load(bias + p * LANES);
+                for (int tap = 0; tap < COLOURS * 9; tap++)
+                    for (int r = 0; r < ROWS; r++)
+                        for (int p = 0; p < PARTS; p++)
+                            sum[r][p] += rows[tap / 3][x + r + tap % 3] * load(weights + tap * C + p * LANES);
+                for (int r = 0; r < ROWS && first + x + r < w; r++)
+                    for (int p = 0; p < PARTS; p++)
+                        store_number(out + (y * w + first + x + r) * C + p * LANES, sum[r][p]);
+            }
+        }
 }

@@ -1,13 +1,14 @@
 """NanoSR, fused form, with fewer multiplications, for CPUs: the function and state-dict keys of `team07_NanoSR.py`.
 
-A 3x3 convolution takes 9 multiplications for an output, Winograd's F(4x4, 3x3) takes 36 for 16: tiles of 6 x 6 inputs
+A 3x3 convolution takes 9 multiplications for an output, Winograd's F(6x6, 3x3) takes 64 for 36: tiles of 8 x 8 inputs
 and the kernels are transformed, multiplied point by point (over the channels: matrix products) and transformed back. It
 pays where a strip of tiles goes all the way, activation or attention included, while it lies in the cache; in tensor
 operations the transforms go through memory and cost more than is saved. So the convolutions are C, `nanosr_winograd.c`
 beside this file, compiled when the network is built: that needs gcc or clang, for a second, and otherwise only torch.
 
-`precision` "float32" is the same function up to rounding. "bfloat16" rounds maps, transformed tiles and kernels to it,
-and computes sums, transforms and activations in float32; it takes a processor with AVX512_BF16.
+`precision` "float32" is the same function up to rounding. "float16" rounds the maps between convolutions to it, which
+wait for memory, and computes in float32 all the same. "bfloat16" rounds maps, transformed tiles and kernels to it, and
+computes sums, transforms and activations in float32, in tiles of F(4x4, 3x3); it takes a processor with AVX512_BF16.
 
 Sources: A. Lavin, S. Gray, *Fast Algorithms for Convolutional Neural Networks*, CVPR 2016; for the choice of points B.
 Barabasz et al., *Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks*, 2020.
@@ -15,41 +16,50 @@ Barabasz et al., *Error Analysis and Improving the Accuracy of Winograd Convolut
 
 import ctypes
 import functools
+import math
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from models.cpu.compiler import FAR, NEAR, THEN, compiled_convolution
+from models.cpu.compiler import POINTS, THEN, compiled_convolution
 from models.team07_NanoSR import CHANNELS, IMG_RANGE, SCALE, NanoSR_inference
 
 SOURCE = Path(__file__).with_suffix(".c")
+MAPS = 5  # that live at the same time
+# Outputs of a tile's side: larger tiles multiply less, and round more.
+GIVEN = {"float32": 6, "float16": 6, "bfloat16": 4}
 
 
 @functools.cache
-def convolution(precision):
-    """Return the C function `convolve`."""
-    convolve = compiled_convolution(SOURCE, precision, CHANNELS=CHANNELS).convolve
+def functions(precision):
+    """Return the C functions `begin`, `convolve` and `weighted_sum`."""
+    library = compiled_convolution(SOURCE, precision, GIVEN[precision], CHANNELS=CHANNELS)
     pointer, number = ctypes.c_void_p, ctypes.c_long
-    convolve.argtypes = [pointer] * 5 + [number, number, ctypes.c_int, ctypes.c_int]
-    convolve.restype = None
-    return convolve
+    library.convolve.argtypes = [pointer] * 5 + [number, number, ctypes.c_int, ctypes.c_int]
+    library.begin.argtypes = [pointer] * 4 + [number, number, ctypes.c_int]
+    library.weighted_sum.argtypes = [pointer] * 5 + [number, ctypes.c_int]
+    library.begin.restype = library.convolve.restype = library.weighted_sum.restype = None
+    return library
 
 
-def transformed(weight, dtype):
-    """Return 48 x 48 x 3 x 3 kernels as 36 matrices in the order that `convolve` reads."""
-    points = (0.0, NEAR, -NEAR, FAR, -FAR)
-    rows = [[0.0, 0.0, 1.0]]  # of infinity
-    for point in reversed(points):
-        scale = 1.0
-        for other in points:
-            scale *= point - other if other != point else 1.0
-        rows.insert(0, [1 / scale, point / scale, point**2 / scale])
-    g = torch.tensor(rows, dtype=torch.float64)  # 6 x 3
-    u = torch.einsum("ia,ocab,jb->ijco", g, weight.double(), g).float().reshape(36, CHANNELS, CHANNELS)
-    if dtype == torch.bfloat16:  # in pairs of input channels
-        u = u.view(36, CHANNELS // 2, 2, CHANNELS).transpose(2, 3)
-    return u.to(dtype).contiguous()
+def transformed(weight, precision):
+    """Return 48 x 48 x 3 x 3 kernels as matrices, one for each point, in the order that `convolve` reads."""
+    points = [0.0, *(sign * point for point in POINTS[GIVEN[precision]] for sign in (1, -1))]
+    rows = []
+    for point in points:
+        scale = math.prod(point - other for other in points if other != point)
+        rows.append([1 / scale, point / scale, point**2 / scale])
+    rows.append([0.0, 0.0, 1.0])  # of infinity
+    g = torch.tensor(rows, dtype=torch.float64)  # 6 or 8 x 3
+    return factors(torch.einsum("ia,ocab,jb->ijco", g, weight.double(), g).flatten(0, 1), precision)
+
+
+def factors(matrices, precision):
+    """Return matrices, N x 48 inputs x 48 outputs, as C's products read them: in bfloat16, in pairs of inputs."""
+    if precision != "bfloat16":
+        return matrices.float().contiguous()
+    return matrices.unflatten(1, (CHANNELS // 2, 2)).transpose(2, 3).float().bfloat16().contiguous()
 
 
 class NanoSR_winograd(NanoSR_inference):
@@ -60,8 +70,8 @@ class NanoSR_winograd(NanoSR_inference):
 
     def __init__(self, precision="float32"):
         super().__init__()
-        self.dtype = getattr(torch, precision)
-        self.convolve = self._compile(precision)
+        self.precision, self.dtype = precision, getattr(torch, precision)
+        self.functions = self._compile(precision)
         self.arena = torch.empty(0, dtype=self.dtype)  # memory of the maps, kept: fresh pages cost time in every pass
         self.register_load_state_dict_post_hook(lambda module, _keys: module._arrange())
         self._arrange()
@@ -69,7 +79,8 @@ class NanoSR_winograd(NanoSR_inference):
     @torch.no_grad()
     def _arrange(self):
         """Transform the kernels; `conv_2` takes over its share of `conv_cat`, which follows it."""
-        share = self.conv_cat.weight.flatten(1)[:, CHANNELS : 2 * CHANNELS]
+        first, share, *others = self.conv_cat.weight.flatten(1).split(CHANNELS, dim=1)
+        self.shares = self._shared(torch.stack([first, *others]))
         self.kernels = {}
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.weight.shape == (CHANNELS, CHANNELS, 3, 3):
@@ -78,7 +89,7 @@ class NanoSR_winograd(NanoSR_inference):
                     weight = torch.einsum("om,mcij->ocij", share.double(), weight.double())
                     bias = self.conv_cat.bias + share @ bias
                 self.kernels[module] = self._transformed(weight), bias
-        self.conv_1.to(memory_format=torch.channels_last)
+        self.first_weight = self.conv_1.conv.weight.permute(1, 2, 3, 0).contiguous()
 
     @torch.no_grad()
     def forward(self, lr):
@@ -87,9 +98,8 @@ class NanoSR_winograd(NanoSR_inference):
         # What counts operators or modules shall see the convolutions of the plain network.
         if torch.jit.is_tracing() or self.conv_cat._forward_hooks:
             return super().forward(lr)
-        x = ((lr - self.mean) * IMG_RANGE).contiguous(memory_format=torch.channels_last)
-        first, a, b, c, *more = self._maps(*lr.shape[2:])
-        f0 = self._begin(x, *more)
+        f0, first, a, b, c = self._maps(*lr.shape[2:])
+        f0 = self._begin((lr - self.mean) * IMG_RANGE, f0)
         out_1, _ = self._attended(self.block_1, f0, first, a, c)
         x, _ = self._attended(self.block_2, out_1, b, a, c)
         x, _ = self._attended(self.block_3, x, a, b, c)
@@ -102,21 +112,28 @@ class NanoSR_winograd(NanoSR_inference):
         return self._convolve(self.upsampler[0], f, sr, "shuffle")
 
     def _compile(self, precision):
-        return convolution(precision)
+        return functions(precision)
 
     def _transformed(self, weight):
-        return transformed(weight, self.dtype)
+        return transformed(weight, self.precision)
+
+    def _shared(self, weights):
+        """Return `conv_cat`'s shares, 3 x outputs x inputs, as `_weighted_sum` takes them."""
+        return factors(weights.mT, self.precision)
 
     def _maps(self, height, width):
-        """Return four maps of 1 x 48 x H x W, channels last, whose values are left over from earlier passes."""
-        size = 4 * height * width * CHANNELS
+        """Return MAPS maps of 1 x 48 x H x W, channels last, whose values are left over from earlier passes."""
+        size = MAPS * height * width * CHANNELS
         if self.arena.numel() < size:
             self.arena = torch.empty(size, dtype=self.dtype)
-        return self.arena[:size].view(4, 1, height, width, CHANNELS).permute(0, 1, 4, 2, 3)
+        return self.arena[:size].view(MAPS, 1, height, width, CHANNELS).permute(0, 1, 4, 2, 3)
 
-    def _begin(self, x):
-        """Return the first convolution's output."""
-        return self.conv_1(x).to(self.dtype)
+    def _begin(self, x, f0):
+        """Return the first convolution's output, in `f0`."""
+        x = x.contiguous()
+        pointers = (tensor.data_ptr() for tensor in (x, self.first_weight, self.conv_1.conv.bias, f0))
+        self.functions.begin(*pointers, *x.shape[2:], torch.get_num_threads())
+        return f0
 
     def _attended(self, block, x, features, o1, o2):
         """Return (attended features, activated output of the attention's first convolution), in `features` and `o1`."""
@@ -129,17 +146,11 @@ class NanoSR_winograd(NanoSR_inference):
     def _convolve(self, module, x, out, then="nothing", other=None):
         u, bias = self.kernels[module]
         pointers = (tensor.data_ptr() for tensor in (x, u, bias, out if other is None else other, out))
-        self.convolve(*pointers, *x.shape[2:], THEN[then], torch.get_num_threads())
+        self.functions.convolve(*pointers, *x.shape[2:], THEN[then], torch.get_num_threads())
         return out
-
-    def _pixels(self, features):
-        """Return a map as HW x 48."""
-        return features.permute(0, 2, 3, 1).view(-1, CHANNELS)
 
     def _weighted_sum(self, f0, out_1, o1, out):
         """`conv_cat` of its three inputs beside conv_2's output, without concatenating them."""
-        parts = self.conv_cat.weight.flatten(1).to(self.dtype).split(CHANNELS, dim=1)
-        total, *features = map(self._pixels, (out, f0, out_1, o1))
-        torch.mm(features[0], parts[0].t(), out=total)
-        total.addmm_(features[1], parts[2].t()).addmm_(features[2], parts[3].t())
+        pointers = (tensor.data_ptr() for tensor in (f0, out_1, o1, self.shares, out))
+        self.functions.weighted_sum(*pointers, f0.shape[2] * f0.shape[3], torch.get_num_threads())
         return out

@@ -1,10 +1,12 @@
 /* What the C files share: vectors of floats, the numbers that maps are made of, and what follows a convolution.
-   The Python file beside each defines FLOAT32 or BFLOAT16, and NOTHING, SILU … as numbers. */
+   The Python file beside each defines FLOAT32, FLOAT16 or BFLOAT16, and NOTHING, SILU … as numbers. */
 #include <stdint.h>
 #include <string.h>
 
-#ifdef __AVX512F__
+#if defined __AVX512F__ || defined FLOAT16
 #include <immintrin.h>
+#endif
+#ifdef __AVX512F__
 enum { LANES = 16 };
 #else
 enum { LANES = 8 };
@@ -27,6 +29,22 @@ static inline vec load_number(const number *p) {
 static inline void store_number(number *p, vec v) {
     _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
 }
+#elif defined FLOAT16
+#ifndef __F16C__
+#error "float16 takes a processor with F16C"
+#endif
+typedef uint16_t number;
+#ifdef __AVX512F__
+static inline vec load_number(const number *p) { return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+static inline void store_number(number *p, vec v) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#else
+static inline vec load_number(const number *p) { return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+static inline void store_number(number *p, vec v) {
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+}
+#endif
 #else
 typedef float number;
 static inline vec load_number(const number *p) { return load(p); }

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from models.cpu.nanosr_winograd import NanoSR_winograd, convolution
+from models.cpu.nanosr_winograd import NanoSR_winograd, functions
 from models.team07_NanoSR import NanoSR_inference
 from models.training.nanosr import NanoSR_train
 from tests.golden import benchmark_psnr
@@ -57,13 +57,26 @@ def test_float32_differs_by_rounding_only(size):  # a width of 131 takes more th
 
 
 @needs_compiler
+@pytest.mark.parametrize("size", [(1, 1), (9, 1), (13, 17), (5, 131)])
+def test_float16_rounds_maps_to_it(size):
+    assert largest_difference(*both("float16"), size) < 3e-3
+
+
+@needs_compiler
+def test_memory_layout_of_the_input_makes_no_difference():
+    fast, lr = winograd(), torch.rand(1, 3, 9, 14)
+    with torch.no_grad():
+        assert torch.equal(fast(lr), fast(lr.contiguous(memory_format=torch.channels_last)))
+
+
+@needs_compiler
 def test_a_smaller_image_after_a_larger_one_finds_nothing_of_it():
     plain, fast = both()
     assert all(largest_difference(plain, fast, size) < 3e-5 for size in ((24, 70), (9, 10), (24, 70)))
 
 
 @needs_compiler
-@pytest.mark.parametrize(("precision", "loss_db"), [("float32", 1e-3), ("bfloat16", 0.02)])
+@pytest.mark.parametrize(("precision", "loss_db"), [("float32", 1e-3), ("float16", 1e-3), ("bfloat16", 0.02)])
 def test_published_weights_keep_their_psnr(shared, precision, loss_db):
     path = shared / "official" / "team07_NanoSR.pth"
     fast = winograd(precision)
@@ -82,18 +95,19 @@ def narrow_compiler(tmp_path, monkeypatch):
 
 @needs_compiler
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="an option of x86 compilers")
-def test_processor_without_avx512_gives_the_same(narrow_compiler):
-    plain, fast = both()
-    fast.convolve = convolution.__wrapped__("float32")
-    assert largest_difference(plain, fast, (13, 70)) < 3e-5
+@pytest.mark.parametrize(("precision", "difference"), [("float32", 3e-5), ("float16", 3e-3)])
+def test_processor_without_avx512_gives_the_same(narrow_compiler, precision, difference):
+    plain, fast = both(precision)
+    fast.functions = functions.__wrapped__(precision)
+    assert largest_difference(plain, fast, (13, 70)) < difference
     with pytest.raises(RuntimeError, match=r"cannot compile it: .*bfloat16 takes a processor with AVX512_BF16"):
-        convolution.__wrapped__("bfloat16")
+        functions.__wrapped__("bfloat16")
 
 
 def test_machine_without_a_compiler_is_told_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match="needs a C compiler; install gcc or clang, or take the backend fast"):
-        convolution.__wrapped__("float32")
+        functions.__wrapped__("float32")
 
 
 @needs_compiler

@@ -119,6 +119,7 @@ def test_class_that_is_not_there_is_named(tmp_path):
         (None, "bfloat16", "NanoSR_bf16"),
         ("fast", "float16", "NanoSR_fp16"),
         ("winograd", None, "NanoSR_winograd"),
+        ("winograd", "float16", "NanoSR_winograd_fp16"),
         ("winograd", "bfloat16", "NanoSR_winograd_bf16"),
     ],
 )
@@ -158,6 +159,7 @@ def test_sources_are_the_file_its_compiled_companion_and_the_models_it_imports()
         "nanosr_winograd.py",
         "nanosr_winograd.c",
         "maps.h",
+        "winograd.h",
         "vectors.h",
         "compiler.py",
         "team07_NanoSR.py",

