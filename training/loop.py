@@ -90,7 +90,7 @@ class Trainer:
         lr, hr = (x.to(torch.float32, memory_format=self.layout) / 255 for x in (lr, hr))
         with self._autocast():
             sr = self.forward(lr if self.data_range == 1 else lr * self.data_range)
-        loss = F.l1_loss(sr.float() if self.data_range == 1 else sr.float() / self.data_range, hr)
+        loss = LOSSES[self.recipe.loss](sr.float() if self.data_range == 1 else sr.float() / self.data_range, hr)
         self.model.zero_grad(set_to_none=True)
         loss.backward()
         loss = loss.detach()
@@ -175,6 +175,23 @@ class Trainer:
             self.average.load_state_dict(state["params_ema"])
         torch.set_rng_state(state["rng"].cpu())
         self.step, self.seconds = state["step"], state["seconds"]
+
+
+def charbonnier_loss(sr, hr, epsilon=1e-3):
+    """Mean of sqrt((sr - hr)^2 + epsilon^2): L1 that is smooth where images nearly agree (Lai et al., CVPR 2017)."""
+    return ((sr - hr).square() + epsilon**2).sqrt().mean()
+
+
+def l1_frequency_loss(sr, hr, weight=0.1):
+    """L1 of images plus `weight` times that of the real and imaginary parts of their unitary 2-D Fourier transforms.
+
+    Such a term, with a weight of its own: Cho et al., ICCV 2021.
+    """
+    difference = torch.view_as_real(torch.fft.rfft2(sr - hr, norm="ortho"))
+    return F.l1_loss(sr, hr) + weight * difference.abs().mean()
+
+
+LOSSES = {"l1": F.l1_loss, "charbonnier": charbonnier_loss, "l1+frequency": l1_frequency_loss}
 
 
 def own_convolutions_apply(recipe, device):

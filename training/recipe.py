@@ -12,6 +12,7 @@ from training.forms import FORMS
 from utils.errors import HarnessError
 
 PRECISIONS = ("float32", "bfloat16")
+LOSSES = ("l1", "charbonnier", "l1+frequency")  # training/loop.py has them
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,15 @@ class Recipe:
     hr_patch: int  # side of an HR patch [pixels], a multiple of 4
     seed: int  # of the initial weights and of every batch
     output_init: float  # factor on the last convolution's initial weights; its bias is the RGB mean; 0: PyTorch's
-    # optimisation: L1 loss, AdamW, or AdamW beside Muon
+    # optimisation: AdamW, or AdamW beside Muon
+    loss: str  # "l1", "charbonnier" or "l1+frequency"
     steps: int
     learning_rate: float  # of AdamW
     muon_learning_rate: float  # of Muon, for the kernels between hidden features; 0 leaves them to AdamW too
     warmup: int  # steps over which the learning rates rise linearly from 0
     milestones: tuple[int, ...]  # steps at which the learning rates are multiplied by `gamma`
     gamma: float
+    cooldown: int  # last steps, over which the learning rates fall linearly to 0, beside what milestones do
     betas: tuple[float, float]
     eps: float
     weight_decay: float
@@ -50,7 +53,9 @@ class Recipe:
     def schedule_at(self, step):
         """Factor on the learning rates in the update that follows `step` finished ones."""
         factor = self.gamma ** sum(step >= milestone for milestone in self.milestones)
-        return factor * min(1.0, (step + 1) / self.warmup) if self.warmup else factor
+        if self.warmup:
+            factor *= min(1.0, (step + 1) / self.warmup)
+        return factor * min(1.0, (self.steps - step) / self.cooldown) if self.cooldown else factor
 
 
 def load_recipe(path, changes=()):
@@ -110,7 +115,9 @@ def recipe_from(values, source):
     requirements = {
         "batch": recipe.batch >= 1,
         "hr_patch": recipe.hr_patch >= 16 and recipe.hr_patch % 4 == 0,
+        "loss": recipe.loss in LOSSES,
         "steps": recipe.steps >= 1,
+        "cooldown": 0 <= recipe.cooldown <= recipe.steps,
         "form": recipe.form in FORMS,
         "precision": recipe.precision in PRECISIONS,
         "learning_rate": recipe.learning_rate > 0,

@@ -27,6 +27,12 @@ def test_warm_up_rises_linearly(recipe_path):
     )
 
 
+def test_cooldown_falls_linearly_to_rest(recipe_path):
+    recipe_path.write_text(RECIPE.replace("gamma = 0.5\ncooldown = 0", "gamma = 1.0\ncooldown = 4"))
+    recipe = load_recipe(recipe_path)
+    assert [recipe.schedule_at(step) for step in range(6)] == [0.5, 1, 1, 0.75, 0.5, 0.25]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -45,6 +51,8 @@ def test_extra_line_is_named(recipe_path, line, reason):
     [
         ("batch = 2\n", "", "missing key batch"),
         ("batch = 2\n", "batch = 2.5\n", "batch is 2.5, expected int"),
+        ('loss = "l1"', 'loss = "l2"', "loss = 'l2' is out of range"),
+        ("cooldown = 0", "cooldown = 7", "cooldown = 7 is out of range"),
         ("hr_patch = 32", "hr_patch = 30", "hr_patch = 30 is out of range"),
         ('"collapsed"', '"fused"', "form = 'fused' is out of range"),
         ("model = 7", 'model = "seven"', "model is 'seven', expected an id of the registry or a table"),
