@@ -9,7 +9,7 @@ from pathlib import Path
 
 THEN = {"nothing": 0, "silu": 1, "attention": 2, "add": 3, "shuffle": 4}  # what follows a convolution; in C, SILU …
 # Winograd's tiles of so many outputs are evaluated at 0, infinity, and these with both signs. For 4, the usual 1 and 2
-# give three times the noise in bfloat16; 6 is for float32 alone.
+# give three times the noise in bfloat16; 6 is for products in float32.
 POINTS = {4: (0.75, 1.5), 6: (0.5, 1.0, 2.0)}
 NAMES = ("NEAR", "FAR", "FARTHEST")  # in C
 
