@@ -58,8 +58,7 @@ def test_failed_training_is_named_by_its_kind(tmp_path, monkeypatch, status, kin
 
 @pytest.mark.parametrize("peer", peers.PEERS, ids=lambda peer: peer.name)
 def test_changes_make_a_recipe(peer):
-    changes = [f"{key}={peers.in_toml(value)}" for key, value in peer.changes(2.0, 7).items()]
-    recipe = load_recipe(peers.RECIPE, changes)
+    recipe = load_recipe(peers.RECIPE, peers.as_settings(peer.changes(2.0, 7)))
     assert (recipe.model, recipe.form, recipe.seed) == (peer.trained or peer.model, peer.form, 7)
     assert recipe.muon_learning_rate == pytest.approx(2 * load_recipe(peers.RECIPE).muon_learning_rate)
 

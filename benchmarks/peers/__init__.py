@@ -77,6 +77,11 @@ def run_folder(out, peer, seed):
     return out / (peer.name if seed == peer.seeds[0] else f"{peer.name}_seed{seed}")
 
 
+def as_settings(changes):
+    """Return {key: value} as the KEY=VALUE that `train.py --set` and `load_recipe` take."""
+    return [f"{key}={in_toml(value)}" for key, value in changes.items()]
+
+
 def in_toml(value):
     """A value on one line of TOML, which JSON is, but for tables."""
     if not isinstance(value, dict):

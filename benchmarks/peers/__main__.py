@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import benchmarks.peers
-from benchmarks.peers import PEERS, RECIPE, SWEEP_FILE, in_toml, read_sweep, run_folder
+from benchmarks.peers import PEERS, RECIPE, SWEEP_FILE, as_settings, read_sweep, run_folder
 from benchmarks.peers.table import table
 from training.log import read_log
 from training.recipe import load_recipe
@@ -95,7 +95,7 @@ def run(changes, run_dir, args):
     words = [sys.executable, ROOT / "train.py", RECIPE, "--data", args.data, "--run_dir", run_dir, "--resume"]
     words += ["--validation", args.validation] if args.validation else []
     words += ["--minutes", args.minutes] if args.minutes else []
-    words += ["--set", *(f"{key}={in_toml(value)}" for key, value in changes.items())]
+    words += ["--set", *as_settings(changes)]
     status = subprocess.run([*map(str, words)]).returncode
     if status:
         kind = DivergedError if status == DivergedError.status else HarnessError

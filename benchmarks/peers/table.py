@@ -4,7 +4,7 @@ import matplotlib
 import numpy as np
 import torch
 
-from benchmarks.peers import RECIPE, in_toml, read_sweep, run_folder
+from benchmarks.peers import RECIPE, as_settings, read_sweep, run_folder
 from benchmarks.training import random_batch, time_steps
 from training.cpu.allocator import keep_freed_memory
 from training.forms import trained_model
@@ -20,7 +20,7 @@ from utils.measure.runtime import timed_forward
 from utils.zoo.registry import build_model, find_entry, load_model, read_registry
 
 LR_SHAPE, ROUNDS = (1, 3, 339, 510), 7  # of the timed passes
-STEP_ROUNDS = 15
+WARMUP, STEP_ROUNDS = 3, 15
 COUNTS = {"params": 6, "flops": 9, "activations": 6}  # of a Complexity: the power of ten that is shown
 
 
@@ -77,13 +77,8 @@ def print_cost(logs):
     print(f"\n{machine_line(environment)}, torch {torch.__version__}")
     peers = list(dict.fromkeys(peer for peer, _ in logs))
     models = {peer: build_model(find_entry(peer.model, read_registry())).eval() for peer in peers}
-    times = {peer: [] for peer in peers}
-    lr = torch.rand(LR_SHAPE)
-    with torch.no_grad():
-        for number in range(1 + ROUNDS):  # the first warms up
-            for peer, model in models.items():
-                milliseconds = timed_forward(model, lr)[1]
-                times[peer] += [milliseconds] if number else []
+    forward = {peer: lambda lr, _hr, model=model: timed_forward(model, lr) for peer, model in models.items()}
+    passes = medians(time_steps(forward, (torch.rand(LR_SHAPE), None), 0, ROUNDS))
     steps = step_times(peers)
     counted = ["params [M]", "FLOPs [G]", "acts [M]", "convs"]
     print_head(["network", *counted, "pass [ms]", "ratio", "step [ms]", "ratio", "training [min]"])
@@ -91,8 +86,8 @@ def print_cost(logs):
         counts = measure_complexity(models[peer])
         millions = [f"{getattr(counts, key) / 10**power:.3f}" for key, power in COUNTS.items()]
         cells = [peer.name, *millions, counts.convs]
-        for median, first in ((np.median(times[peer]), np.median(times[peers[0]])), (steps[peer], steps[peers[0]])):
-            cells += [f"{median:.0f}", f"{median / first:.2f}"]
+        for times in (passes, steps):
+            cells += [f"{times[peer]:.0f}", f"{times[peer] / times[peers[0]]:.2f}"]
         print_row([*cells, f"{steps[peer] * load_recipe(RECIPE).steps / 60000:.1f}"])
 
 
@@ -101,10 +96,15 @@ def step_times(peers):
     keep_freed_memory()
     steps = {}
     for peer in peers:
-        recipe = load_recipe(RECIPE, [f"{key}={in_toml(value)}" for key, value in peer.changes(1, 2026).items()])
+        recipe = load_recipe(RECIPE, as_settings(peer.changes(1, peer.seeds[0])))
         steps[peer] = Trainer(recipe, "cpu").update
-    times = time_steps(steps, random_batch(recipe, torch.device("cpu")), 3, STEP_ROUNDS)
-    return {peer: float(np.median(values)) for peer, values in times.items()}
+    batch = random_batch(load_recipe(RECIPE), torch.device("cpu"))
+    return medians(time_steps(steps, batch, WARMUP, STEP_ROUNDS))
+
+
+def medians(times):
+    """Return {name: median} of {name: values}."""
+    return {name: float(np.median(values)) for name, values in times.items()}
 
 
 def print_head(cells):

@@ -92,7 +92,7 @@ class Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, then, other):
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (x, weight, bias, other)]
-        x, other = rounded(x, torch.channels_last), rounded(other, torch.channels_last)
+        x, other = rounded(x), rounded(other)
         weight = weight.to(chosen().dtype).contiguous(memory_format=chosen().layout)
         shape = x.shape[0], weight.shape[0], *x.shape[2:]
         z = torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
@@ -109,16 +109,16 @@ class Convolution(torch.autograd.Function):
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_other = None if other is None else torch.empty_like(other)
         grad_weight, grad_bias = torch.empty_like(weight, dtype=torch.float32), torch.empty(weight.shape[0])
-        given = rounded(of_out, torch.channels_last), rounded(of_z, torch.channels_last)
+        given = rounded(of_out), rounded(of_z)
         results = grad_x, grad_weight, grad_bias, grad_other
         call("backward", x, weight, ctx.then, *given, x, weight, other, z, *results)
         grad_x, grad_weight, grad_bias, grad_other = map(cast, results, ctx.dtypes)
         return grad_x, grad_weight, grad_bias, None, grad_other
 
 
-def rounded(tensor, layout):
-    """A tensor as bfloat16 in this memory layout; itself if it is so already; None of None."""
-    return None if tensor is None else tensor.to(torch.bfloat16).contiguous(memory_format=layout)
+def rounded(tensor):
+    """A tensor as bfloat16, channels last in memory; itself if it is so already; None of None."""
+    return None if tensor is None else tensor.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
 
 
 def cast(tensor, dtype):

@@ -29,9 +29,10 @@ def outputs_and_gradients(network, run, lr):
     return [sr.detach(), *(weight.grad.clone() for weight in network.parameters())]
 
 
+# PAN has a hundred and more weights whose gradients are small: chance takes one of them further.
 @here
-@pytest.mark.parametrize("model_id", [0, 7, 107, 120, 124, 126])
-def test_network_with_its_convolutions_exchanged_is_the_network(model_id):
+@pytest.mark.parametrize(("model_id", "share"), [(0, 1.5), (7, 1.5), (107, 1.5), (120, 2), (124, 1.5), (126, 1.5)])
+def test_network_with_its_convolutions_exchanged_is_the_network(model_id, share):
     torch.manual_seed(3)
     network = build_model(find_entry(model_id, read_registry()))
     lr = torch.rand(2, 3, 32, 32) * find_entry(model_id, read_registry()).data_range
@@ -41,7 +42,7 @@ def test_network_with_its_convolutions_exchanged_is_the_network(model_id):
     usual = outputs_and_gradients(network, network, lr)
     exchanged = outputs_and_gradients(network, with_own_convolutions(network), lr)
     for a, b, c in zip(exact, usual, exchanged, strict=True):
-        error, allowed = (c - a).norm(), 2 * (b - a).norm() + 1e-3 * a.norm()
+        error, allowed = (c - a).norm(), share * (b - a).norm() + 1e-3 * a.norm()
         assert error <= allowed  # bfloat16 is as far from the exact numbers in torch's convolutions
 
 
