@@ -30,7 +30,7 @@ def main():
     subimages = SubImages(args.data)
     if device.type == "cpu":
         keep_freed_memory()
-    plan = Plan(subimages.shapes, recipe.seed, recipe.batch, recipe.hr_patch, rank, world)
+    plan = Plan(subimages.shapes, recipe.seed, recipe.batch, recipe.hr_patch, recipe.candidates, rank, world)
     validation = open_validation(args.validation) if rank == 0 else None
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

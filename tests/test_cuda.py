@@ -67,8 +67,9 @@ class Pair:
         return self.lr[0].reshape(16, 24, 3), self.hr[0].reshape(64, 96, 3)
 
 
-def test_feed_on_the_gpu_cuts_what_the_cpu_cuts():
-    plan = Plan(Pair.shapes, seed=3, batch=7, hr_patch=32)
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_feed_on_the_gpu_cuts_what_the_cpu_cuts(candidates):
+    plan = Plan(Pair.shapes, seed=3, batch=7, hr_patch=32, candidates=candidates)
     on_gpu = ResidentFeed(Pair(), plan, "cuda").batches(0, 3)
     on_cpu = MappedFeed(Pair(), plan, "cpu", 0).batches(0, 3)
     for gpu, cpu in zip(on_gpu, on_cpu, strict=True):

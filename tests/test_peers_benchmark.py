@@ -49,10 +49,10 @@ def test_sweep_goes_on_after_a_training_that_diverged(tmp_path, monkeypatch):
 def test_failed_training_is_named_by_its_kind(tmp_path, monkeypatch, status, kind):
     script = tmp_path / "train.py"
     script.write_text(f"raise SystemExit({status})")
-    monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.setattr(peers, "ROOT", tmp_path)
     args = argparse.Namespace(data=tmp_path, validation=None, minutes=None)
     with pytest.raises(HarnessError) as raised:
-        command.run({"model": peers.PLAIN_NANOSR, "form": "plain"}, tmp_path / "run", args)
+        peers.run({"model": peers.PLAIN_NANOSR, "form": "plain"}, tmp_path / "run", args)
     assert raised.type is kind
 
 

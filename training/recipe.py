@@ -24,6 +24,7 @@ class Recipe:
     # data
     batch: int  # patches per step, over all processes
     hr_patch: int  # side of an HR patch [pixels], a multiple of 4
+    candidates: int  # drawn for each patch; one is kept, the likelier the more detail it has; 1 takes all as they come
     seed: int  # of the initial weights and of every batch
     output_init: float  # factor on the last convolution's initial weights; its bias is the RGB mean; 0: PyTorch's
     # optimisation: AdamW, or AdamW beside Muon
@@ -115,6 +116,7 @@ def recipe_from(values, source):
     requirements = {
         "batch": recipe.batch >= 1,
         "hr_patch": recipe.hr_patch >= 16 and recipe.hr_patch % 4 == 0,
+        "candidates": recipe.candidates >= 1,
         "loss": recipe.loss in LOSSES,
         "steps": recipe.steps >= 1,
         "cooldown": 0 <= recipe.cooldown <= recipe.steps,

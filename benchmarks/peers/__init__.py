@@ -19,10 +19,13 @@ rate; and it draws the curves of the logs.
 """
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 
 from benchmarks.training import PLAIN_NANOSR
 from training.recipe import load_recipe
+from utils.errors import DivergedError, HarnessError
 from utils.files import ROOT
 
 RECIPE = ROOT / "training" / "recipes" / "equal_conditions.toml"
@@ -75,6 +78,18 @@ def read_sweep(folder):
 def run_folder(out, peer, seed):
     """Where a run of the comparison lies."""
     return out / (peer.name if seed == peer.seeds[0] else f"{peer.name}_seed{seed}")
+
+
+def run(changes, run_dir, args):
+    """Run train.py with a changed recipe, or go on with it. Raises DivergedError, or HarnessError if it fails."""
+    words = [sys.executable, ROOT / "train.py", RECIPE, "--data", args.data, "--run_dir", run_dir, "--resume"]
+    words += ["--validation", args.validation] if args.validation else []
+    words += ["--minutes", args.minutes] if args.minutes else []
+    words += ["--set", *as_settings(changes)]
+    status = subprocess.run([*map(str, words)]).returncode
+    if status:
+        kind = DivergedError if status == DivergedError.status else HarnessError
+        raise kind(f"{run_dir}: the training failed; what it said is above")
 
 
 def as_settings(changes):

@@ -2,19 +2,17 @@
 
 import argparse
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
 import benchmarks.peers
-from benchmarks.peers import PEERS, RECIPE, SWEEP_FILE, as_settings, read_sweep, run_folder
+from benchmarks.peers import PEERS, RECIPE, SWEEP_FILE, read_sweep, run, run_folder
 from benchmarks.peers.table import table
 from training.log import read_log
 from training.recipe import load_recipe
 from utils.errors import DivergedError, HarnessError, exit_on_harness_error
-from utils.files import ROOT, write_json
+from utils.files import write_json
 
 FACTORS = (0.5, 1.0, 2.0)
 SWEEP_STEPS = 1000
@@ -88,18 +86,6 @@ def train(peers, args):
         factor = best_factor(found[peer.name])
         for seed in peer.seeds[:1] if args.first_seed else peer.seeds:
             run(peer.changes(factor, seed), run_folder(args.out, peer, seed), args)
-
-
-def run(changes, run_dir, args):
-    """Run train.py with a changed recipe, or go on with it. Raises DivergedError, or HarnessError if it fails."""
-    words = [sys.executable, ROOT / "train.py", RECIPE, "--data", args.data, "--run_dir", run_dir, "--resume"]
-    words += ["--validation", args.validation] if args.validation else []
-    words += ["--minutes", args.minutes] if args.minutes else []
-    words += ["--set", *as_settings(changes)]
-    status = subprocess.run([*map(str, words)]).returncode
-    if status:
-        kind = DivergedError if status == DivergedError.status else HarnessError
-        raise kind(f"{run_dir}: the training failed; what it said is above")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ RECIPE = """
 model = 7
 batch = 2
 hr_patch = 32
+candidates = 1
 seed = 7
 output_init = 0.02
 loss = "l1"

@@ -5,16 +5,16 @@ import pytest
 import torch
 
 from tests.training.conftest import SMALL_CUT
-from training.data.feed import MappedFeed, Plan, ResidentFeed, make_feed
+from training.data.feed import MappedFeed, Plan, ResidentFeed, detail, make_feed
 from training.data.subimages import SubImages
 from utils.data.images import write_png
 from utils.errors import HarnessError
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resident_and_mapped_feeds_give_the_same_batches(prepared, workers):
+@pytest.mark.parametrize(("workers", "candidates"), [(0, 1), (0, 3), (2, 3)])
+def test_resident_and_mapped_feeds_give_the_same_batches(prepared, workers, candidates):
     subimages = SubImages(prepared)
-    plan = Plan(subimages.shapes, seed=3, batch=5, hr_patch=32)
+    plan = Plan(subimages.shapes, seed=3, batch=5, hr_patch=32, candidates=candidates)
     resident = ResidentFeed(subimages, plan, "cpu").batches(4, 8)
     mapped = MappedFeed(subimages, plan, "cpu", workers).batches(4, 8)
     for (lr, hr), (mapped_lr, mapped_hr) in zip(resident, mapped, strict=True):
@@ -39,13 +39,31 @@ def test_patches_are_aligned_and_come_in_all_eight_orientations(prepare, tmp_pat
     assert len({(*d, *r) for d, r in zip(down, right, strict=True)}) == 8
 
 
-def test_processes_share_a_batch_without_overlap(prepared):
+@pytest.mark.parametrize("candidates", [1, 4])
+def test_processes_share_a_batch_without_overlap(prepared, candidates):
     shapes = SubImages(prepared).shapes
-    whole = Plan(shapes, 3, 6, 32).draw(11)
-    parts = [Plan(shapes, 3, 6, 32, rank, 2).draw(11) for rank in range(2)]
-    assert sorted(np.concatenate([part.top * 1000 + part.left for part in parts])) == sorted(
-        whole.top * 1000 + whole.left
+    whole, *parts = (
+        Plan(shapes, 3, 6, 32, candidates, rank, world).draw(11, lambda drawn: drawn.top)
+        for rank, world in ((0, 1), (0, 2), (1, 2))
     )
+    assert len(whole.top) == 6
+    for values in zip(vars(whole).values(), *(vars(part).values() for part in parts), strict=True):
+        assert values[0].tolist() == np.stack(values[1:], axis=1).ravel().tolist()
+
+
+def test_candidates_are_kept_in_proportion_to_their_detail():
+    plan = Plan(np.array([[64, 64]]), seed=5, batch=20000, hr_patch=32, candidates=2)
+    kept = plan.draw(0, lambda drawn: 2 * drawn.flip_rows)
+    # Weights 3 and 1. Of a quarter of the pairs both have it; of half of them one has, which wins in three of four.
+    assert kept.flip_rows.mean() == pytest.approx(1 / 4 + 1 / 2 * 3 / 4, abs=0.015)
+    assert len(plan.draw(1, lambda drawn: 0 * drawn.top).top) == 20000  # all of them flat
+
+
+def test_detail_is_the_sum_of_steps_between_neighbours():
+    image = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    image[1, 0, 1, 2] = 200  # four neighbours
+    image[1, 2, 0, 0] = 255  # two
+    assert detail(image).tolist() == [0, 4 * 200 + 2 * 255]
 
 
 def test_patch_larger_than_a_subimage_is_refused(prepared):

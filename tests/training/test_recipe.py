@@ -54,6 +54,7 @@ def test_extra_line_is_named(recipe_path, line, reason):
         ('loss = "l1"', 'loss = "l2"', "loss = 'l2' is out of range"),
         ("cooldown = 0", "cooldown = 7", "cooldown = 7 is out of range"),
         ("hr_patch = 32", "hr_patch = 30", "hr_patch = 30 is out of range"),
+        ("candidates = 1", "candidates = 0", "candidates = 0 is out of range"),
         ('"collapsed"', '"fused"', "form = 'fused' is out of range"),
         ("model = 7", 'model = "seven"', "model is 'seven', expected an id of the registry or a table"),
         ("model = 7", "model = { class = 'SPAN' }", "a table holds file and class"),

@@ -26,18 +26,24 @@ class Draw:
     flip_columns: np.ndarray
     transpose: np.ndarray  # after the flips
 
+    def of(self, numbers):
+        """The Draw of some of the patches."""
+        return Draw(*(values[numbers] for values in vars(self).values()))
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What every step trains on: `draw(step)` gives this process's share of the step's batch.
+    """What every step trains on: `draw` gives this process's share of a step's batch.
 
-    `shapes` N x 2: HR sizes of the sub-images; `batch` counts the patches of all `world` processes together.
+    `shapes` N x 2: HR sizes of the sub-images; `batch` counts the patches of all `world` processes together;
+    `candidates` are drawn for each of them, one of which is kept.
     """
 
     shapes: np.ndarray
     seed: int
     batch: int
     hr_patch: int
+    candidates: int = 1
     rank: int = 0
     world: int = 1
 
@@ -50,14 +56,29 @@ class Plan:
         if self.batch % self.world:
             raise HarnessError(f"batch {self.batch} cannot be shared by {self.world} processes; choose a multiple")
 
-    def draw(self, step):
-        """Uniform over sub-images, over positions inside each, and over the 8 orientations."""
+    def draw(self, step, detail):
+        """Uniform over sub-images, over positions inside each, and over the 8 orientations.
+
+        Among candidates, each is kept with a probability in proportion to `detail(Draw)`, an integer for each patch.
+        """
         rng = np.random.Generator(np.random.Philox(key=[self.seed, step]))
-        index = rng.integers(len(self.shapes), size=self.batch)
+        index = rng.integers(len(self.shapes), size=self.batch * self.candidates)
         room = (self.shapes[index] - self.hr_patch) // SCALE + 1
-        top, left = (rng.random((self.batch, 2)) * room).astype(np.int64).T
-        flips = rng.integers(2, size=(3, self.batch)).astype(bool)
-        return Draw(*(values[self.rank :: self.world] for values in (index, top, left, *flips)))
+        top, left = (rng.random((len(index), 2)) * room).astype(np.int64).T
+        flips = rng.integers(2, size=(3, len(index))).astype(bool)
+        drawn = Draw(index, top, left, *flips).of(slice(self.rank, None, self.world))
+        if self.candidates == 1:
+            return drawn
+        chance = rng.random(self.batch)[self.rank :: self.world]
+        reached = (detail(drawn) + 1).reshape(self.candidates, -1).cumsum(axis=0)  # 1: where all are flat
+        kept = (reached <= chance * reached[-1]).sum(axis=0)
+        return drawn.of(kept * len(kept) + np.arange(len(kept)))
+
+
+def detail(images):
+    """Sum the absolute differences of neighbours in N x 3 x H x W uint8 images: N integers, equal on every device."""
+    images = images.to(torch.int16)
+    return sum(images.diff(dim=dim).abs().sum(dim=(1, 2, 3)) for dim in (2, 3)).cpu().numpy()
 
 
 class ResidentFeed:
@@ -79,7 +100,7 @@ class ResidentFeed:
     def batches(self, start, stop):
         """Yield (LR B x 3 x p/4 x p/4, HR B x 3 x p x p) uint8, channels last in memory, for steps start … stop - 1."""
         for step in range(start, stop):
-            patches = self.plan.draw(step)
+            patches = self.plan.draw(step, lambda drawn: detail(self._gather(self.lr, drawn, SCALE)))
             yield self._gather(self.lr, patches, SCALE), self._gather(self.hr, patches, 1)
 
     def _gather(self, flat, patches, shrink):
@@ -104,19 +125,19 @@ class MappedFeed(Dataset):
         self.subimages, self.plan, self.device, self.workers = subimages, plan, torch.device(device), workers
 
     def __getitem__(self, step):
-        patches = self.plan.draw(step)
-        side = self.plan.hr_patch // SCALE
-        pairs = [self._cut(patches, number, side) for number in range(len(patches.index))]
-        return tuple(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) for images in zip(*pairs, strict=True))
+        patches = self.plan.draw(step, lambda drawn: detail(self._cut(drawn, 0)))
+        return self._cut(patches, 0), self._cut(patches, 1)
 
-    def _cut(self, patches, number, side):
+    def _cut(self, patches, number):
+        """The patches from the sub-images of LR (`number` 0) or HR (1)."""
+        scale = (1, SCALE)[number]
+        side = self.plan.hr_patch // SCALE * scale
         cut = []
-        for image, scale in zip(self.subimages.pair(patches.index[number]), (1, SCALE), strict=True):
-            top, left = patches.top[number] * scale, patches.left[number] * scale
-            patch = image[top : top + side * scale, left : left + side * scale]
-            patch = patch[:: -1 if patches.flip_rows[number] else 1, :: -1 if patches.flip_columns[number] else 1]
-            cut.append(patch.swapaxes(0, 1) if patches.transpose[number] else patch)
-        return cut
+        for index, top, left, flip_rows, flip_columns, transpose in zip(*vars(patches).values(), strict=True):
+            image = self.subimages.pair(index)[number][top * scale :, left * scale :]
+            patch = image[:side, :side][:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+            cut.append(patch.swapaxes(0, 1) if transpose else patch)
+        return torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2)
 
     def batches(self, start, stop):
         """Yield the same batches as `ResidentFeed.batches`."""

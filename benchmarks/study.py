@@ -1,0 +1,175 @@
+"""What the settings of a training are worth: python -m benchmarks.study run | table --out runs/study
+
+Method. NanoSR is trained from scratch by training/recipes/equal_conditions.toml, shortened to 3000 steps, and again
+with one thing changed at a time. All runs see the same number of HR pixels: with other batches or patches the number of
+steps differs, and warm-up and milestones move with it. Each change is run with two seeds. `table` prints the PSNR (RGB,
+as the protocol has it) on data folders as the difference to the unchanged run of the same seed, so that what a seed
+does to both drops out; a change pays if it does with both seeds. `run` goes on with what is not finished. Two
+processes, one seed and one core each, do an eighth more than one process on two cores:
+
+    taskset -c 0 python -m benchmarks.study run --seeds 2026 &
+    taskset -c 1 python -m benchmarks.study run --seeds 2027 &
+    python -m benchmarks.study table --sets Set5 Set14 Photo2K
+"""
+
+import argparse
+import functools
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from benchmarks.peers import RECIPE, run
+from training.log import read_log
+from training.loop import STATE_FILE
+from training.recipe import load_recipe
+from training.validation import validation_psnr
+from utils.data.datasets import open_dataset
+from utils.errors import DivergedError, HarnessError, exit_on_harness_error
+from utils.zoo.checkpoints import save_atomically
+from utils.zoo.registry import find_entry, load_model, read_registry
+
+STEPS = 3000
+SEEDS = (2026, 2027)
+PLAIN = "team07_NanoSR.pth"
+LAST = 0.1  # of a run, where `last` applies
+CONSTANT = {"milestones": [], "gamma": 1.0}
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """A name for the table, what is changed in the recipe, and what besides in the last tenth of the run.
+
+    A `cooldown` of at most 1 is a share of the steps.
+    """
+
+    name: str
+    changes: dict = field(default_factory=dict)
+    last: dict = field(default_factory=dict)
+
+
+BASE = load_recipe(RECIPE)
+SETTINGS = (
+    Setting("as the recipe has it"),
+    Setting("rates fall linearly to 0", CONSTANT | {"cooldown": 1.0}),
+    Setting("rates constant, then linearly to 0 over the last third", CONSTANT | {"cooldown": 1 / 3}),
+    Setting("Muon's rate times 2", {"muon_learning_rate": 2 * BASE.muon_learning_rate}),
+    Setting("Muon's rate times 0.5", {"muon_learning_rate": 0.5 * BASE.muon_learning_rate}),
+    Setting("AdamW's rate times 2", {"learning_rate": 2 * BASE.learning_rate}),
+    Setting("AdamW's rate times 0.5", {"learning_rate": 0.5 * BASE.learning_rate}),
+    Setting("warm-up five times as long", {"warmup": 5 * BASE.warmup}),
+    Setting("running average over 200 steps", {"ema_decay": 0.995}),
+    Setting("batch 8", {"batch": 8}),
+    Setting("batch 32", {"batch": 32}),
+    Setting("patches of 96", {"hr_patch": 96}),
+    Setting("patches of 192", {"hr_patch": 192}),
+    Setting("Charbonnier loss", {"loss": "charbonnier"}),
+    Setting("L1 and frequency loss", {"loss": "l1+frequency"}),
+    Setting("one of 4 patches, by detail", {"candidates": 4}),
+    Setting("last tenth in float32", last={"precision": "float32"}),
+)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    parser.add_argument("--data", type=Path, default=Path("data/train"), help="folder that training.prepare made")
+    parser.add_argument("--validation", type=Path, help="data folder for the curves (default: the sample)")
+    parser.add_argument("--minutes", type=float, help="of each run, then stop at a checkpoint")
+    parser.add_argument("--only", nargs="+", type=int, metavar="NUMBER", help="of the settings, counted from 0")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    parser.add_argument("--sets", nargs="+", type=Path, default=[], help="data folders that `table` evaluates on")
+    args = parser.parse_args()
+    if unknown := set(args.only or ()) - set(range(len(SETTINGS))):
+        raise HarnessError(f"--only {unknown.pop()}: settings are numbered 0 to {len(SETTINGS) - 1}")
+    settings = SETTINGS if args.only is None else [SETTINGS[number] for number in args.only]
+    {"run": run_all, "table": table}[args.what](settings, args)
+
+
+def changes_for(setting, seed, steps=STEPS):
+    """Return what the recipe is changed to: {key: value}. `steps` are of the recipe's own batch and patch."""
+    recipe = asdict(BASE) | setting.changes
+    own = BASE.batch * BASE.hr_patch**2 / (recipe["batch"] * recipe["hr_patch"] ** 2)
+    run_steps = round(steps * own)
+    share = run_steps / BASE.steps
+    changed = {
+        "seed": seed,
+        "steps": run_steps,
+        "warmup": round(recipe["warmup"] * own),
+        "milestones": [round(milestone * share) for milestone in recipe["milestones"]],
+        "validate_every": run_steps,
+        "checkpoint_every": min(BASE.checkpoint_every, run_steps),
+    }
+    if 0 < recipe["cooldown"] <= 1:
+        changed["cooldown"] = round(run_steps * recipe["cooldown"])
+    return {"model": BASE.model} | setting.changes | changed
+
+
+def run_all(settings, args):
+    """Train with every setting and seed, all seeds of one before the next."""
+    for setting in settings:
+        for seed in args.seeds:
+            if is_finished(setting, seed, args.out):
+                continue
+            try:
+                run_one(setting, seed, args)
+            except DivergedError as error:
+                print(error)
+
+
+def run_folder(setting, seed, out):
+    """Where a run of the study lies."""
+    return out / f"{setting.name.replace(' ', '_').replace(',', '')}_{seed}"
+
+
+def is_finished(setting, seed, out):
+    """Whether a run has done all its steps."""
+    rows = read_log(run_folder(setting, seed, out) / "log.csv")
+    return bool(rows) and rows[-1]["step"] == changes_for(setting, seed)["steps"]
+
+
+def run_one(setting, seed, args):
+    """Train with one setting; where the last tenth is to differ, stop before it and go on with the recipe changed."""
+    run_dir, changes = run_folder(setting, seed, args.out), changes_for(setting, seed)
+    if setting.last:
+        state_file, early = run_dir / STATE_FILE, round(changes["steps"] * (1 - LAST))
+        state = torch.load(state_file, weights_only=True) if state_file.exists() else None
+        if state is None or state["step"] < early:
+            run(changes | {"steps": early}, run_dir, args)
+            state = torch.load(state_file, weights_only=True)
+        if state["step"] < early:
+            return  # --minutes
+        state["recipe"] |= {"steps": changes["steps"], **setting.last}
+        save_atomically(state, state_file)
+    run(changes | setting.last, run_dir, args)
+
+
+def table(settings, args):
+    """Print the PSNR of the unchanged runs, and the differences of the others to them, as Markdown."""
+    datasets = {folder.name: open_dataset(folder) for folder in args.sets}
+    print(f"| setting |{''.join(f' {name}, {seed} |' for name in datasets for seed in args.seeds)}")
+    print(f"| --- |{' ---: |' * len(datasets) * len(args.seeds)}")
+    for setting in settings:
+        cells = []
+        for dataset in datasets.values():
+            for seed in args.seeds:
+                main, found = (quality(which, seed, dataset, args.out) for which in (SETTINGS[0], setting))
+                if setting is SETTINGS[0] and found:
+                    cells.append(f"{found:.3f}")
+                else:
+                    cells.append(f"{found - main:+.3f}" if main and found else "")
+        print(f"| {setting.name} | {' | '.join(cells)} |")
+
+
+@functools.cache
+def quality(setting, seed, dataset, out):
+    """Mean PSNR [dB] on a data set of what a run has made; None if it is not finished."""
+    if not is_finished(setting, seed, out):
+        return None
+    weights = run_folder(setting, seed, out) / PLAIN
+    return validation_psnr(load_model(find_entry(BASE.model, read_registry()), "cpu", weights).model, dataset, "cpu")
+
+
+if __name__ == "__main__":
+    exit_on_harness_error(main)
