@@ -19,12 +19,15 @@ WITHOUT = {  # what a build may not use, of what this processor has
 RUNTIMES = {"gcc": "libasan.so", "clang": "libclang_rt.asan-x86_64.so"}
 # Sizes that fit neither tiles nor strips, and one that is smaller than both.
 PROGRAM = """
+import ctypes
+
 import numpy as np
 import torch
 
 from models.cpu.nanosr_amx import NanoSR_amx
 from models.cpu.nanosr_winograd import NanoSR_winograd
 from training.cpu import convolution
+from utils.data import png
 from utils.evaluate import metrics
 
 built = []
@@ -68,11 +71,23 @@ attempt("winograd in bfloat16", lambda: network(lambda: NanoSR_winograd("bfloat1
 attempt("AMX", lambda: network(NanoSR_amx))
 attempt("training by AMX", lambda: training(convolution.AMX))
 attempt("training by Winograd", lambda: training(convolution.WINOGRAD))
-if metrics._compile_similarity():
+if metrics._compiled_similarity():
+    metrics.COMPILED_PIXELS = 0
     for shape in ((40, 51, 3), (19, 19, 3)):
         a, b = (np.random.default_rng(seed).integers(0, 256, shape, np.uint8) for seed in (1, 2))
         assert 0 < abs(metrics.ssim(a, b)) < 1
     built.append("SSIM")
+if png.compiled_if_possible(png.FILTERS):
+    png.PIXELS = range(1, 1000)
+    for shape in ((1, 1, 3), (7, 13, 3)):
+        image = np.random.default_rng(3).integers(0, 256, shape, np.uint8)
+        assert np.array_equal(png.decode(png.encode(image)), image)
+        for filter in range(6):  # the last does not exist
+            rows = np.random.default_rng(4).integers(0, 256, (shape[0], 1 + 3 * shape[1]), np.uint8)
+            rows[:, 0] = filter
+            given = png.unfilter(rows.tobytes(), image)
+            assert given == (filter != 5)
+    built.append("PNG")
 print("built:", ", ".join(built))
 """
 
@@ -104,5 +119,5 @@ def test_sources_are_clean(compiler, without, tmp_path):
     )
     assert run.returncode == 0, run.stderr[-4000:]
     assert "runtime error" not in run.stderr
-    assert "built: winograd" in run.stdout  # which every processor can do
+    assert "built: winograd" in run.stdout and "SSIM, PNG" in run.stdout  # which every processor can do
     assert without == "all" or "AMX" not in run.stdout

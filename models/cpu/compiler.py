@@ -1,10 +1,12 @@
 """C sources, compiled for this machine when they are needed."""
 
 import ctypes
+import functools
 import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 THEN = {"nothing": 0, "silu": 1, "attention": 2, "add": 3, "shuffle": 4}  # what follows a convolution; in C, SILU …
@@ -32,6 +34,23 @@ def compiled(source, *options, **values):
             errors = [line.rpartition("error:")[2].strip() for line in run.stderr.splitlines() if "error:" in line]
             raise RuntimeError(f"{compiler} cannot compile it: {(errors or ['it does not say why'])[0]}")
         return ctypes.CDLL(str(library))
+
+
+_compiling = threading.Lock()
+
+
+def compiled_if_possible(source, *options, **values):
+    """Return what `compiled` does, once for a process, whichever threads ask; None where it raises."""
+    with _compiling:
+        return _compiled_once(source, options, tuple(values.items()))
+
+
+@functools.cache
+def _compiled_once(source, options, values):
+    try:
+        return compiled(source, *options, **dict(values))
+    except RuntimeError:
+        return None
 
 
 def compiled_convolution(source, precision, given=4, **values):

@@ -1,15 +1,13 @@
 """PSNR and SSIM as the challenge defines them: pure functions of two 8-bit RGB images."""
 
 import ctypes
-import functools
 import platform
-import threading
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from models.cpu.compiler import compiled
+from models.cpu.compiler import compiled_if_possible
 
 SHAVE = 4  # pixels left out at each side, as many as the scale
 PEAK = 255.0
@@ -74,20 +72,10 @@ def _similarity_in_c(function, sr, hr):
     return function(*images, *strides, *sr.shape[:2], weights.ctypes.data, C1, C2, means.ctypes.data)
 
 
-_compiling = threading.Lock()
-
-
 def _compiled_similarity():
-    with _compiling:  # several threads may judge at once
-        return _compile_similarity()
-
-
-@functools.cache
-def _compile_similarity():
     wide = ["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []
-    try:
-        library = compiled(Path(__file__).with_name("ssim.c"), "-fopenmp-simd", *wide, WINDOW=WINDOW)
-    except RuntimeError:
+    library = compiled_if_possible(Path(__file__).with_name("ssim.c"), "-fopenmp-simd", *wide, WINDOW=WINDOW)
+    if library is None:
         return None
     pointer, number, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
     library.similarity.argtypes = [pointer] * 2 + [number] * 4 + [pointer, real, real, pointer]
