@@ -119,5 +119,6 @@ def test_sources_are_clean(compiler, without, tmp_path):
     )
     assert run.returncode == 0, run.stderr[-4000:]
     assert "runtime error" not in run.stderr
-    assert "built: winograd" in run.stdout and "SSIM, PNG" in run.stdout  # which every processor can do
+    assert "built: winograd" in run.stdout  # which every processor can do, like the next two
+    assert "SSIM, PNG" in run.stdout
     assert without == "all" or "AMX" not in run.stdout
