@@ -17,9 +17,11 @@ from training.recipe import load_recipe
 from training.validation import validation_psnr
 from utils.data.datasets import open_dataset
 from utils.data.sample import ensure_sample
-from utils.errors import HarnessError, exit_on_harness_error
+from utils.errors import DivergedError, HarnessError, exit_on_harness_error
 from utils.measure.environment import choose_device
 from utils.zoo.checkpoints import load_state_dict, load_strictly
+
+LEAP = 10  # times the first row's loss: a training whose loss leaps so far does not come back
 
 
 def main():
@@ -117,6 +119,11 @@ def run(trainer, feed, validation, run_dir, args):
                 trainer.seconds,
                 quality,
             )
+            if mean_loss > LEAP * log.first_loss:
+                raise DivergedError(
+                    f"step {step}: the loss, {mean_loss:.3g}, is more than {LEAP} times what it was at first; "
+                    "lower learning_rate and start anew in another --run_dir"
+                )
             bar.set_postfix_str(f"loss {mean_loss:.4f}" + (f", {quality:.3f} dB" if due else ""))
         if step % recipe.checkpoint_every == 0 and not last:
             trainer.save(run_dir)

@@ -45,6 +45,28 @@ def test_sweep_goes_on_after_a_training_that_diverged(tmp_path, monkeypatch):
     table.print_sweep(peers.PEERS[:1], found)
 
 
+def test_rates_that_diverge_in_the_long_run_give_way_to_the_next_best(tmp_path, monkeypatch):
+    peer = peers.PEERS[0]
+    ran = []
+
+    def run(changes, run_dir, _args):
+        factor = changes["learning_rate"] / load_recipe(peers.RECIPE).learning_rate
+        ran.append((run_dir.name, factor))
+        run_dir.mkdir(exist_ok=True)
+        if factor > 1:
+            raise DivergedError(f"{run_dir}: the training failed")
+
+    monkeypatch.setattr(command, "run", run)
+    (tmp_path / peers.SWEEP_FILE).write_text(json.dumps({peer.name: {"0.5": 3, "1.0": 2, "2.0": 1, "4.0": 2.5}}))
+    command.train([peer], argparse.Namespace(out=tmp_path, first_seed=True))
+    assert ran == [(peer.name, 2), (peer.name, 1)]
+    assert json.loads((tmp_path / peers.SWEEP_FILE).read_text())[peer.name]["2.0"] == math.inf
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {
+        peer.name,
+        f"{peer.name}_rates_times_2_diverged",
+    }
+
+
 @pytest.mark.parametrize(("status", "kind"), [(3, DivergedError), (2, HarnessError)])
 def test_failed_training_is_named_by_its_kind(tmp_path, monkeypatch, status, kind):
     script = tmp_path / "train.py"

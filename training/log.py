@@ -9,7 +9,10 @@ FIELDS = ("step", "loss", "gradient_norm", "learning_rate", "validation_psnr", "
 
 
 class TrainingLog:
-    """Appends rows to `folder`/log.csv; rows past `step`, left by a run killed after its last checkpoint, are cut."""
+    """Appends rows to `folder`/log.csv; rows past `step`, left by a run killed after its last checkpoint, are cut.
+
+    `first_loss` is that of the run's first row, None before there is one.
+    """
 
     def __init__(self, folder, step):
         self.path = Path(folder) / "log.csv"
@@ -18,6 +21,7 @@ class TrainingLog:
         self.writer = csv.DictWriter(self.file, FIELDS, lineterminator="\n")
         self.writer.writeheader()
         self.writer.writerows(rows)
+        self.first_loss = float(rows[0]["loss"]) if rows else None
         self.events = SummaryWriter(str(Path(folder) / "events"), purge_step=step or None)
 
     def write(self, step, loss, gradient_norm, learning_rate, seconds, validation_psnr=None):
@@ -32,6 +36,7 @@ class TrainingLog:
         }
         self.writer.writerow(row)
         self.file.flush()
+        self.first_loss = loss if self.first_loss is None else self.first_loss
         for key in FIELDS[1:]:
             if row[key]:
                 self.events.add_scalar(key, float(row[key]), step)

@@ -4,8 +4,8 @@ Method. Every network is trained from scratch by training/recipes/equal_conditio
 order (they hang on the seed alone), the same number of steps, the same schedule. Only the learning rates are the
 network's own: both are multiplied by one factor, chosen by `sweep` among FACTORS, and beyond them while the best lies
 at an end, in short runs of the whole schedule, by the mean training loss over their last fifth; the loss is on the same
-patches for all, no benchmark takes part in the choice, and a run that diverges counts as the worst. `train` goes on
-with what is not finished; `--only NAME` and `--minutes M` limit it.
+patches for all, no benchmark takes part in the choice, and rates that diverge, be it in `train`, count as the worst.
+`train` goes on with what is not finished; `--only NAME` and `--minutes M` limit it.
 
 `table` prints, for every finished run, the PSNR (RGB, as the protocol has it) on data folders, beside that of published
 weights if there are any; counts; the time of a forward pass on 510 x 339 and of a training step on this machine, the

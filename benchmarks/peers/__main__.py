@@ -78,14 +78,30 @@ def last_loss(run_dir):
 
 
 def train(peers, args):
-    """Train each network with each of its seeds, with the rates that the sweep liked best."""
+    """Train each network with each of its seeds, with the rates that the sweep liked best.
+
+    Rates that diverge in the longer run count as the worst from then on, and the next best are taken.
+    """
     found = read_sweep(args.out)
     for peer in peers:
-        if next_factor(found.get(peer.name, {})) is not None:
+        losses = found.get(peer.name, {})
+        if next_factor(losses) is not None:
             raise HarnessError(f"{args.out / SWEEP_FILE}: no complete sweep of {peer.name}; run `sweep` first")
-        factor = best_factor(found[peer.name])
         for seed in peer.seeds[:1] if args.first_seed else peer.seeds:
-            run(peer.changes(factor, seed), run_folder(args.out, peer, seed), args)
+            run_dir = run_folder(args.out, peer, seed)
+            while not train_once(peer, seed, run_dir, factor := best_factor(losses), args):
+                run_dir.rename(run_dir.with_name(f"{run_dir.name}_rates_times_{factor:g}_diverged"))
+                losses[str(factor)] = math.inf
+                write_json(args.out / SWEEP_FILE, found)
+
+
+def train_once(peer, seed, run_dir, factor, args):
+    """Train with the rates times `factor`; return whether that went well."""
+    try:
+        run(peer.changes(factor, seed), run_dir, args)
+    except DivergedError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -55,6 +55,15 @@ def test_checkpoint_fuses_to_the_exported_average(command, recipe_path, prepared
     assert all(torch.equal(actual[key], value) for key, value in expected.items())
 
 
+def test_loss_that_leaps_ends_the_training(command, recipe_path, prepared, pairs, tmp_path):
+    words = train_command(recipe_path, prepared, tmp_path / "run", pairs)
+    result = command(*words, "--set", "learning_rate=0.1", "muon_learning_rate=0.0", "warmup=3")
+    assert result.returncode == 3
+    assert "times what it was at first" in result.stderr
+    rows = read_log(tmp_path / "run" / "log.csv")
+    assert float(rows[-1]["loss"]) > 10 * float(rows[0]["loss"])
+
+
 def test_minutes_stop_at_a_checkpoint(command, recipe_path, prepared, pairs, tmp_path):
     result = command(*train_command(recipe_path, prepared, tmp_path / "run", pairs, "--minutes", 0))
     assert result.returncode == 0, result.stderr
