@@ -14,6 +14,7 @@ processes, one seed and one core each, do an eighth more than one process on two
 
 import argparse
 import functools
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def run_all(settings, args):
 
 def run_folder(setting, seed, out):
     """Where a run of the study lies."""
-    return out / f"{setting.name.replace(' ', '_').replace(',', '')}_{seed}"
+    return out / re.sub(r"\W+", "_", f"{setting.name} {seed}")
 
 
 def is_finished(setting, seed, out):
