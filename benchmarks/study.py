@@ -21,18 +21,17 @@ from pathlib import Path
 import torch
 
 from benchmarks.peers import RECIPE, run
+from benchmarks.peers.table import print_head, print_row, qualities
+from training.forms import trained_model
 from training.log import read_log
 from training.loop import STATE_FILE
 from training.recipe import load_recipe
-from training.validation import validation_psnr
 from utils.data.datasets import open_dataset
 from utils.errors import DivergedError, HarnessError, exit_on_harness_error
 from utils.zoo.checkpoints import save_atomically
-from utils.zoo.registry import find_entry, load_model, read_registry
 
 STEPS = 3000
 SEEDS = (2026, 2027)
-PLAIN = "team07_NanoSR.pth"
 LAST = 0.1  # of a run, where `last` applies
 CONSTANT = {"milestones": [], "gamma": 1.0}
 
@@ -88,11 +87,11 @@ def main():
     {"run": run_all, "table": table}[args.what](settings, args)
 
 
-def changes_for(setting, seed, steps=STEPS):
-    """Return what the recipe is changed to: {key: value}. `steps` are of the recipe's own batch and patch."""
+def changes_for(setting, seed):
+    """Return what the recipe is changed to: {key: value}. STEPS are of the recipe's own batch and patch."""
     recipe = asdict(BASE) | setting.changes
     own = BASE.batch * BASE.hr_patch**2 / (recipe["batch"] * recipe["hr_patch"] ** 2)
-    run_steps = round(steps * own)
+    run_steps = round(STEPS * own)
     share = run_steps / BASE.steps
     changed = {
         "seed": seed,
@@ -148,19 +147,18 @@ def run_one(setting, seed, args):
 
 def table(settings, args):
     """Print the PSNR of the unchanged runs, and the differences of the others to them, as Markdown."""
-    datasets = {folder.name: open_dataset(folder) for folder in args.sets}
-    print(f"| setting |{''.join(f' {name}, {seed} |' for name in datasets for seed in args.seeds)}")
-    print(f"| --- |{' ---: |' * len(datasets) * len(args.seeds)}")
+    datasets = [open_dataset(folder) for folder in args.sets]
+    print_head(["setting", *(f"{folder.name}, {seed}" for folder in args.sets for seed in args.seeds)])
     for setting in settings:
         cells = []
-        for dataset in datasets.values():
+        for dataset in datasets:
             for seed in args.seeds:
                 main, found = (quality(which, seed, dataset, args.out) for which in (SETTINGS[0], setting))
                 if setting is SETTINGS[0] and found:
                     cells.append(f"{found:.3f}")
                 else:
                     cells.append(f"{found - main:+.3f}" if main and found else "")
-        print(f"| {setting.name} | {' | '.join(cells)} |")
+        print_row([setting.name, *cells])
 
 
 @functools.cache
@@ -168,8 +166,8 @@ def quality(setting, seed, dataset, out):
     """Mean PSNR [dB] on a data set of what a run has made; None if it is not finished."""
     if not is_finished(setting, seed, out):
         return None
-    weights = run_folder(setting, seed, out) / PLAIN
-    return validation_psnr(load_model(find_entry(BASE.model, read_registry()), "cpu", weights).model, dataset, "cpu")
+    weights = run_folder(setting, seed, out) / trained_model(BASE.model).plain_file
+    return qualities(BASE.model, weights, [dataset])[0]
 
 
 if __name__ == "__main__":

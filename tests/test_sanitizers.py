@@ -19,8 +19,6 @@ WITHOUT = {  # what a build may not use, of what this processor has
 RUNTIMES = {"gcc": "libasan.so", "clang": "libclang_rt.asan-x86_64.so"}
 # Sizes that fit neither tiles nor strips, and one that is smaller than both.
 PROGRAM = """
-import ctypes
-
 import numpy as np
 import torch
 

@@ -56,7 +56,7 @@ def test_table_has_differences_to_the_same_seed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "open_dataset", lambda folder: folder)
     settings = [study.SETTINGS[0], study.SETTINGS[9]]
     study.table(settings, argparse.Namespace(out=tmp_path, seeds=(1, 2), sets=[tmp_path / "Set14"]))
-    assert capsys.readouterr().out.splitlines()[2:] == [
+    assert capsys.readouterr().out.splitlines()[3:] == [
         "| as the recipe has it | 27.000 |  |",
         "| batch 8 | +0.250 |  |",
     ]

@@ -58,17 +58,16 @@ def print_quality(logs, args):
     print_head(["network", "seed", *names, *published])
     for (peer, seed), _ in logs.items():
         file = trained_model(peer.model).plain_file
-        cells = qualities(peer, run_folder(args.out, peer, seed) / file, datasets)
+        values = qualities(peer.model, run_folder(args.out, peer, seed) / file, datasets)
         if args.published:
-            cells += qualities(peer, args.published / file, datasets)
-        print_row([peer.name, seed, *cells])
+            values += qualities(peer.model, args.published / file, datasets)
+        print_row([peer.name, seed, *(f"{value:.3f}" for value in values)])
 
 
-def qualities(peer, checkpoint, datasets):
-    """Mean PSNR of a network with these weights on each data set, as text."""
-    loaded = load_model(find_entry(peer.model, read_registry()), "cpu", checkpoint)
-    results = [validation_psnr(loaded.model, data, "cpu", loaded.entry.data_range) for data in datasets]
-    return [f"{value:.3f}" for value in results]
+def qualities(id_, checkpoint, datasets):
+    """Mean PSNR [dB] of a network of the registry with these weights on each data set."""
+    loaded = load_model(find_entry(id_, read_registry()), "cpu", checkpoint)
+    return [validation_psnr(loaded.model, data, "cpu", loaded.entry.data_range) for data in datasets]
 
 
 def print_cost(logs):
