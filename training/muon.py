@@ -40,8 +40,11 @@ def orthogonalize(matrices, scale=1.0):
 
 
 def lain_as(tensor, weight):
-    """Return a tensor in a weight's memory layout: itself, if it is."""
-    return tensor if tensor.stride() == weight.stride() else torch.empty_like(weight).copy_(tensor)
+    """Return a tensor in a weight's memory layout: itself, if it is. The stride of a side of 1 says nothing."""
+    strides = zip(weight.shape, tensor.stride(), weight.stride(), strict=True)
+    if all(side == 1 or given == wanted for side, given, wanted in strides):
+        return tensor
+    return torch.empty_like(weight).copy_(tensor)
 
 
 def matrix(weight):
@@ -79,9 +82,7 @@ class Muon(torch.optim.Optimizer):
         gradients = [matrix(lain_as(weight.grad, weight)) for weight in weights]
         weights = [matrix(weight) for weight in weights]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        ahead = weights[0].new_empty(len(weights), *weights[0].shape)
-        for gradient, momentum, into in zip(gradients, momenta, ahead, strict=True):
-            torch.lerp(gradient, momentum, group["momentum"], out=into)
+        ahead = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
         updates = orthogonalize(ahead, group["lr"] * ADAMW_RMS * max(ahead.shape[1:]) ** 0.5)
         if group["weight_decay"]:
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])

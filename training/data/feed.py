@@ -99,9 +99,24 @@ class ResidentFeed:
 
     def batches(self, start, stop):
         """Yield (LR B x 3 x p/4 x p/4, HR B x 3 x p x p) uint8, channels last in memory, for steps start … stop - 1."""
+        if self.device.type != "cuda":
+            yield from map(self._batch, range(start, stop))
+            return
+        # On a stream of its own: the choice among candidates is waited for, and on the training's one would be waited
+        # for until the step before is over.
+        stream, training = torch.cuda.Stream(self.device, priority=-1), torch.cuda.current_stream(self.device)
+        stream.wait_stream(training)  # which loaded the set
         for step in range(start, stop):
-            patches = self.plan.draw(step, lambda drawn: detail(self._gather(self.lr, drawn, SCALE)))
-            yield self._gather(self.lr, patches, SCALE), self._gather(self.hr, patches, 1)
+            with torch.cuda.stream(stream):
+                batch = self._batch(step)
+            training.wait_stream(stream)
+            for tensor in batch:
+                tensor.record_stream(training)  # or its memory would be given anew while a step reads it
+            yield batch
+
+    def _batch(self, step):
+        patches = self.plan.draw(step, lambda drawn: detail(self._gather(self.lr, drawn, SCALE)))
+        return self._gather(self.lr, patches, SCALE), self._gather(self.hr, patches, 1)
 
     def _gather(self, flat, patches, shrink):
         scale, side = SCALE // shrink, self.plan.hr_patch // shrink
