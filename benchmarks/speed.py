@@ -52,7 +52,14 @@ VARIANTS = {  # registry id, number type of the arithmetic
         211: torch.bfloat16,
         213: torch.bfloat16,
     },
-    "cuda": {REFERENCE: torch.float32, 207: torch.float32, 208: torch.bfloat16, 209: torch.float16, 212: torch.float16},
+    "cuda": {
+        REFERENCE: torch.float32,
+        207: torch.float32,
+        215: torch.float32,
+        208: torch.bfloat16,
+        209: torch.float16,
+        212: torch.float16,
+    },
 }
 
 

@@ -4,12 +4,13 @@ Method. Each variant trains NanoSR from the same initial weights on one batch th
 starts. A step is what `train.py` does: forward, backward, gradient norm, AdamW, running average. The variants take
 turns, one step each per round, so that a busy machine slows all of them; the first rounds warm up and do not count.
 Shown are the median time of a step, its 10th and 90th percentile, and the ratio of the reference's median to it; the
-reference is the branches in float32. Peak memory is of a process of its own per variant: on a GPU
-`max_memory_allocated`, on a CPU the growth of the resident memory over three steps. Feeding is timed alone, without a
+reference is the branches in float32. Peak memory is, on a GPU, `max_memory_allocated` less what was held before; on a
+CPU the growth of the resident memory of a process of its own over three steps. Feeding is timed alone, without a
 step, over batches of the size that training takes.
 """
 
 import argparse
+import gc
 import multiprocessing
 import tempfile
 import time
@@ -48,19 +49,20 @@ class Variant:
     form: str
     precision: str
     channels_last: bool = True
+    compile: bool = False
     cuda_graph: bool = False
     own: bool = False  # convolutions, by training/cpu
 
     def of(self, recipe):
         """The recipe in this way; the plain form is trained by itself."""
-        ways = {key: getattr(self, key) for key in ("form", "precision", "channels_last", "cuda_graph")}
+        ways = {key: getattr(self, key) for key in ("form", "precision", "channels_last", "compile", "cuda_graph")}
         return replace(recipe, **ways, **({"model": PLAIN_NANOSR} if self.form == "plain" else {}))
 
     def possible(self, device):
         """Whether this machine can do it."""
         if device.type == "cuda":
             return not self.own
-        return not self.cuda_graph and (chosen() is not None or not self.own)
+        return not (self.compile or self.cuda_graph) and (chosen() is not None or not self.own)
 
 
 REFERENCE = Variant("branches", "float32", channels_last=False)
@@ -71,7 +73,9 @@ VARIANTS = (
     Variant("branches", "bfloat16"),
     Variant("collapsed", "bfloat16"),
     Variant("collapsed", "bfloat16", own=True),
+    Variant("branches", "bfloat16", cuda_graph=True),
     Variant("collapsed", "bfloat16", cuda_graph=True),
+    Variant("collapsed", "bfloat16", compile=True, cuda_graph=True),
     Variant("plain", "bfloat16"),
     Variant("plain", "bfloat16", own=True),
 )
@@ -95,16 +99,19 @@ def main():
         f"{environment['date'][:10]}; batch {recipe.batch} of {recipe.hr_patch} x {recipe.hr_patch} HR, "
         f"{args.warmup} warm-up and {args.rounds} timed rounds\n"
     )
-    print("| form | precision | layout | graph | convolutions | ms per step (10-90 %) | steps/s | ratio | peak [MiB] |")
-    print("| --- | --- | --- | --- | --- | ---: | ---: | ---: | ---: |")
+    print(
+        "| form | precision | layout | compiled | graph | convolutions | ms per step (10-90 %) | steps/s | ratio "
+        "| peak [MiB] |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | ---: | ---: | ---: | ---: |")
     for variant in variants:
         p10, median, p90 = np.percentile(times[variant], [10, 50, 90])
         ratio = np.median(times[REFERENCE]) / median
         layout = "channels_last" if variant.channels_last else "contiguous"
-        graph = "yes" if variant.cuda_graph else "no"
+        compiled, graph = ("yes" if used else "no" for used in (variant.compile, variant.cuda_graph))
         convolutions = chosen().source.stem if variant.own else "torch"
         print(
-            f"| {variant.form} | {variant.precision} | {layout} | {graph} | {convolutions} "
+            f"| {variant.form} | {variant.precision} | {layout} | {compiled} | {graph} | {convolutions} "
             f"| {median:.1f} ({p10:.1f}-{p90:.1f}) | {1000 / median:.2f} | {ratio:.2f} "
             f"| {peak_mib(recipe, variant, device):.0f} |"
         )
@@ -156,22 +163,29 @@ def synchronize(device):
 
 
 def peak_mib(recipe, variant, device):
-    """Peak memory [MiB] of a process that does a few steps of one variant."""
+    """Peak memory [MiB] that a few steps of one variant take, beside what is held already."""
+    if device.type == "cuda":
+        gc.collect()
+        held = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        few_steps(recipe, variant, device)
+        return (torch.cuda.max_memory_allocated(device) - held) / 2**20
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        return pool.apply(_peak_in_child, (recipe, variant, device.type))
+        return pool.apply(_growth, (recipe, variant, device))
 
 
-def _peak_in_child(recipe, variant, device_type):
-    device = choose_device(device_type)
-    lr, hr = random_batch(recipe, device)
+def _growth(recipe, variant, device):
     before = psutil.Process().memory_info().rss
+    few_steps(recipe, variant, device)
+    return (peak_rss_bytes() - before) / 2**20
+
+
+def few_steps(recipe, variant, device):
+    """Do so many steps that every memory that a step takes was taken."""
     (step,) = updates(recipe, [variant], device).values()
     for _ in range(5 if variant.cuda_graph else 3):
-        step(lr, hr)
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return (peak_rss_bytes() - before) / 2**20
+        step(*random_batch(recipe, device))
 
 
 def feed_rates(recipe, device, rounds):

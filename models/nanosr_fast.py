@@ -2,8 +2,8 @@
 
 What it does differently: channels-last memory throughout; no concatenation, the 1x1 convolution over it is a sum of
 four matrix products; activations and attention in place; optionally bfloat16 or float16 arithmetic; on a GPU, a size
-that comes again is one CUDA graph, and the attention can be one Triton kernel. Imports only torch, and Triton, which
-comes with torch for GPUs, where that is wanted.
+that comes again is one CUDA graph, and what is after a convolution can be one Triton kernel. Imports only torch, and Triton
+where that is wanted, which comes with torch for GPUs.
 """
 
 import torch
@@ -27,67 +27,84 @@ BLOCK = 1024  # values of a Triton program
 if triton:
 
     @triton.jit
-    def attention_kernel(o3, x, count, block: tl.constexpr):
-        """Write (o3 + x) * (sigmoid(o3) - 0.5) over o3, computed in float32: two reads and a write of memory."""
-        at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-        inside = at < count
-        z = tl.load(o3 + at, mask=inside).to(tl.float32)
-        features = tl.load(x + at, mask=inside).to(tl.float32)
-        tl.store(o3 + at, (z + features) * (tl.sigmoid(z) - 0.5), mask=inside)
+    def finish_kernel(
+        y, bias, x, count, attends: tl.constexpr, activates: tl.constexpr, channels: tl.constexpr, block: tl.constexpr
+    ):
+        """Add the bias to a convolution's output, activate or attend, in float32: a read and a write of each value."""
+        start = tl.program_id(0).to(tl.int64) * block
+        offset = tl.arange(0, block)
+        inside = start + offset < count
+        channel = ((start % channels).to(tl.int32) + offset) % channels
+        z = tl.load(y + start + offset, mask=inside).to(tl.float32) + tl.load(bias + channel).to(tl.float32)
+        if activates:
+            z = z * tl.sigmoid(z)
+        if attends:
+            z = (z + tl.load(x + start + offset, mask=inside).to(tl.float32)) * (tl.sigmoid(z) - 0.5)
+        tl.store(y + start + offset, z, mask=inside)
 
 
-def attend(o3, x, spare):
-    """Return (o3 + x) * (sigmoid(o3) - 0.5) in o3's memory; `spare`, of the same shape, is overwritten."""
-    # Fresh memory for the weight would cost more than the sigmoid.
-    weight = torch.sigmoid(o3, out=spare).sub_(0.5)
-    return o3.add_(x).mul_(weight)
-
-
-def attend_with_triton(o3, x, _spare):
-    """As `attend`, in one kernel. Both tensors lie in the same order in memory without gaps."""
-    attention_kernel[(triton.cdiv(o3.numel(), BLOCK),)](o3, x, o3.numel(), block=BLOCK)
-    return o3
+def finish(y, bias, x=None, activates=False):
+    """Turn a convolution's output y, channels last, into y + bias, SiLU of it, or attention to x, in its memory."""
+    grid = (triton.cdiv(y.numel(), BLOCK),)
+    finish_kernel[grid](y, bias, x, y.numel(), x is not None, activates, channels=len(bias), block=BLOCK)
+    return y
 
 
 class Conv3x3(nn.Module):
-    """3x3 convolution, zero padding 1, with bias."""
+    """3x3 convolution, zero padding 1, with bias; then nothing, SiLU, or attention: (y + x) * (sigmoid(y) - 0.5).
+
+    What is after it is one Triton kernel together with the bias, if `in_one`.
+    """
 
     def __init__(self, c_in, c_out):
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, 3, padding=1)
 
-    def forward(self, x):
-        return self.conv(x)
+    def forward(self, x, in_one=False):
+        return finish(self._without_bias(x), self.conv.bias) if in_one else self.conv(x)
+
+    def activate(self, x, in_one):
+        if in_one:
+            return finish(self._without_bias(x), self.conv.bias, activates=True)
+        return F.silu(self.conv(x), inplace=True)
+
+    def attend(self, features, x, in_one):
+        """Weigh x by the convolution of `features`, which is overwritten."""
+        if in_one:
+            return finish(self._without_bias(features), self.conv.bias, x)
+        y = self.conv(features)
+        weight = torch.sigmoid(y, out=features).sub_(0.5)  # fresh memory would cost more than the sigmoid
+        return y.add_(x).mul_(weight)
+
+    def _without_bias(self, x):
+        return F.conv2d(x, self.conv.weight, padding=1)
 
 
 class PixelAttention(nn.Module):
     """Three convolutions; the last one's output carries the features and weighs them."""
 
-    def __init__(self, channels, with_triton):
+    def __init__(self, channels):
         super().__init__()
         self.conv_1 = Conv3x3(channels, channels)
         self.conv_2 = Conv3x3(channels, channels)
         self.conv_3 = Conv3x3(channels, channels)
-        self.with_triton = with_triton
 
-    def forward(self, x):
-        o1 = F.silu(self.conv_1(x), inplace=True)
-        o2 = F.silu(self.conv_2(o1), inplace=True)
-        o3 = self.conv_3(o2)
-        use = attend_with_triton if self.with_triton and not torch.jit.is_tracing() else attend
-        return use(o3, x, o2), o1
+    def forward(self, x, in_one):
+        o1 = self.conv_1.activate(x, in_one)
+        o2 = self.conv_2.activate(o1, in_one)
+        return self.conv_3.attend(o2, x, in_one), o1
 
 
 class RepBlock(nn.Module):
     """Feature extraction followed by pixel attention."""
 
-    def __init__(self, channels, with_triton):
+    def __init__(self, channels):
         super().__init__()
         self.feature_extractor = Conv3x3(channels, channels)
-        self.pixel_attention = PixelAttention(channels, with_triton)
+        self.pixel_attention = PixelAttention(channels)
 
-    def forward(self, x):
-        return self.pixel_attention(self.feature_extractor(x))
+    def forward(self, x, in_one):
+        return self.pixel_attention(self.feature_extractor(x, in_one), in_one)
 
 
 class NanoSR_fast(nn.Module):
@@ -104,11 +121,11 @@ class NanoSR_fast(nn.Module):
         super().__init__()
         if with_triton and triton is None:
             raise RuntimeError("needs Triton, which comes with torch for GPUs; take the backend fast")
-        self.dtype = getattr(torch, precision)
+        self.dtype, self.with_triton = getattr(torch, precision), with_triton
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.conv_1 = Conv3x3(num_in_ch, CHANNELS)
         for number in range(1, 7):
-            self.add_module(f"block_{number}", RepBlock(CHANNELS, with_triton))
+            self.add_module(f"block_{number}", RepBlock(CHANNELS))
         self.conv_2 = Conv3x3(CHANNELS, CHANNELS)
         self.conv_cat = nn.Conv2d(4 * CHANNELS, CHANNELS, 1)
         self.upsampler = nn.Sequential(nn.Conv2d(CHANNELS, num_out_ch * SCALE**2, 3, padding=1), nn.PixelShuffle(SCALE))
@@ -129,12 +146,12 @@ class NanoSR_fast(nn.Module):
     def forward(self, lr):
         # Tracing and hooks would see nothing of a replay.
         if not lr.is_cuda or torch.jit.is_tracing() or self.upsampler[0]._forward_hooks:
-            return self._restore(lr)
+            return self._restore(lr, in_one=False)
         if lr.shape not in self._graphs:
             if len(self._graphs) == MAX_GRAPHS:
                 del self._graphs[next(iter(self._graphs))]
             self._graphs[lr.shape] = None
-            return self._restore(lr)
+            return self._restore(lr, self.with_triton)
         if self._graphs[lr.shape] is None:
             self._graphs[lr.shape] = self._capture(lr)
         graph, graph_lr, graph_sr = self._graphs[lr.shape]
@@ -146,22 +163,27 @@ class NanoSR_fast(nn.Module):
         graph, graph_lr = torch.cuda.CUDAGraph(), lr.clone()
         side = torch.cuda.Stream()  # capture wants its warm-up on another stream
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._restore(graph_lr)
-        torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph):
-            graph_sr = self._restore(graph_lr)
+        # The warm-up tries cuDNN's algorithms: what cuDNN takes for float16 by itself is slower than for bfloat16.
+        before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+        try:
+            with torch.cuda.stream(side):
+                self._restore(graph_lr, self.with_triton)
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph):
+                graph_sr = self._restore(graph_lr, self.with_triton)
+        finally:
+            torch.backends.cudnn.benchmark = before
         return graph, graph_lr, graph_sr
 
-    def _restore(self, lr):
+    def _restore(self, lr, in_one):
         x = ((lr - self.mean) * IMG_RANGE).to(self.dtype, memory_format=torch.channels_last)
-        f0 = self.conv_1(x)  # 1 x 48 x H x W, as all that follows
-        out_1, _ = self.block_1(f0)
+        f0 = self.conv_1(x, in_one)  # 1 x 48 x H x W, as all that follows
+        out_1, _ = self.block_1(f0, in_one)
         out = out_1
         for block in (self.block_2, self.block_3, self.block_4, self.block_5):
-            out, _ = block(out)
-        out_6, o1 = self.block_6(out)
-        f = self._weighted_sum(f0, self.conv_2(out_6), out_1, o1)
+            out, _ = block(out, in_one)
+        out_6, o1 = self.block_6(out, in_one)
+        f = self._weighted_sum(f0, self.conv_2(out_6, in_one), out_1, o1)
         return self.upsampler(f).float()  # 1 x 3 x 4H x 4W
 
     def _weighted_sum(self, *features):

@@ -1,6 +1,7 @@
 """A training step as one CUDA graph."""
 
 import math
+from contextlib import contextmanager
 
 import torch
 
@@ -24,14 +25,14 @@ class GraphedUpdate:
             self.eager_steps -= 1
             side = torch.cuda.Stream()  # capture wants its warm-up on another stream
             side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+            with torch.cuda.stream(side), fastest_algorithms():
                 result = trainer.update(lr, hr)
             torch.cuda.current_stream().wait_stream(side)
             return result
         if self.graph is None:
             self.lr, self.hr = lr.clone(), hr.clone()
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):  # records, runs nothing
+            with fastest_algorithms(), torch.cuda.graph(self.graph):  # records, runs nothing
                 self.loss, self.norm = trainer.gradients(self.lr, self.hr)
                 trainer.apply()
         trainer.set_learning_rates()
@@ -53,3 +54,13 @@ class GraphedUpdate:
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     self.trainer.step = first + offset
                     raise FloatingPointError(f"loss {loss}, gradient norm {norm}")
+
+
+@contextmanager
+def fastest_algorithms():
+    """Let cuDNN try its algorithms for each convolution of a new shape, which pays where the shapes stay as they are."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

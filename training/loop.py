@@ -45,6 +45,8 @@ class Trainer:
         self.average = deepcopy(self.model).requires_grad_(False) if recipe.ema_decay else None
         self.optimizers = self._make_optimizers()
         self.forward = with_own_convolutions(self.model) if own else self.model
+        if recipe.compile and self.device.type == "cuda":
+            self.forward = torch.compile(self.forward)
         if world > 1:
             self.forward = DistributedDataParallel(self.forward, broadcast_buffers=False)
         self.step = 0

@@ -16,27 +16,43 @@ STEPS = 5
 ADAMW_RMS = 0.2  # root mean square of an AdamW update at learning rate 1, from the second source
 
 
-def orthogonalize(matrices, scale=1.0):
-    """Return N x R x C matrices with the singular vectors of the given ones and singular values about `scale`.
+def orthogonalize(stacks, scales):
+    """Return for each N x R x C stack of matrices one with their singular vectors and singular values about its scale.
 
     They are 0.7 to 1.2 times that. Each step multiplies x by a polynomial of x x'. All of these are polynomials of the
-    first, so what is iterated is that small square matrix, and the product of the polynomials is applied once. It is
-    computed in float32, since that square holds small singular values squared, and returned in the dtype given.
+    first, so what is iterated is that small square matrix, for all stacks of one shorter side together, and the product
+    of the polynomials is applied once. It is computed in float32, since that square holds small singular values
+    squared, and returned in the dtype given.
     """
+    wide = [stack.float() if stack.shape[1] <= stack.shape[2] else stack.mT.float() for stack in stacks]
+    grams = [x @ x.mT for x in wide]
+    norms = [gram.diagonal(dim1=1, dim2=2).sum(1).clamp_min(1e-14).sqrt_()[:, None, None] for gram in grams]
+    by_side = defaultdict(list)
+    for number, (gram, norm) in enumerate(zip(grams, norms, strict=True)):
+        by_side[len(gram[0])].append((number, gram / norm.square()))
+    products = {}
+    for numbered in by_side.values():
+        numbers, squares = zip(*numbered, strict=True)
+        product = polynomials(torch.cat(squares))
+        products |= zip(numbers, product.split([len(square) for square in squares]), strict=True)
+    results = []
+    for number, (stack, x) in enumerate(zip(stacks, wide, strict=True)):
+        x = (products[number] * (scales[number] / norms[number])) @ x
+        results.append((x if x.shape == stack.shape else x.mT).to(stack.dtype))
+    return results
+
+
+def polynomials(gram):
+    """Return what multiplies x after all steps, from x x' of a normalized x."""
     a, b, c = QUINTIC
-    wide = matrices.shape[1] <= matrices.shape[2]
-    x = (matrices if wide else matrices.mT).float()
-    gram = x @ x.mT
-    square = gram.diagonal(dim1=1, dim2=2).sum(1).clamp_min(1e-14)[:, None, None]  # of the norm
-    gram, product = gram / square, None
+    product = None
     for step in range(STEPS):
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         polynomial.diagonal(dim1=1, dim2=2).add_(a)
         product = polynomial if product is None else polynomial @ product
         if step + 1 < STEPS:
             gram = polynomial @ gram @ polynomial
-    x = (product * (scale * square.rsqrt())) @ x
-    return (x if wide else x.mT).to(matrices.dtype)
+    return product
 
 
 def lain_as(tensor, weight):
@@ -71,19 +87,20 @@ class Muon(torch.optim.Optimizer):
             by_shape = defaultdict(list)
             for weight in group["params"]:
                 by_shape[weight.shape].append(weight)
-            for weights in by_shape.values():
-                self._update(weights, group)
+            stacks = [self._directions(weights, group["momentum"]) for weights in by_shape.values()]
+            scales = [group["lr"] * ADAMW_RMS * max(stack.shape[1:]) ** 0.5 for stack in stacks]
+            for weights, updates in zip(by_shape.values(), orthogonalize(stacks, scales), strict=True):
+                weights = [matrix(weight) for weight in weights]
+                if group["weight_decay"]:
+                    torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_sub_(weights, updates.unbind())
 
-    def _update(self, weights, group):
+    def _directions(self, weights, share):
+        """Move the momenta of weights of one shape; return Nesterov's directions as a stack of matrices."""
         for weight in weights:
             momentum = self.state[weight].get("momentum")
             self.state[weight]["momentum"] = torch.zeros_like(weight) if momentum is None else lain_as(momentum, weight)
         momenta = [matrix(self.state[weight]["momentum"]) for weight in weights]
         gradients = [matrix(lain_as(weight.grad, weight)) for weight in weights]
-        weights = [matrix(weight) for weight in weights]
-        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        ahead = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
-        updates = orthogonalize(ahead, group["lr"] * ADAMW_RMS * max(ahead.shape[1:]) ** 0.5)
-        if group["weight_decay"]:
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_sub_(weights, updates.unbind())
+        torch._foreach_lerp_(momenta, gradients, 1 - share)
+        return torch.stack(torch._foreach_lerp(gradients, momenta, share))

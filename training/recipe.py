@@ -45,6 +45,7 @@ class Recipe:
     form: str  # "plain", or of a training form "collapsed" or "branches"
     precision: str  # "float32" or "bfloat16" (autocast)
     channels_last: bool
+    compile: bool  # on a GPU, let torch.compile fuse what is between convolutions; the first step takes a minute then
     cuda_graph: bool  # with one GPU, replay the whole step as one CUDA graph
     # how often
     log_every: int

@@ -32,6 +32,7 @@ ema_decay = 0.9
 form = "collapsed"
 precision = "float32"
 channels_last = true
+compile = false
 cuda_graph = false
 log_every = 1
 validate_every = 3
