@@ -57,6 +57,7 @@ VARIANTS = {  # registry id, number type of the arithmetic
         207: torch.float32,
         215: torch.float32,
         208: torch.bfloat16,
+        216: torch.bfloat16,
         209: torch.float16,
         212: torch.float16,
     },

@@ -2,8 +2,8 @@
 
 What it does differently: channels-last memory throughout; no concatenation, the 1x1 convolution over it is a sum of
 four matrix products; activations and attention in place; optionally bfloat16 or float16 arithmetic; on a GPU, a size
-that comes again is one CUDA graph, and what is after a convolution can be one Triton kernel. Imports only torch, and Triton
-where that is wanted, which comes with torch for GPUs.
+that comes again is one CUDA graph, and what is after a convolution can be one Triton kernel. Imports only torch, and
+Triton where that is wanted, which comes with torch for GPUs.
 """
 
 import torch
@@ -163,8 +163,10 @@ class NanoSR_fast(nn.Module):
         graph, graph_lr = torch.cuda.CUDAGraph(), lr.clone()
         side = torch.cuda.Stream()  # capture wants its warm-up on another stream
         side.wait_stream(torch.cuda.current_stream())
-        # The warm-up tries cuDNN's algorithms: what cuDNN takes for float16 by itself is slower than for bfloat16.
-        before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+        # The warm-up tries all of cuDNN's algorithms: what it takes for float16 by itself is slower than for bfloat16.
+        cudnn = torch.backends.cudnn
+        before = cudnn.benchmark, cudnn.benchmark_limit
+        cudnn.benchmark, cudnn.benchmark_limit = True, 0
         try:
             with torch.cuda.stream(side):
                 self._restore(graph_lr, self.with_triton)
@@ -172,7 +174,7 @@ class NanoSR_fast(nn.Module):
             with torch.cuda.graph(graph):
                 graph_sr = self._restore(graph_lr, self.with_triton)
         finally:
-            torch.backends.cudnn.benchmark = before
+            cudnn.benchmark, cudnn.benchmark_limit = before
         return graph, graph_lr, graph_sr
 
     def _restore(self, lr, in_one):

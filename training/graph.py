@@ -58,7 +58,7 @@ class GraphedUpdate:
 
 @contextmanager
 def fastest_algorithms():
-    """Let cuDNN try its algorithms for each convolution of a new shape, which pays where the shapes stay as they are."""
+    """Let cuDNN try its algorithms for each convolution of a new shape, which pays where shapes stay as they are."""
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
         yield
