@@ -100,6 +100,10 @@ def test_sources_are_clean(compiler, without, tmp_path):
     runtime = runtime.stdout.strip()
     if not os.path.isfile(runtime):
         pytest.skip(f"{compiler} has no sanitizers here")
+    (tmp_path / "empty.c").write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() == 0; }\n")
+    openmp = [path, "-fopenmp", str(tmp_path / "empty.c"), "-o", str(tmp_path / "empty")]
+    if subprocess.run(openmp, capture_output=True).returncode:
+        pytest.skip(f"{compiler} has no OpenMP here")
     wrapper = tmp_path / "cc"
     shared = "-shared-libasan" if compiler == "clang" else ""
     options = f"-g -fsanitize=address,undefined -fno-sanitize-recover=all {shared} {WITHOUT[without]}"
