@@ -66,7 +66,7 @@ def parts(data, results, device, tiny):
         Part("tests", 2, ("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/test_cuda.py")),
         Part("protocol", 2.5, evaluate),
         Part("speed", 3.5, speed),
-        Part("training", 1.5, training),
+        Part("training", 2, training),
         Part("referee", 1, referee),
         Part("audit", 3, audit),
         Part("robustness", 3, robustness),
