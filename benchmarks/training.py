@@ -37,7 +37,7 @@ from utils.data.sample import ensure_sample
 from utils.errors import exit_on_harness_error
 from utils.files import ROOT
 from utils.measure.environment import choose_device, describe_environment, machine_line
-from utils.measure.memory import peak_rss_bytes
+from utils.measure.memory import peak_rss_bytes, reset_peak
 
 PLAIN_NANOSR = {"file": "models/team07_NanoSR.py", "class": "NanoSR_inference", "arguments": [3, 3]}
 
@@ -165,27 +165,22 @@ def synchronize(device):
 def peak_mib(recipe, variant, device):
     """Peak memory [MiB] that a few steps of one variant take, beside what is held already."""
     if device.type == "cuda":
-        gc.collect()
-        held = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        few_steps(recipe, variant, device)
-        return (torch.cuda.max_memory_allocated(device) - held) / 2**20
+        return _growth(recipe, variant, device)
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_growth, (recipe, variant, device))
 
 
 def _growth(recipe, variant, device):
-    before = psutil.Process().memory_info().rss
-    few_steps(recipe, variant, device)
-    return (peak_rss_bytes() - before) / 2**20
-
-
-def few_steps(recipe, variant, device):
-    """Do so many steps that every memory that a step takes was taken."""
+    on_gpu = device.type == "cuda"
+    lr, hr = random_batch(recipe, device)
+    gc.collect()
+    reset_peak(device)
+    before = torch.cuda.memory_allocated(device) if on_gpu else psutil.Process().memory_info().rss
     (step,) = updates(recipe, [variant], device).values()
     for _ in range(5 if variant.cuda_graph else 3):
-        step(*random_batch(recipe, device))
+        step(lr, hr)
+    return ((torch.cuda.max_memory_allocated(device) if on_gpu else peak_rss_bytes()) - before) / 2**20
 
 
 def feed_rates(recipe, device, rounds):

@@ -26,19 +26,16 @@ def orthogonalize(stacks, scales):
     """
     wide = [stack.float() if stack.shape[1] <= stack.shape[2] else stack.mT.float() for stack in stacks]
     grams = [x @ x.mT for x in wide]
-    norms = [gram.diagonal(dim1=1, dim2=2).sum(1).clamp_min(1e-14).sqrt_()[:, None, None] for gram in grams]
+    squares = [gram.diagonal(dim1=1, dim2=2).sum(1).clamp_min(1e-14)[:, None, None] for gram in grams]  # of the norms
     by_side = defaultdict(list)
-    for number, (gram, norm) in enumerate(zip(grams, norms, strict=True)):
-        by_side[len(gram[0])].append((number, gram / norm.square()))
-    products = {}
-    for numbered in by_side.values():
-        numbers, squares = zip(*numbered, strict=True)
-        product = polynomials(torch.cat(squares))
-        products |= zip(numbers, product.split([len(square) for square in squares]), strict=True)
-    results = []
-    for number, (stack, x) in enumerate(zip(stacks, wide, strict=True)):
-        x = (products[number] * (scales[number] / norms[number])) @ x
-        results.append((x if x.shape == stack.shape else x.mT).to(stack.dtype))
+    for number, gram in enumerate(grams):
+        by_side[gram.shape[1]].append(number)
+    results = [None] * len(stacks)
+    for numbers in by_side.values():
+        products = polynomials(torch.cat([grams[number] / squares[number] for number in numbers]))
+        for number, product in zip(numbers, products.split([len(grams[number]) for number in numbers]), strict=True):
+            x = (product * (scales[number] * squares[number].rsqrt())) @ wide[number]
+            results[number] = (x if x.shape == stacks[number].shape else x.mT).to(stacks[number].dtype)
     return results
 
 

@@ -51,15 +51,18 @@ def test_published_weights_keep_their_psnr(shared, precision, loss_db):
 
 TRITON_AGAINST_TORCH = """
 import torch
-from models.nanosr_fast import Conv3x3
-torch.manual_seed(0)
-for dtype, tolerance in ((torch.float32, 1e-5), (torch.float16, 4e-3), (torch.bfloat16, 4e-2)):
-    conv = Conv3x3(48, 48).to(dtype, memory_format=torch.channels_last).requires_grad_(False)
-    features, x = (torch.randn(1, 48, 13, 17).to(dtype, memory_format=torch.channels_last) for _ in range(2))
-    for compute in (conv, conv.activate, lambda *args: conv.attend(args[0].clone(), x, args[1])):
-        expected, actual = (compute(features, in_one) for in_one in (False, True))
-        torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
-        assert actual.std() > 0.05
+from models.nanosr_fast import Conv3x3, finish
+for dtype, tolerance in ((torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)):
+    y, x = (torch.randn(1, 48, 13, 17).to(dtype, memory_format=torch.channels_last) for _ in range(2))
+    y, bias = y * 0.7, 0.7 * torch.randn(48).to(dtype)  # y + bias is drawn as x is
+    z = y.float() + bias.float()[:, None, None]
+    silu, attention = z * z.sigmoid(), (z + x.float()) * (z.sigmoid() - 0.5)
+    for expected, *how in ((z,), (silu, None, True), (attention, x)):
+        torch.testing.assert_close(finish(y.clone(), bias, *how).float(), expected, rtol=0, atol=tolerance)
+conv = Conv3x3(48, 48).to(memory_format=torch.channels_last).requires_grad_(False)
+for compute in (conv, conv.activate, lambda y, in_one: conv.attend(y.clone(), x.float(), in_one)):
+    expected, actual = (compute(y.float(), in_one) for in_one in (False, True))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
 """
 
 
