@@ -193,7 +193,7 @@ def l1_frequency_loss(sr, hr, weight=0.1):
     return F.l1_loss(sr, hr) + weight * difference.abs().mean()
 
 
-LOSSES = {"l1": F.l1_loss, "charbonnier": charbonnier_loss, "l1+frequency": l1_frequency_loss}
+LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "charbonnier": charbonnier_loss, "l1+frequency": l1_frequency_loss}
 
 
 def own_convolutions_apply(recipe, device):

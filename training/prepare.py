@@ -1,7 +1,8 @@
 """Cut photographs into sub-images for training: python -m training.prepare --hr FOLDER … --out DIR
 
 Every image is cropped to a multiple of 4, shrunk by MATLAB's bicubic (or paired with a given LR image), and cut into
-sub-images that overlap by at least one training patch, so that every patch of the image lies inside one of them.
+sub-images that overlap by at least one training patch, so that every patch of the image lies inside one of them. With
+--halves, so is the image at half its size; a JPEG that holds its colours at half its size is cut there alone.
 Shards are written one at a time by all cores; a run that was stopped goes on where it was.
 """
 
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, JpegImagePlugin
 from tqdm import tqdm
 
 from training.data.subimages import FORMAT, verify
@@ -28,11 +30,14 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 @dataclass(frozen=True)
 class Cut:
-    """How images are cut: HR side and step of the sub-images, and the smallest side that is worth keeping [pixels]."""
+    """How images are cut: HR side and step of the sub-images, and the smallest side that is worth keeping [pixels];
+    whether they are cut at half their size, too.
+    """
 
     size: int = 480
     step: int = 352
     smallest: int = 128
+    halves: bool = False
 
 
 def main():
@@ -40,8 +45,10 @@ def main():
     if any(value % SCALE or value <= 0 for value in (args.size, args.step, args.smallest)):
         raise HarnessError(f"--size, --step and --smallest must be positive multiples of {SCALE}")
     sources = list_images(args.hr)
+    if args.lr and args.halves:
+        raise HarnessError("--halves: halves have no image in --lr; leave one of the two out")
     lr_of = pair_with_lr(sources, args.lr) if args.lr else {}
-    cut = Cut(args.size, args.step, args.smallest)
+    cut = Cut(args.size, args.step, args.smallest, args.halves)
     index = prepare(sources, lr_of, args.out, cut, args.images_per_shard, args.workers, args.strict)
     for line in index["skipped"]:
         print(f"skipped: {line}", file=sys.stderr)
@@ -57,6 +64,7 @@ def _parse():
     parser.add_argument("--size", type=int, default=Cut.size, help="HR side of a sub-image (default %(default)s)")
     parser.add_argument("--step", type=int, default=Cut.step, help="from one to the next (default %(default)s)")
     parser.add_argument("--smallest", type=int, default=Cut.smallest, help="skip images with a shorter side")
+    parser.add_argument("--halves", action="store_true", help="cut images at half their size, too")
     parser.add_argument("--images-per-shard", type=int, default=100)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--strict", action="store_true", help="stop at an unusable image instead of skipping it")
@@ -132,17 +140,14 @@ def _write_shard(job):
         with open(partial["hr"], "wb") as hr_file, open(partial["lr"], "wb") as lr_file:
             for source in sources:
                 try:
-                    lr, hr = _read_pair(source, lr_of.get(source), cut)
+                    pairs = _read_pairs(source, lr_of.get(source), cut)
                 except HarnessError as error:
                     if strict:
                         raise
                     skipped.append(str(error))
                     continue
-                for top, left, height, width in boxes(*hr.shape[:2], cut):
-                    hr_file.write(np.ascontiguousarray(hr[top : top + height, left : left + width]))
-                    rows, columns = (slice(at // SCALE, (at + n) // SCALE) for at, n in ((top, height), (left, width)))
-                    lr_file.write(np.ascontiguousarray(lr[rows, columns]))
-                    shapes.append((height, width))
+                for lr, hr in pairs:
+                    shapes += _write_cut(lr, hr, cut, lr_file, hr_file)
         info = {
             "name": stem.name,
             "cut": asdict(cut),
@@ -160,16 +165,51 @@ def _write_shard(job):
     return info
 
 
-def _read_pair(source, lr_path, cut):
+def _read_pairs(source, lr_path, cut):
+    """Return (LR, HR) of an image, and of its half if that is asked for and large enough."""
     hr = crop_to_multiple(read_rgb(source))
     if min(hr.shape[:2]) < cut.smallest:
         raise HarnessError(f"{source}: {hr.shape[1]} x {hr.shape[0]} is smaller than {cut.smallest} pixels")
     if lr_path is None:
-        return bicubic_downscale(hr), hr
+        return [(bicubic_downscale(image), image) for image in _sizes(source, hr, cut)]
     lr = read_rgb(lr_path)
     if (lr.shape[0] * SCALE, lr.shape[1] * SCALE) != hr.shape[:2]:
         raise HarnessError(f"{lr_path}: is not a quarter of {source.name} ({hr.shape[1]} x {hr.shape[0]})")
-    return lr, hr
+    return [(lr, hr)]
+
+
+def _sizes(source, image, cut):
+    """Return the sizes of an image that are worth cutting: the image, its half, or both."""
+    if not cut.halves:
+        return [image]
+    half = crop_to_multiple(_halved(image))
+    large_enough = min(half.shape[:2]) >= cut.smallest
+    if not has_blurred_colours(source):
+        return [image, half] if large_enough else [image]
+    if not large_enough:
+        raise HarnessError(f"{source}: holds its colours at half its size, which is smaller than {cut.smallest} pixels")
+    return [half]
+
+
+def _halved(image):
+    height, width = image.shape[:2]
+    return np.asarray(Image.fromarray(image).resize((width // 2, height // 2), Image.Resampling.LANCZOS))
+
+
+def has_blurred_colours(path):
+    """Whether a file is a JPEG with subsampled chroma (4:2:0 and the like)."""
+    with Image.open(path) as image:
+        return image.format == "JPEG" and JpegImagePlugin.get_sampling(image) > 0
+
+
+def _write_cut(lr, hr, cut, lr_file, hr_file):
+    """Append an image's sub-images to both files; return their HR shapes."""
+    found = boxes(*hr.shape[:2], cut)
+    for top, left, height, width in found:
+        hr_file.write(np.ascontiguousarray(hr[top : top + height, left : left + width]))
+        rows, columns = (slice(at // SCALE, (at + n) // SCALE) for at, n in ((top, height), (left, width)))
+        lr_file.write(np.ascontiguousarray(lr[rows, columns]))
+    return [(height, width) for _, _, height, width in found]
 
 
 def boxes(height, width, cut):

@@ -12,7 +12,7 @@ from training.forms import FORMS
 from utils.errors import HarnessError
 
 PRECISIONS = ("float32", "bfloat16")
-LOSSES = ("l1", "charbonnier", "l1+frequency")  # training/loop.py has them
+LOSSES = ("l1", "l2", "charbonnier", "l1+frequency")  # training/loop.py has them
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Recipe:
     seed: int  # of the initial weights and of every batch
     output_init: float  # factor on the last convolution's initial weights; its bias is the RGB mean; 0: PyTorch's
     # optimisation: AdamW, or AdamW beside Muon
-    loss: str  # "l1", "charbonnier" or "l1+frequency"
+    loss: str  # "l1", "l2", "charbonnier" or "l1+frequency"
     steps: int
     learning_rate: float  # of AdamW
     muon_learning_rate: float  # of Muon, for the kernels between hidden features; 0 leaves them to AdamW too

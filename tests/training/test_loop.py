@@ -36,6 +36,7 @@ def test_losses_are_their_formulas():
     spectrum = np.fft.rfft2(sr - hr, norm="ortho")
     expected = {
         "l1": np.abs(sr - hr).mean(),
+        "l2": ((sr - hr) ** 2).mean(),
         "charbonnier": np.sqrt((sr - hr) ** 2 + 1e-6).mean(),
         "l1+frequency": np.abs(sr - hr).mean() + 0.1 * np.abs([spectrum.real, spectrum.imag]).mean(),
     }

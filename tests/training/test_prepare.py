@@ -47,6 +47,37 @@ def test_lr_given_beside_hr_is_taken(prepare, photographs, tmp_path):
     assert SubImages(tmp_path / "out").pair(0)[0].max() == 9
 
 
+def test_halves_are_cut_beside_the_images(prepare, photographs, tmp_path):
+    rows, columns = np.mgrid[:64, :96]
+    write_png(photographs / "0.png", np.stack([2 * columns + rows] * 3, axis=2).astype(np.uint8))
+    result = prepare(photographs, tmp_path / "out", *SMALL_CUT, "--halves")
+    assert result.returncode == 0, result.stderr
+    assert "0 images skipped" in result.stdout  # the others' halves are too small, and left out
+    subimages = SubImages(tmp_path / "out")
+    assert subimages.shapes.tolist()[:4] == [[64, 64], [64, 64], [32, 48], [48, 64]]
+    lr, hr = subimages.pair(2)
+    between = 2 * (2 * columns[:32, :48] + 0.5) + (2 * rows[:32, :48] + 0.5)  # the slope, between pairs of pixels
+    inner = slice(4, -4)
+    assert np.abs(hr[inner, inner, 0] - between[inner, inner]).max() <= 0.5
+    assert np.array_equal(lr, bicubic_downscale(np.ascontiguousarray(hr)))
+
+
+@pytest.mark.parametrize(("chroma", "shapes"), [("444", [[48, 64], [24, 32]]), ("420", [[24, 32]])])
+def test_a_jpeg_with_subsampled_colours_is_cut_at_half_its_size_alone(prepare, tmp_path, chroma, shapes):
+    (tmp_path / "hr").mkdir()
+    factor = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{chroma}")
+    cv2.imwrite(str(tmp_path / "hr" / "a.jpg"), photograph(48, 64), [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor])
+    cut = "--size", 64, "--step", 32, "--smallest", 24
+    assert prepare(tmp_path / "hr", tmp_path / "out", *cut, "--halves").returncode == 0
+    assert SubImages(tmp_path / "out").shapes.tolist() == shapes
+
+
+def test_halves_and_given_lr_images_exclude_each_other(prepare, photographs, tmp_path):
+    result = prepare(photographs, tmp_path / "out", "--halves", "--lr", photographs)
+    assert result.returncode == 2
+    assert "halves have no image in --lr" in result.stderr
+
+
 def test_corrupt_and_small_images_are_skipped_counted_or_fatal(prepare, photographs, tmp_path):
     (photographs / "1.png").write_bytes((photographs / "1.png").read_bytes()[:100])
     write_png(photographs / "9.png", photograph(20, 90))
