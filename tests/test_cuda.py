@@ -98,7 +98,7 @@ def test_fast_network_gives_the_same_when_a_size_comes_again():
     assert measure_complexity(fast).convs == measure_complexity(fast).convs == 27  # the 1x1 is no module call
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("float16", 1e-2)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("float16", 1e-2), ("bfloat16", 8e-2)])
 def test_convolutions_finished_in_one_kernel_give_the_same(precision, tolerance):
     plain, triton = (NanoSR_fast(precision=precision, with_triton=value).eval().cuda() for value in (False, True))
     triton.load_state_dict(plain.state_dict())
