@@ -59,7 +59,7 @@ def load_state_dict(path, key="", trust=False):
 
 def load_strictly(model, state, path):
     """`load_state_dict(strict=True)`; a HarnessError names missing and unexpected keys and wrong shapes."""
-    problems = _differences(model.state_dict(), state)
+    problems = differences(model.state_dict(), state)
     if problems:
         raise HarnessError(f"{path}: does not fit {type(model).__name__} ({problems})")
     model.load_state_dict(state, strict=True)
@@ -71,14 +71,15 @@ def load_leniently(model, state, path):
     Raises HarnessError if nothing fits or a shape is wrong, which strict=False does not allow either.
     """
     expected = model.state_dict()
-    problems = _differences(expected, state)
+    problems = differences(expected, state)
     if not expected.keys() & state.keys() or "wrong shapes" in problems:
         raise HarnessError(f"{path}: does not fit {type(model).__name__} even leniently ({problems})")
     model.load_state_dict(state, strict=False)
     return problems or None
 
 
-def _differences(expected, state):
+def differences(expected, state):
+    """Name the missing and unexpected keys and wrong shapes of a state dict, "" if there are none."""
     wrong_shapes = [
         f"{key} is {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
         for key in expected.keys() & state.keys()
