@@ -2,7 +2,7 @@
 
 Every image is cropped to a multiple of 4, shrunk by MATLAB's bicubic (or paired with a given LR image), and cut into
 sub-images that overlap by at least one training patch, so that every patch of the image lies inside one of them. With
---halves, so is the image at half its size; a JPEG that holds its colours at half its size is cut there alone.
+--halves, so are images at half their size; a JPEG that holds its colours at half its size is cut there alone.
 Shards are written one at a time by all cores; a run that was stopped goes on where it was.
 """
 
@@ -30,14 +30,11 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 @dataclass(frozen=True)
 class Cut:
-    """How images are cut: HR side and step of the sub-images, and the smallest side that is worth keeping [pixels];
-    whether they are cut at half their size, too.
-    """
+    """How images are cut: HR side and step of the sub-images, and the smallest side that is worth keeping [pixels]."""
 
     size: int = 480
     step: int = 352
     smallest: int = 128
-    halves: bool = False
 
 
 def main():
@@ -47,9 +44,12 @@ def main():
     sources = list_images(args.hr)
     if args.lr and args.halves:
         raise HarnessError("--halves: halves have no image in --lr; leave one of the two out")
+    halved = set(list_images(args.halves)) if args.halves else set()
+    if others := halved.difference(sources):
+        raise HarnessError(f"--halves {min(others).parent}: is not among --hr; name it there, too")
     lr_of = pair_with_lr(sources, args.lr) if args.lr else {}
-    cut = Cut(args.size, args.step, args.smallest, args.halves)
-    index = prepare(sources, lr_of, args.out, cut, args.images_per_shard, args.workers, args.strict)
+    cut = Cut(args.size, args.step, args.smallest)
+    index = prepare(sources, lr_of, args.out, cut, args.images_per_shard, args.workers, args.strict, halved)
     for line in index["skipped"]:
         print(f"skipped: {line}", file=sys.stderr)
     print(f"{index['images']} images, {index['subimages']} sub-images, {index['bytes'] / 2**20:.0f} MiB in {args.out}")
@@ -64,7 +64,7 @@ def _parse():
     parser.add_argument("--size", type=int, default=Cut.size, help="HR side of a sub-image (default %(default)s)")
     parser.add_argument("--step", type=int, default=Cut.step, help="from one to the next (default %(default)s)")
     parser.add_argument("--smallest", type=int, default=Cut.smallest, help="skip images with a shorter side")
-    parser.add_argument("--halves", action="store_true", help="cut images at half their size, too")
+    parser.add_argument("--halves", nargs="+", metavar="FOLDER", help="of --hr: to be cut at half their size, too")
     parser.add_argument("--images-per-shard", type=int, default=100)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--strict", action="store_true", help="stop at an unusable image instead of skipping it")
@@ -93,14 +93,17 @@ def pair_with_lr(sources, folders):
     return {path: given[f"{path.stem}x{SCALE}"] for path in sources}
 
 
-def prepare(sources, lr_of, out, cut, images_per_shard, workers, strict):
-    """Write all shards and the index that is returned; finished shards of an earlier run are kept."""
+def prepare(sources, lr_of, out, cut, images_per_shard, workers, strict, halved=frozenset()):
+    """Write all shards and the index that is returned; finished shards of an earlier run are kept.
+
+    `halved`: the sources that are cut at half their size, too.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HarnessError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
     jobs = [
-        (out / f"shard-{number:05}", sources[first : first + images_per_shard], lr_of, cut, strict)
+        (out / f"shard-{number:05}", sources[first : first + images_per_shard], lr_of, cut, strict, halved)
         for number, first in enumerate(range(0, len(sources), images_per_shard))
     ]
     shards = []
@@ -126,12 +129,13 @@ def prepare(sources, lr_of, out, cut, images_per_shard, workers, strict):
 
 
 def _write_shard(job):
-    stem, sources, lr_of, cut, strict = job
+    stem, sources, lr_of, cut, strict, halved = job
     names = [str(path) for path in sources]
+    halved_names = [str(path) for path in sources if path in halved]
     info_path = stem.with_suffix(".json")
     if info_path.exists():
         info = json.loads(info_path.read_text(encoding="utf-8"))
-        if info["sources"] != names or info["cut"] != asdict(cut):
+        if info["sources"] != names or info["cut"] != asdict(cut) or info.get("halved", []) != halved_names:
             raise HarnessError(f"{info_path}: made from other images or settings; choose an empty --out")
         return info
     shapes, skipped = [], []
@@ -140,7 +144,7 @@ def _write_shard(job):
         with open(partial["hr"], "wb") as hr_file, open(partial["lr"], "wb") as lr_file:
             for source in sources:
                 try:
-                    pairs = _read_pairs(source, lr_of.get(source), cut)
+                    pairs = _read_pairs(source, lr_of.get(source), cut, source in halved)
                 except HarnessError as error:
                     if strict:
                         raise
@@ -152,6 +156,7 @@ def _write_shard(job):
             "name": stem.name,
             "cut": asdict(cut),
             "sources": names,
+            "halved": halved_names,
             "skipped": skipped,
             "shapes": shapes,
             "bytes": sum(path.stat().st_size for path in partial.values()),
@@ -165,23 +170,22 @@ def _write_shard(job):
     return info
 
 
-def _read_pairs(source, lr_path, cut):
-    """Return (LR, HR) of an image, and of its half if that is asked for and large enough."""
+def _read_pairs(source, lr_path, cut, halved):
+    """Return (LR, HR) of an image, and of its half if it is to be `halved` and large enough."""
     hr = crop_to_multiple(read_rgb(source))
     if min(hr.shape[:2]) < cut.smallest:
         raise HarnessError(f"{source}: {hr.shape[1]} x {hr.shape[0]} is smaller than {cut.smallest} pixels")
     if lr_path is None:
-        return [(bicubic_downscale(image), image) for image in _sizes(source, hr, cut)]
+        images = _with_half(source, hr, cut) if halved else [hr]
+        return [(bicubic_downscale(image), image) for image in images]
     lr = read_rgb(lr_path)
     if (lr.shape[0] * SCALE, lr.shape[1] * SCALE) != hr.shape[:2]:
         raise HarnessError(f"{lr_path}: is not a quarter of {source.name} ({hr.shape[1]} x {hr.shape[0]})")
     return [(lr, hr)]
 
 
-def _sizes(source, image, cut):
-    """Return the sizes of an image that are worth cutting: the image, its half, or both."""
-    if not cut.halves:
-        return [image]
+def _with_half(source, image, cut):
+    """Return what of an image and its half is worth cutting."""
     half = crop_to_multiple(_halved(image))
     large_enough = min(half.shape[:2]) >= cut.smallest
     if not has_blurred_colours(source):

@@ -50,7 +50,7 @@ def test_lr_given_beside_hr_is_taken(prepare, photographs, tmp_path):
 def test_halves_are_cut_beside_the_images(prepare, photographs, tmp_path):
     rows, columns = np.mgrid[:64, :96]
     write_png(photographs / "0.png", np.stack([2 * columns + rows] * 3, axis=2).astype(np.uint8))
-    result = prepare(photographs, tmp_path / "out", *SMALL_CUT, "--halves")
+    result = prepare(photographs, tmp_path / "out", *SMALL_CUT, "--halves", photographs)
     assert result.returncode == 0, result.stderr
     assert "0 images skipped" in result.stdout  # the others' halves are too small, and left out
     subimages = SubImages(tmp_path / "out")
@@ -68,12 +68,25 @@ def test_a_jpeg_with_subsampled_colours_is_cut_at_half_its_size_alone(prepare, t
     factor = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{chroma}")
     cv2.imwrite(str(tmp_path / "hr" / "a.jpg"), photograph(48, 64), [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor])
     cut = "--size", 64, "--step", 32, "--smallest", 24
-    assert prepare(tmp_path / "hr", tmp_path / "out", *cut, "--halves").returncode == 0
+    assert prepare(tmp_path / "hr", tmp_path / "out", *cut, "--halves", tmp_path / "hr").returncode == 0
     assert SubImages(tmp_path / "out").shapes.tolist() == shapes
 
 
+def test_only_the_named_folders_are_halved(prepare, photographs, tmp_path):
+    write_png(tmp_path / "drawings" / "0.png", photograph(64, 64))
+    hr, out = (photographs, tmp_path / "drawings"), tmp_path / "out"
+    assert prepare(hr[0], out, *SMALL_CUT, "--hr", *hr, "--halves", hr[1]).returncode == 0
+    assert SubImages(out).shapes.tolist()[-2:] == [[64, 64], [32, 32]]
+    assert [32, 48] not in SubImages(out).shapes.tolist()
+    again = prepare(hr[0], out, *SMALL_CUT, "--hr", *hr, "--halves", hr[0])
+    assert "made from other images or settings" in again.stderr
+    elsewhere = prepare(hr[0], out, "--halves", hr[1])
+    assert elsewhere.returncode == 2
+    assert "is not among --hr" in elsewhere.stderr
+
+
 def test_halves_and_given_lr_images_exclude_each_other(prepare, photographs, tmp_path):
-    result = prepare(photographs, tmp_path / "out", "--halves", "--lr", photographs)
+    result = prepare(photographs, tmp_path / "out", "--halves", photographs, "--lr", photographs)
     assert result.returncode == 2
     assert "halves have no image in --lr" in result.stderr
 
