@@ -51,7 +51,7 @@ def test_extra_line_is_named(recipe_path, line, reason):
     [
         ("batch = 2\n", "", "missing key batch"),
         ("batch = 2\n", "batch = 2.5\n", "batch is 2.5, expected int"),
-        ('loss = "l1"', 'loss = "l2"', "loss = 'l2' is out of range"),
+        ('loss = "l1"', 'loss = "l3"', "loss = 'l3' is out of range"),
         ("cooldown = 0", "cooldown = 7", "cooldown = 7 is out of range"),
         ("hr_patch = 32", "hr_patch = 30", "hr_patch = 30 is out of range"),
         ("candidates = 1", "candidates = 0", "candidates = 0 is out of range"),
