@@ -30,7 +30,6 @@ def main():
     model = build(trained, "branches").eval()
     load_strictly(model, load_state_dict(args.checkpoint), args.checkpoint)
     plain = fused(model)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     save_atomically(plain.state_dict(), args.out)
     print(f"{args.out}: fused, largest difference {largest_difference(model, plain):.1e} of the output's largest value")
 

@@ -188,7 +188,7 @@ def _with_half(source, image, cut):
     """Return what of an image and its half is worth cutting."""
     half = crop_to_multiple(_halved(image))
     large_enough = min(half.shape[:2]) >= cut.smallest
-    if not has_blurred_colours(source):
+    if not _has_blurred_colours(source):
         return [image, half] if large_enough else [image]
     if not large_enough:
         raise HarnessError(f"{source}: holds its colours at half its size, which is smaller than {cut.smallest} pixels")
@@ -200,7 +200,7 @@ def _halved(image):
     return np.asarray(Image.fromarray(image).resize((width // 2, height // 2), Image.Resampling.LANCZOS))
 
 
-def has_blurred_colours(path):
+def _has_blurred_colours(path):
     """Whether a file is a JPEG with subsampled chroma (4:2:0 and the like)."""
     with Image.open(path) as image:
         return image.format == "JPEG" and JpegImagePlugin.get_sampling(image) > 0

@@ -18,8 +18,11 @@ from utils.errors import exit_on_harness_error
 
 WIDTH, HEIGHT = 960, 720
 OVERSAMPLING = 2  # drawn so much larger and shrunk: edges fall between pixels and are smooth, as a camera has them
-FONTS = sorted(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("*[!y].ttf"))  # without DejaVu…Display
-FONTS = [path for path in FONTS if path.name.startswith(("DejaVu", "STIXGeneral"))]
+FONTS = [
+    path
+    for path in sorted(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("*.ttf"))
+    if path.name.startswith(("DejaVu", "STIXGeneral")) and "Display" not in path.name
+]
 LETTERS = "eeeeettttaaaooooiiinnnsssrrrhhhllddccuummfppggwybvk"  # about as often as English has them
 TEXT_SIZES = 9, 64  # [pixels]
 

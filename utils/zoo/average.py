@@ -19,12 +19,7 @@ def main():
     args = parser.parse_args()
     if len(args.checkpoints) < 2:
         raise HarnessError(f"{args.checkpoints[0]}: the only one; name two checkpoints or more")
-    mean = averaged(args.checkpoints)
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HarnessError(f"{args.out}: cannot be written ({error.strerror}); choose another folder") from error
-    save_atomically(mean, args.out)
+    save_atomically(averaged(args.checkpoints), args.out)
     print(f"{args.out}: mean of {len(args.checkpoints)} checkpoints")
 
 

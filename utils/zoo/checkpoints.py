@@ -97,9 +97,13 @@ def differences(expected, state):
 
 
 def save_atomically(values, path):
-    """torch.save to `path` by way of a partial file. Raises HarnessError, keeping the old file, if that fails."""
+    """torch.save to `path` by way of a partial file, creating the folder.
+
+    Raises HarnessError, keeping the old file, if that fails.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
             torch.save(values, file)
             file.flush()
