@@ -17,6 +17,7 @@ from utils.evaluate.measurement import Plan
 from utils.evaluate.sharding import joined_shard
 from utils.files import write_text
 from utils.measure.environment import choose_device
+from utils.progress import progress
 from utils.referee.process import Limits
 from utils.referee.rows import Row, Rules, measured_before
 from utils.referee.sandbox import MODES, choose_sandbox
@@ -89,7 +90,8 @@ def measure_entry(entry, entries, dataset, device, results, args, shard):
     keep = args.save_images or args.report or not dataset.has_hr
     plan = Plan(args.runs, args.warmup, args.repeats, args.workers)
     row = Row(entry, args.checkpoint if has_checkpoint(entry, entries, args) else None, results, args.fresh)
-    with tqdm(total=plan.passes(len(shard.part_of(dataset).pairs)), desc=entry.name, disable=not shard.is_first) as bar:
+    passes = plan.passes(len(shard.part_of(dataset).pairs))
+    with progress(total=passes, desc=entry.name, disable=not shard.is_first) as bar:
         reason = row.measure(
             rules_of(entry, args) if stranger else None,
             device,

@@ -4,8 +4,6 @@ import argparse
 import logging
 from pathlib import Path
 
-from tqdm import tqdm
-
 from utils.challenge.organizers_files import (
     complexity_results,
     image_line,
@@ -22,6 +20,7 @@ from utils.evaluate.runner import Runner
 from utils.measure.complexity import measure_complexity
 from utils.measure.environment import choose_device
 from utils.measure.memory import measure_peak_mib, reset_peak
+from utils.progress import progress
 from utils.results.record import mean
 from utils.zoo.registry import find_entry, load_model, read_registry
 
@@ -91,7 +90,7 @@ def run(loaded, dataset, device, args, log):
     reset_peak(device)
     images = []
     results = evaluate(Runner(loaded, device), dataset, args.ssim, save_dir, default_workers(device))
-    for result in tqdm(results, total=len(dataset.pairs), desc=dataset.split, unit="image"):
+    for result in progress(results, total=len(dataset.pairs), desc=dataset.split, unit="image"):
         images.append(result)
         log.info(image_line(result))
     largest = largest_lr(dataset, [image.lr_pixels for image in images])

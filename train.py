@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from training.cpu.allocator import keep_freed_memory
 from training.data.feed import Plan, make_feed
@@ -19,6 +18,7 @@ from utils.data.datasets import open_dataset
 from utils.data.sample import ensure_sample
 from utils.errors import DivergedError, HarnessError, exit_on_harness_error
 from utils.measure.environment import choose_device
+from utils.progress import progress
 from utils.zoo.checkpoints import load_state_dict, load_strictly
 
 LEAP = 10  # times the first row's loss: a training whose loss leaps so far does not come back
@@ -98,7 +98,7 @@ def run(trainer, feed, validation, run_dir, args):
         return train(trainer, feed, lambda loss, norm: None, args.minutes)
     recipe = trainer.recipe
     log = TrainingLog(run_dir, trainer.step)
-    bar = tqdm(total=recipe.steps, initial=trainer.step, unit="step")
+    bar = progress(total=recipe.steps, initial=trainer.step, unit="step")
     since_last_row = []
 
     def on_step(loss, norm):
@@ -124,7 +124,7 @@ def run(trainer, feed, validation, run_dir, args):
                     f"step {step}: the loss, {mean_loss:.3g}, is more than {LEAP} times what it was at first; "
                     "lower learning_rate and start anew in another --run_dir"
                 )
-            bar.set_postfix_str(f"loss {mean_loss:.4f}" + (f", {quality:.3f} dB" if due else ""))
+            bar.set_postfix_str(f"loss {mean_loss:.4f}" + (f", {quality:.3f} dB" if due else ""), refresh=False)
         if step % recipe.checkpoint_every == 0 and not last:
             trainer.save(run_dir)
 

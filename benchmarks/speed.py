@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from benchmarks.reference import reference_evaluation
 from utils.data.datasets import open_dataset
@@ -37,6 +36,7 @@ from utils.evaluate.runner import Runner
 from utils.measure.complexity import measure_complexity
 from utils.measure.environment import choose_device, describe_environment, machine_line
 from utils.measure.runtime import timed_forward
+from utils.progress import progress
 from utils.results.record import mean
 from utils.zoo.registry import find_entry, load_model, read_registry
 
@@ -150,7 +150,7 @@ def common_sizes(dataset, count):
 def network_table(models, types, quality, ceilings, lr, rounds):
     """Print the second table for one size of LR image; raise the `ceilings` that are found higher meanwhile."""
     times = {id_: [] for id_ in models}
-    for number in tqdm(range(1 + rounds), desc="network", unit="round"):
+    for number in progress(range(1 + rounds), desc="network", unit="round"):
         for dtype, rate in ceilings.items():
             ceilings[dtype] = max(rate, matrix_macs_per_ms(dtype, lr.device))
         for id_, loaded in models.items():

@@ -22,7 +22,6 @@ from unittest.mock import patch
 import numpy as np
 import psutil
 import torch
-from tqdm import tqdm
 
 from training.cpu.allocator import keep_freed_memory
 from training.cpu.convolution import chosen
@@ -38,6 +37,7 @@ from utils.errors import exit_on_harness_error
 from utils.files import ROOT
 from utils.measure.environment import choose_device, describe_environment, machine_line
 from utils.measure.memory import peak_rss_bytes, reset_peak
+from utils.progress import progress
 
 PLAIN_NANOSR = {"file": "models/team07_NanoSR.py", "class": "NanoSR_inference", "arguments": [3, 3]}
 
@@ -145,7 +145,7 @@ def time_steps(steps, batch, warmup, rounds):
     """Return {name: times [ms]}, one per counted round, of {name: step function}; they take turns."""
     lr, hr = batch
     times = {name: [] for name in steps}
-    for number in tqdm(range(warmup + 1 + rounds), desc="steps", unit="round"):
+    for number in progress(range(warmup + 1 + rounds), desc="steps", unit="round"):
         for name, step in steps.items():
             synchronize(lr.device)
             start = time.perf_counter()

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import sys
+import time
 
 import cv2
 import numpy as np
@@ -12,6 +14,7 @@ from models.team07_NanoSR import NanoSR_inference
 from tests.conftest import write_pairs
 from utils.data.images import read_rgb
 from utils.evaluate.metrics import psnr, ssim
+from utils.progress import progress
 from utils.results.record import read_results
 from utils.zoo.registry import ModelEntry
 
@@ -239,3 +242,11 @@ def test_wrong_checkpoint_names_its_keys(run, tmp_path, pairs):
     torch.save({"conv_1.conv.weight": torch.zeros(48, 3, 3, 3), "extra": torch.zeros(1)}, tmp_path / "wrong.pth")
     arguments = ("--data_dir", pairs, "--model_id", 7, "--checkpoint", "wrong.pth")
     assert_one_line(run("eval.py", *arguments, cwd=tmp_path), "wrong.pth", "55 missing keys", "extra")
+
+
+@pytest.mark.parametrize(("terminal", "states"), [(True, range(4, 100)), (False, range(1, 4))])
+def test_bar_moves_on_a_terminal_and_spares_a_log(capsys, monkeypatch, terminal, states):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    for _ in progress(range(50)):
+        time.sleep(0.02)
+    assert capsys.readouterr().err.count("\r") in states

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, JpegImagePlugin
-from tqdm import tqdm
 
 from training.data.subimages import FORMAT, verify
 from utils.data.images import bicubic_downscale, crop_to_multiple, read_rgb
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.files import write_json
+from utils.progress import progress
 from utils.protocol import SCALE
 from utils.zoo.checkpoints import file_sha256
 
@@ -107,7 +107,7 @@ def prepare(sources, lr_of, out, cut, images_per_shard, workers, strict, halved=
         for number, first in enumerate(range(0, len(sources), images_per_shard))
     ]
     shards = []
-    bar = tqdm(total=len(sources), unit="image", desc="preparing")
+    bar = progress(total=len(sources), unit="image", desc="preparing")
     with bar, multiprocessing.get_context("spawn").Pool(min(workers, len(jobs))) as pool:
         for shard in pool.imap(_write_shard, jobs):
             shards.append(shard)

@@ -1,1 +1,4 @@
-"""The measuring library, in rooms: each docstring says what lives there. `errors`, `files`, `protocol` serve all."""
+"""The measuring library, in rooms: each docstring says what lives there.
+
+`errors`, `files`, `progress` and `protocol` serve all of them.
+"""

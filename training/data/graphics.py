@@ -11,10 +11,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
 from utils.data.images import write_png
 from utils.errors import exit_on_harness_error
+from utils.progress import progress
 
 WIDTH, HEIGHT = 960, 720
 OVERSAMPLING = 2  # drawn so much larger and shrunk: edges fall between pixels and are smooth, as a camera has them
@@ -33,7 +33,7 @@ def main():
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=2026)
     args = parser.parse_args()
-    for number in tqdm(range(args.count), unit="image"):
+    for number in progress(range(args.count), unit="image"):
         write_png(args.out / f"graphics_{number:03}.png", draw(np.random.default_rng([args.seed, number])))
 
 
