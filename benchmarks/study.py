@@ -4,8 +4,10 @@ Method. NanoSR is trained from scratch by training/recipes/equal_conditions.toml
 with one thing changed at a time. All runs see the same number of HR pixels: with other batches or patches the number of
 steps differs, and warm-up and milestones move with it. Each change is run with two seeds. `table` prints the PSNR (RGB,
 as the protocol has it) on data folders as the difference to the unchanged run of the same seed, so that what a seed
-does to both drops out; a change pays if it does with both seeds. `run` goes on with what is not finished. Two
-processes, one seed and one core each, do an eighth more than one process on two cores:
+does to both drops out; a change pays if it does with both seeds. The weights are those after the last step, when the
+rates are at rest; their running average, which is exported, depends on the number of steps and has a row of its own.
+`run` goes on with what is not finished. Two processes, one seed and one core each, do an eighth more than one process
+on two cores:
 
     taskset -c 0 python -m benchmarks.study run --seeds 2026 &
     taskset -c 1 python -m benchmarks.study run --seeds 2027 &
@@ -22,10 +24,11 @@ import torch
 
 from benchmarks.peers import RECIPE, run
 from benchmarks.peers.table import print_head, print_row, qualities
-from training.forms import trained_model
+from training.forms import build, fused, trained_model
 from training.log import read_log
 from training.loop import STATE_FILE
 from training.recipe import load_recipe
+from training.validation import validation_psnr
 from utils.data.datasets import open_dataset
 from utils.errors import DivergedError, HarnessError, exit_on_harness_error
 from utils.zoo.checkpoints import save_atomically
@@ -58,7 +61,6 @@ SETTINGS = (
     Setting("AdamW's rate times 2", {"learning_rate": 2 * BASE.learning_rate}),
     Setting("AdamW's rate times 0.5", {"learning_rate": 0.5 * BASE.learning_rate}),
     Setting("warm-up five times as long", {"warmup": 5 * BASE.warmup}),
-    Setting("running average over 200 steps", {"ema_decay": 0.995}),
     Setting("batch 8", {"batch": 8}),
     Setting("batch 32", {"batch": 32}),
     Setting("patches of 96", {"hr_patch": 96}),
@@ -146,28 +148,36 @@ def run_one(setting, seed, args):
 
 
 def table(settings, args):
-    """Print the PSNR of the unchanged runs, and the differences of the others to them, as Markdown."""
+    """Print the PSNR of the unchanged runs, and by how much their average and the other runs differ, as Markdown."""
+    rows = [(setting.name, setting, False) for setting in settings]
+    if settings[0] is SETTINGS[0]:
+        rows.insert(1, ("its running average", SETTINGS[0], True))
     datasets = [open_dataset(folder) for folder in args.sets]
     print_head(["setting", *(f"{folder.name}, {seed}" for folder in args.sets for seed in args.seeds)])
-    for setting in settings:
+    for name, setting, averaged in rows:
         cells = []
         for dataset in datasets:
             for seed in args.seeds:
-                main, found = (quality(which, seed, dataset, args.out) for which in (SETTINGS[0], setting))
-                if setting is SETTINGS[0] and found:
+                main = quality(SETTINGS[0], seed, dataset, args.out)
+                found = quality(setting, seed, dataset, args.out, averaged)
+                if setting is SETTINGS[0] and found and not averaged:
                     cells.append(f"{found:.3f}")
                 else:
                     cells.append(f"{found - main:+.3f}" if main and found else "")
-        print_row([setting.name, *cells])
+        print_row([name, *cells])
 
 
 @functools.cache
-def quality(setting, seed, dataset, out):
-    """Mean PSNR [dB] on a data set of what a run has made; None if it is not finished."""
+def quality(setting, seed, dataset, out, averaged=False):
+    """Mean PSNR [dB] on a data set of a run's last weights, or of their running average; None if it is not finished."""
     if not is_finished(setting, seed, out):
         return None
-    weights = run_folder(setting, seed, out) / trained_model(BASE.model).plain_file
-    return qualities(BASE.model, weights, [dataset])[0]
+    run_dir, trained = run_folder(setting, seed, out), trained_model(BASE.model)
+    if averaged:
+        return qualities(BASE.model, run_dir / trained.plain_file, [dataset])[0]
+    network = build(trained, BASE.form)
+    network.load_state_dict(torch.load(run_dir / STATE_FILE, weights_only=True)["params"])
+    return validation_psnr(fused(network).eval(), dataset, "cpu", trained.entry.data_range)
 
 
 if __name__ == "__main__":

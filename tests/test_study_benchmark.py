@@ -7,9 +7,12 @@ import torch
 
 from benchmarks import study
 from benchmarks.peers import RECIPE, as_settings
+from models.training.nanosr import NanoSR_train
 from training.log import FIELDS
 from training.loop import STATE_FILE
 from training.recipe import load_recipe
+from training.validation import validation_psnr
+from utils.data.datasets import open_dataset
 
 
 @pytest.mark.parametrize("setting", study.SETTINGS, ids=lambda setting: setting.name)
@@ -25,7 +28,7 @@ def test_setting_makes_a_recipe_of_the_same_pixels(setting):
 
 def test_schedules_keep_their_shape():
     main, linear, late, batch8 = (
-        load_recipe(RECIPE, as_settings(study.changes_for(study.SETTINGS[number], 7))) for number in (0, 1, 2, 9)
+        load_recipe(RECIPE, as_settings(study.changes_for(study.SETTINGS[number], 7))) for number in (0, 1, 2, 8)
     )
     assert main.milestones == (1500, 1950, 2325, 2625, 2805, 2910)
     assert [linear.schedule_at(step) for step in (750, 1500, 3000)] == [0.75, 0.5, 0.0]
@@ -52,11 +55,27 @@ def test_last_tenth_is_run_with_the_recipe_changed(tmp_path, monkeypatch):
 
 def test_table_has_differences_to_the_same_seed(tmp_path, monkeypatch, capsys):
     values = {"as the recipe has it": 26.0, "batch 8": 26.25}
-    monkeypatch.setattr(study, "quality", lambda setting, seed, *_: values[setting.name] + seed if seed == 1 else None)
+
+    def quality(setting, seed, _dataset, _out, averaged=False):
+        return values[setting.name] + seed - 0.5 * averaged if seed == 1 else None
+
+    monkeypatch.setattr(study, "quality", quality)
     monkeypatch.setattr(study, "open_dataset", lambda folder: folder)
-    settings = [study.SETTINGS[0], study.SETTINGS[9]]
+    settings = [study.SETTINGS[0], study.SETTINGS[8]]
     study.table(settings, argparse.Namespace(out=tmp_path, seeds=(1, 2), sets=[tmp_path / "Set14"]))
     assert capsys.readouterr().out.splitlines()[3:] == [
         "| as the recipe has it | 27.000 |  |",
+        "| its running average | -0.500 |  |",
         "| batch 8 | +0.250 |  |",
     ]
+
+
+def test_quality_is_of_the_last_weights_not_of_their_average(tmp_path, pairs):
+    run_dir = study.run_folder(study.SETTINGS[0], 1, tmp_path)
+    run_dir.mkdir()
+    (run_dir / "log.csv").write_text(f"{','.join(FIELDS)}\n3000,1,1,1,,1\n")
+    network = NanoSR_train()
+    torch.save({"params": network.state_dict(), "params_ema": NanoSR_train().state_dict()}, run_dir / STATE_FILE)
+    dataset = open_dataset(pairs)
+    expected = validation_psnr(network.eval(), dataset, "cpu", 1.0)
+    assert study.quality(study.SETTINGS[0], 1, dataset, tmp_path) == pytest.approx(expected, abs=1e-3)

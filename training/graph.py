@@ -9,7 +9,7 @@ GUARD_EVERY = 100  # steps between two looks at a graph's losses
 
 
 class GraphedUpdate:
-    """`Trainer.update` as one CUDA graph: the host only copies the batch and starts it.
+    """`Trainer.update` as one CUDA graph: the host only copies the batch, starts it, and sees to the average.
 
     The first steps run eagerly, as capture needs; they are ordinary steps. Losses stay on the device, so whether they
     are finite is looked at every `GUARD_EVERY` steps; the error names the first step that was not.
@@ -39,7 +39,7 @@ class GraphedUpdate:
         self.lr.copy_(lr)
         self.hr.copy_(hr)
         self.graph.replay()
-        trainer.step += 1
+        trainer.advance()  # not part of the graph: the average's share changes from step to step
         self.history.append(torch.stack([self.loss, self.norm]))
         if len(self.history) == GUARD_EVERY:
             self.check()

@@ -111,13 +111,17 @@ class Trainer:
         return norm
 
     def apply(self):
-        """Update the weights from the gradients, and their running average."""
+        """Update the weights from the gradients."""
         for optimizer in self.optimizers:
             optimizer.step()
+
+    def advance(self):
+        """Take the updated weights into their running average, and count the step."""
         if self.average:
             pairs = zip(self.average.parameters(), self.model.parameters(), strict=True)
             average, live = zip(*((a.detach(), p.detach()) for a, p in pairs), strict=True)
-            torch._foreach_lerp_(average, live, 1 - self.recipe.ema_decay)
+            torch._foreach_lerp_(average, live, 1 - self.recipe.ema_decay_at(self.step))
+        self.step += 1
 
     def update(self, lr, hr):
         """Do one step on uint8 batches; return the loss and the gradient's norm as tensors on the device.
@@ -128,7 +132,7 @@ class Trainer:
         loss, norm = self.gradients(lr, hr)
         check_finite(loss, norm)
         self.apply()
-        self.step += 1
+        self.advance()
         return loss, norm
 
     def _autocast(self):

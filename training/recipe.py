@@ -40,7 +40,7 @@ class Recipe:
     eps: float
     weight_decay: float
     clip_norm: float  # largest gradient norm; 0 leaves gradients as they are
-    ema_decay: float  # of the weights' running average, which is what is validated and exported; 0 keeps none
+    ema_decay: float  # of the weights' running average, which is validated and exported, from some steps on; 0: none
     # how the step runs
     form: str  # "plain", or of a training form "collapsed" or "branches"
     precision: str  # "float32" or "bfloat16" (autocast)
@@ -58,6 +58,14 @@ class Recipe:
         if self.warmup:
             factor *= min(1.0, (step + 1) / self.warmup)
         return factor * min(1.0, (self.steps - step) / self.cooldown) if self.cooldown else factor
+
+    def ema_decay_at(self, step):
+        """`ema_decay` in the update that follows `step` finished ones: less at first, so that the start is forgotten.
+
+        The average then spans about a ninth of the steps so far; else 5 % of it would be the initial weights after 3000
+        steps at 0.999. The formula is that of TensorFlow's ExponentialMovingAverage.
+        """
+        return min(self.ema_decay, (1 + step) / (10 + step))
 
 
 def load_recipe(path, changes=()):

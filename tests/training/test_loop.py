@@ -59,15 +59,15 @@ def test_branches_and_collapsed_train_alike(recipe_path, prepared):
 
 
 @both_kinds
-def test_average_follows_its_definition(recipe_path, prepared):
-    recipe = replace(load_recipe(recipe_path), steps=2, milestones=())
+def test_average_forgets_the_start_at_once_and_then_follows_its_definition(recipe_path, prepared):
+    recipe = replace(load_recipe(recipe_path), steps=3, milestones=(), ema_decay=0.15)
     trainer = Trainer(recipe, "cpu")
     subimages = SubImages(prepared)
     feed = ResidentFeed(subimages, Plan(subimages.shapes, 7, 2, 32), "cpu")
     expected = trainer.model.conv_cat.weight.detach().clone()
-    for lr, hr in feed.batches(0, 2):
+    for (lr, hr), decay in zip(feed.batches(0, 3), (1 / 10, 0.15, 0.15), strict=True):  # 2 / 11 would be more
         trainer.update(lr, hr)
-        expected = 0.9 * expected + 0.1 * trainer.model.conv_cat.weight.detach()
+        expected = decay * expected + (1 - decay) * trainer.model.conv_cat.weight.detach()
     assert torch.allclose(trainer.average.conv_cat.weight, expected, atol=1e-7)
 
 
