@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.peers import RECIPE, run
-from benchmarks.peers.table import print_head, print_row, qualities
+from benchmarks.peers.table import print_head, print_row
 from training.forms import build, fused, trained_model
 from training.log import read_log
 from training.loop import STATE_FILE
@@ -172,11 +172,10 @@ def quality(setting, seed, dataset, out, averaged=False):
     """Mean PSNR [dB] on a data set of a run's last weights, or of their running average; None if it is not finished."""
     if not is_finished(setting, seed, out):
         return None
-    run_dir, trained = run_folder(setting, seed, out), trained_model(BASE.model)
-    if averaged:
-        return qualities(BASE.model, run_dir / trained.plain_file, [dataset])[0]
+    trained = trained_model(BASE.model)
     network = build(trained, BASE.form)
-    network.load_state_dict(torch.load(run_dir / STATE_FILE, weights_only=True)["params"])
+    state = torch.load(run_folder(setting, seed, out) / STATE_FILE, weights_only=True)
+    network.load_state_dict(state["params_ema" if averaged else "params"])
     return validation_psnr(fused(network).eval(), dataset, "cpu", trained.entry.data_range)
 
 

@@ -70,12 +70,16 @@ def test_table_has_differences_to_the_same_seed(tmp_path, monkeypatch, capsys):
     ]
 
 
-def test_quality_is_of_the_last_weights_not_of_their_average(tmp_path, pairs):
+@pytest.mark.parametrize("averaged", [False, True])
+def test_quality_is_of_the_weights_that_are_asked_for(tmp_path, pairs, averaged):
     run_dir = study.run_folder(study.SETTINGS[0], 1, tmp_path)
     run_dir.mkdir()
     (run_dir / "log.csv").write_text(f"{','.join(FIELDS)}\n3000,1,1,1,,1\n")
-    network = NanoSR_train()
-    torch.save({"params": network.state_dict(), "params_ema": NanoSR_train().state_dict()}, run_dir / STATE_FILE)
+    torch.manual_seed(0)
+    last, average = NanoSR_train(), NanoSR_train()
+    torch.save({"params": last.state_dict(), "params_ema": average.state_dict()}, run_dir / STATE_FILE)
     dataset = open_dataset(pairs)
-    expected = validation_psnr(network.eval(), dataset, "cpu", 1.0)
-    assert study.quality(study.SETTINGS[0], 1, dataset, tmp_path) == pytest.approx(expected, abs=1e-3)
+    psnr_last, psnr_average = (validation_psnr(network.eval(), dataset, "cpu", 1.0) for network in (last, average))
+    assert abs(psnr_last - psnr_average) > 0.01
+    expected = psnr_average if averaged else psnr_last
+    assert study.quality(study.SETTINGS[0], 1, dataset, tmp_path, averaged) == pytest.approx(expected, abs=1e-3)
