@@ -28,6 +28,7 @@ from torch import nn
 from benchmarks.memory import make_data
 from utils.errors import exit_on_harness_error
 from utils.files import ROOT
+from utils.measure.environment import choose_device
 from utils.results.record import RECORDS_FILE, read_incomplete, read_results
 
 NETWORK = """
@@ -138,6 +139,7 @@ def main():
     parser.add_argument("--only", help="only the broken inputs whose name holds this, no kills, nothing at once")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parser.parse_args()
+    choose_device(args.device)  # without a GPU every trial would be contained, by the same refusal
     quick = (*QUICK, "--device", args.device)
     minutes, gib = LIMITS[args.device]
     limited = ("--time_limit", minutes, "--memory_limit", gib, *quick)
@@ -154,6 +156,11 @@ def run_eval(*arguments):
     """Run eval.py with captured output."""
     command = [sys.executable, ROOT / "eval.py", *arguments]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, errors="replace")
+
+
+def last_line(text):
+    """The last line of a process's words; empty if it said nothing."""
+    return (text.strip().splitlines() or [""])[-1]
 
 
 def try_broken_input(folder, limited, only):
@@ -194,7 +201,7 @@ def _try(folder, limited, model=None, damage=None, checkpoint=None, works=False)
     if "Net" in read_incomplete(results):
         told = read_incomplete(results)["Net"]["status"].removeprefix("incomplete: ")
     else:
-        told = (result.stderr.strip().splitlines() or [""])[-1].removeprefix("error: ")
+        told = last_line(result.stderr).removeprefix("error: ")
     return kept and clean and result.returncode != 0 and bool(told), told.replace(str(folder), "…").replace("|", "/")
 
 

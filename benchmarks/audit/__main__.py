@@ -20,7 +20,7 @@ import psutil
 
 from benchmarks.audit.cheats import CHEATS, Cheat, written
 from benchmarks.memory import make_data
-from benchmarks.robustness import run_eval
+from benchmarks.robustness import last_line, run_eval
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.files import ROOT
 from utils.referee.sandbox import MODES, sandboxed, why_not
@@ -101,9 +101,11 @@ def measured(folder, data, results, file, class_name, args):
     """Return the record of a model file, complete or not."""
     weights = ROOT / "model_zoo" / "team07_NanoSR.pth"
     what = ("--model_file", file, "--class", class_name, "--checkpoint", weights, "--save_images", "--fresh")
-    run_eval(*what, "--data_dir", data, "--results", results, *measure_words(args))
+    result = run_eval(*what, "--data_dir", data, "--results", results, *measure_words(args))
     name = "Cheat" if class_name == "Cheat" else "NanoSR"
     records = read_results(results / RECORDS_FILE) | read_incomplete(results / RECORDS_FILE)
+    if name not in records:
+        raise HarnessError(f"eval.py made no row of {file}: {last_line(result.stderr)}")
     return records[name]
 
 

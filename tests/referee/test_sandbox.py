@@ -32,6 +32,13 @@ def test_python_and_torch_run(inside):
     assert inside("import torch; torch.zeros(2).sum()") == ""
 
 
+def test_user_has_a_name(inside, monkeypatch):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    assert inside("import getpass; getpass.getuser()") == ""
+    assert inside("import torch._dynamo.config, torch._inductor.config") == ""
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [

@@ -55,6 +55,7 @@ def sandboxed(command, readable, gpu=False, folder="/tmp", writable=()):
     """
     words = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     words += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+    words += ["--setenv", "USER", "contestant"]  # there is no /etc/passwd, and parts of PyTorch ask for a name
     for path in (*SYSTEM, *HARDWARE, *python_folders()):
         words += ["--ro-bind-try", path, path]
     if gpu:
