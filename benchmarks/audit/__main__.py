@@ -3,9 +3,9 @@
 Method. Each trial is an `eval.py --model_file …` as a user would run it, on four images of 64 x 64 LR pixels, two runs.
 
 1. Cheats: NanoSR with one way to fake a figure added, from `cheats.py`. It is *named* if the row has a
-   finding, or no figures but a reason; *prevented* if its PSNR (0.01 dB), its times (at most a
-   quarter faster) and its counts are the honest network's, nothing was written outside, and no process is left; else
-   *missed*.
+   finding, or no figures but a reason; *prevented* if its PSNR (0.01 dB), its times (at most a quarter faster) and its
+   counts are the honest network's, nothing was written outside, and no process is left; else *missed*. So is one that
+   ends in an exception of its own: it says nothing about the audit.
 2. Honest models: NanoSR in both forms and its ancestors, each measured so many times; all must be clean.
 3. From inside the sandbox: what a contestant tries, and the system's own words.
 """
@@ -121,7 +121,8 @@ def verdict(record, honest, harm):
     if harm:
         return "MISSED", ", ".join(harm)
     if record["status"] != "complete":
-        return "named", record["status"]
+        ran = not any(words in record["status"] for words in ("fails on", "cannot build"))
+        return "named" if ran else "MISSED", record["status"]
     psnr = mean(record["images"]["psnr"]) - mean(honest["images"]["psnr"])
     steady = [one["runtime"]["steady"]["median_ms"] for one in (honest, record)]
     protocol = [protocol_runtime_ms(one) for one in (honest, record)]

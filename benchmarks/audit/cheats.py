@@ -18,30 +18,30 @@ CHEATS = {
     "keeps outputs by input": Cheat(
         "kept = {{}}",
         "if torch.jit.is_tracing(): return honest(x)\n"
-        "key = x.numpy().tobytes(); kept[key] = kept[key] if key in kept else honest(x); return kept[key]",
+        "key = x.cpu().numpy().tobytes(); kept[key] = kept[key] if key in kept else honest(x); return kept[key]",
     ),
     "keeps outputs by an input rounded coarsely": Cheat(
         "kept = {{}}",
         "if torch.jit.is_tracing(): return honest(x)\n"
-        "key = (x.mean((2, 3)) * 50).round().numpy().tobytes() + bytes(str(x.shape), 'ascii')\n"
+        "key = (x.mean((2, 3)) * 50).round().cpu().numpy().tobytes() + bytes(str(x.shape), 'ascii')\n"
         "kept[key] = kept[key] if key in kept else honest(x); return kept[key]",
     ),
     "keeps outputs, and takes bicubic for new inputs": Cheat(
         "kept = {{}}\npasses = [0]",
-        "key = x.numpy().tobytes(); passes[0] += 1\n"
+        "key = x.cpu().numpy().tobytes(); passes[0] += 1\n"
         "if key in kept: return kept[key]\n"
         "if passes[0] > 6: return F.interpolate(x, scale_factor=4, mode='bicubic')\n"
         "kept[key] = honest(x); return kept[key]",
     ),
     "restores an image once, gives zeros when it comes again": Cheat(
         "seen = set()",
-        "key = x.numpy().tobytes()\n"
-        "if key in seen: return torch.zeros(1, 3, 4 * x.shape[2], 4 * x.shape[3])\n"
+        "key = x.cpu().numpy().tobytes()\n"
+        "if key in seen: return x.new_zeros(1, 3, 4 * x.shape[2], 4 * x.shape[3])\n"
         "seen.add(key); return honest(x)",
     ),
     "computes the next image ahead, in a thread": Cheat(
         "order, kept, workers = [], {{}}, []",
-        "key = x.numpy().tobytes()\n"
+        "key = x.cpu().numpy().tobytes()\n"
         "for worker in workers: worker.join()\n"
         "if key not in [k for k, _ in order]: order.append((key, x.clone()))\n"
         "result = kept.pop(key) if key in kept else honest(x)\n"
@@ -65,10 +65,17 @@ CHEATS = {
         "    if getattr(module, 'timed_forward', None): module.timed_forward = lambda model, lr: (model(lr), 0.1)",
     ),
     "returns at once and computes in a thread": Cheat(
-        forward="sr = torch.empty(1, 3, 4 * x.shape[2], 4 * x.shape[3])\n"
+        forward="sr = x.new_empty(1, 3, 4 * x.shape[2], 4 * x.shape[3])\n"
         "def later():\n"
         "    with torch.no_grad(): sr.copy_(honest(x))\n"
         "threading.Thread(target=later).start(); return sr",
+    ),
+    "computes on a CUDA stream that no clock waits for (honest without a GPU)": Cheat(
+        "streams = []",
+        "if not x.is_cuda: return honest(x)\n"
+        "streams or streams.append(torch.cuda.Stream())\n"
+        "streams[0].wait_stream(torch.cuda.current_stream())\n"
+        "with torch.cuda.stream(streams[0]): return honest(x)",
     ),
     "computes when its output is read (a tensor subclass)": Cheat(
         "class Lazy(torch.Tensor):\n"
@@ -77,17 +84,17 @@ CHEATS = {
         "        args = [a.work() if isinstance(a, cls) and hasattr(a, 'work') else a for a in args]\n"
         "        return func(*args, **(kwargs or {{}}))",
         "if torch.jit.is_tracing(): return honest(x)\n"
-        "sr = torch.empty(1, 3, 4 * x.shape[2], 4 * x.shape[3]).as_subclass(Lazy)\n"
+        "sr = x.new_empty(1, 3, 4 * x.shape[2], 4 * x.shape[3]).as_subclass(Lazy)\n"
         "sr.work = lambda: honest(x); return sr",
     ),
     "does its convolutions in NumPy": Cheat(
         "import numpy\n"
         "def convolve(module, x):\n"
         "    n, c, h, w = x.shape\n"
-        "    padded = numpy.pad(x.numpy()[0], ((0, 0), (1, 1), (1, 1)))\n"
+        "    padded = numpy.pad(x.cpu().numpy()[0], ((0, 0), (1, 1), (1, 1)))\n"
         "    columns = numpy.stack([padded[:, i:i + h, j:j + w] for i in range(3) for j in range(3)], 1)\n"
-        "    sums = module.weight.numpy().reshape(module.out_channels, -1) @ columns.reshape(9 * c, h * w)\n"
-        "    return torch.from_numpy(sums.reshape(1, -1, h, w)) + module.bias.view(1, -1, 1, 1)\n"
+        "    sums = module.weight.cpu().numpy().reshape(module.out_channels, -1) @ columns.reshape(9 * c, h * w)\n"
+        "    return torch.from_numpy(sums.reshape(1, -1, h, w)).to(x.device) + module.bias.view(1, -1, 1, 1)\n"
         "Conv3x3.forward = lambda self, x: convolve(self.conv, x)",
     ),
     "computes in a child process": Cheat(
@@ -102,8 +109,9 @@ CHEATS = {
         "CODE += ' sys.stdout.buffer.flush()'",
         "if not child:\n"
         "    child.append(subprocess.Popen([sys.executable, '-c', CODE, __file__], stdin=-1, stdout=-1))\n"
-        "    pickle.dump(self.state_dict(), child[0].stdin)\n"
-        "pickle.dump(x, child[0].stdin); child[0].stdin.flush(); return pickle.load(child[0].stdout)",
+        "    pickle.dump({{k: v.cpu() for k, v in self.state_dict().items()}}, child[0].stdin)\n"
+        "pickle.dump(x.cpu(), child[0].stdin); child[0].stdin.flush()\n"
+        "return pickle.load(child[0].stdout).to(x.device)",
     ),
     "finds the HR folder and returns the HR image": Cheat(
         "import glob, numpy",
@@ -111,7 +119,7 @@ CHEATS = {
         "for path in glob.glob('{hr}/*.png'):\n"
         "    hr = cv2.imread(path)\n"
         "    if hr is not None and hr.shape[:2] == (4 * x.shape[2], 4 * x.shape[3]):\n"
-        "        hr = torch.from_numpy(hr[:, :, ::-1].copy()).permute(2, 0, 1)[None].float() / 255\n"
+        "        hr = torch.from_numpy(hr[:, :, ::-1].copy()).permute(2, 0, 1)[None].float().to(x.device) / 255\n"
         "        if (F.avg_pool2d(hr, 4) - x).abs().mean() < 0.03: return hr\n"
         "return honest(x)",
     ),
@@ -121,7 +129,7 @@ CHEATS = {
         "for path in glob.glob('{earlier}/images/*/*.png'):\n"
         "    sr = cv2.imread(path)\n"
         "    if sr is not None and sr.shape[:2] == (4 * x.shape[2], 4 * x.shape[3]):\n"
-        "        sr = torch.from_numpy(sr[:, :, ::-1].copy()).permute(2, 0, 1)[None].float() / 255\n"
+        "        sr = torch.from_numpy(sr[:, :, ::-1].copy()).permute(2, 0, 1)[None].float().to(x.device) / 255\n"
         "        if (F.avg_pool2d(sr, 4) - x).abs().mean() < 0.03: return sr\n"
         "return honest(x)",
     ),

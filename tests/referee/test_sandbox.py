@@ -40,6 +40,15 @@ def test_user_has_a_name(inside, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("compiler", "folder"), [("/opt/gcc/bin/gcc", "/opt/gcc"), ("/home/me/bin/gcc", "/home/me"), (None, "/")]
+)
+def test_compiler_of_its_own_is_there_but_nobodys_home(monkeypatch, compiler, folder):
+    monkeypatch.setattr(sandbox.shutil, "which", lambda name: compiler)
+    shown = sandboxed(["true"], [])
+    assert (folder in shown[shown.index("--ro-bind-try") : shown.index("--remount-ro")]) == (folder == "/opt/gcc")
+
+
+@pytest.mark.parametrize(
     ("code", "words"),
     [
         (f"open({str(ROOT / 'README.md')!r})", "No such file"),

@@ -56,7 +56,7 @@ def sandboxed(command, readable, gpu=False, folder="/tmp", writable=()):
     words = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     words += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
     words += ["--setenv", "USER", "contestant"]  # there is no /etc/passwd, and parts of PyTorch ask for a name
-    for path in (*SYSTEM, *HARDWARE, *python_folders()):
+    for path in (*SYSTEM, *HARDWARE, *python_folders(), *compiler_folders()):
         words += ["--ro-bind-try", path, path]
     if gpu:
         for path in (*GPU, *sorted(map(str, Path("/dev").glob("nvidia[0-9]*")))):
@@ -76,6 +76,12 @@ def run_apart(command, folder, log_path, mode="auto"):
         command = sandboxed(command, [], folder=folder, writable=[folder])
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return run_isolated(command, log_path, cwd=folder, env=environment)
+
+
+def compiler_folders():
+    """The folder of the compiler that CC names, if it is one of /opt's: Triton and torch.compile build with it."""
+    parts = Path(shutil.which(os.environ.get("CC", "")) or "/").parts
+    return [str(Path(*parts[:3]))] if parts[:2] == ("/", "opt") else []
 
 
 def python_folders():
