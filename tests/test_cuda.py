@@ -4,9 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.audit.cheats import CHEATS, written
-from benchmarks.memory import make_data
-from benchmarks.robustness import run_eval
 from models.nanosr_fast import NanoSR_fast
 from models.team07_NanoSR import NanoSR_inference
 from tests.training.conftest import RECIPE
@@ -14,11 +11,9 @@ from training.data.feed import MappedFeed, Plan, ResidentFeed
 from training.graph import GraphedUpdate
 from training.loop import Trainer
 from training.recipe import load_recipe
-from utils.files import ROOT
 from utils.measure.complexity import measure_complexity
 from utils.measure.memory import measure_peak_mib, reset_peak
 from utils.measure.runtime import timed_forward
-from utils.results.record import RECORDS_FILE, read_results
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
@@ -115,14 +110,14 @@ def test_convolutions_finished_in_one_kernel_give_the_same(precision, tolerance)
     assert measure_complexity(triton).flops == measure_complexity(plain).flops
 
 
-def test_work_on_a_stream_that_no_clock_waits_for_is_named(tmp_path):
-    cheat = next(cheat for name, cheat in CHEATS.items() if "CUDA stream" in name)
-    source = (ROOT / "models" / "team07_NanoSR.py").read_text(encoding="utf-8")
-    (tmp_path / "team66_Cheat.py").write_text(written(source, cheat), encoding="utf-8")
-    what = ("--model_file", tmp_path / "team66_Cheat.py", "--class", "Cheat")
-    what += ("--checkpoint", ROOT / "model_zoo" / "team07_NanoSR.pth", "--device", "cuda")
-    data = make_data(tmp_path / "data", 2, (1356, 2040))  # a pass takes longer than starting its kernels
-    result = run_eval(*what, "--data_dir", data, "--results", tmp_path, "--runs", 2, "--warmup", 1, "--repeats", 5)
-    assert result.returncode == 0, result.stderr
-    findings = read_results(tmp_path / RECORDS_FILE)["Cheat"]["audit"]["findings"]
-    assert any("its clock says" in finding for finding in findings), findings
+def test_work_on_a_stream_that_no_event_waits_for_is_timed():
+    model, stream = NanoSR_inference().eval().cuda(), torch.cuda.Stream()
+    lr = torch.rand(1, 3, 512, 512, device="cuda")  # a pass takes longer than starting its kernels
+
+    def elsewhere(lr):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            return model(lr)
+
+    honest_ms, hidden_ms = (min(timed_forward(run, lr)[1] for _ in range(5)) for run in (model, elsewhere))
+    assert hidden_ms > 0.9 * honest_ms

@@ -2,7 +2,9 @@
 
 from functools import partial
 from itertools import repeat
+from types import SimpleNamespace
 
+import pytest
 import torch
 
 from utils.measure.memory import cpu_peak_mib
@@ -33,6 +35,38 @@ def test_forward_pass_alone_is_timed(monkeypatch):
     output, runtime_ms = timed_forward(Sleeper([250], clock), torch.ones(1, 3, 2, 2))
     assert abs(runtime_ms - 250) < 1e-9
     assert torch.equal(output, torch.ones(1, 3, 2, 2))
+
+
+@pytest.mark.parametrize(("elsewhere_ms", "expected_ms"), [(0.0, 3.0), (0.01, 3.0), (5.0, 8.0)])
+def test_work_that_no_event_waits_for_counts(monkeypatch, elsewhere_ms, expected_ms):
+    """A GPU that is a clock: the stream of the events is done after 3 ms, all of it `elsewhere_ms` later."""
+    clock = fake_clock(monkeypatch)
+    stream = SimpleNamespace(done=0.0)
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = stream.done
+
+        def synchronize(self):
+            clock[0] = max(clock[0], self.at)
+
+        def elapsed_time(self, other):
+            return 1000 * (other.at - self.at)
+
+    def model(lr):
+        stream.done += 0.003
+        return lr
+
+    def synchronize(device):
+        clock[0] = max(clock[0], stream.done + elsewhere_ms / 1000)
+
+    monkeypatch.setattr("torch.cuda.Event", Event)
+    monkeypatch.setattr("torch.cuda.synchronize", synchronize)
+    _, runtime_ms = timed_forward(model, SimpleNamespace(device=torch.device("cuda")))
+    assert runtime_ms == pytest.approx(expected_ms)
 
 
 def test_steady_runtime_leaves_the_warm_up_out(monkeypatch):

@@ -24,7 +24,7 @@ from utils.referee.repository import described
 from utils.referee.sandbox import choose_sandbox, sandboxed
 from utils.zoo.registry import source_files
 
-ECHO_SIDES = (64, 256, 512)  # of the images by which transfers are timed [LR pixels]
+ECHO_SIDES = (64, 128, 256, 384, 512, 768)  # of the images by which transfers are timed [LR pixels]
 ECHOES = 5
 LOOKS, LOOK = 128, 4096  # parts of an output that are looked at again, and their size
 SAMPLES, SAME_GREY_LEVELS = 1024, 1.0  # values of an output, and how far they may move when it comes again
@@ -115,8 +115,7 @@ class Contestant:
             times = [self._timed_ask("echo", height=side, width=side)[1] for _ in range(1 + ECHOES)]
             pixels.append(side * side)
             seconds.append(min(times[1:]))  # what a busy moment adds, subtracted, would hide as much of a pass
-        self._slope, self._base = np.polyfit(pixels, seconds, 1)
-        self._slope, self._base = float(self._slope), max(float(self._base), 0.0)
+        self.transfers = pixels[::-1], seconds[::-1]
         family = [*self.watched.descendants()]
         self.pid = family[-1].pid if family else self.watched.process.pid  # bubblewrap's last child is ours
         self.own_family = set(self.watched.family)
@@ -194,8 +193,13 @@ class Contestant:
             self.findings.append("gives another output for an image that it has restored before")
 
     def transfer_s(self, height, width):
-        """What a pass over an image of this size takes besides the network, by the echoes [s]."""
-        return self._base + self._slope * height * width
+        """What a pass over an image of this size takes besides the network, by the echoes [s].
+
+        Between two of their sizes by a line: one line through all would take images that leave the processor's cache
+        for the rule, and subtract milliseconds too many from those that fit.
+        """
+        pixels, seconds = self.transfers
+        return float(np.interp(height * width, pixels, seconds)) * max(1.0, height * width / pixels[-1])
 
     def other_processes(self):
         """How many processes the contestant has started, as far as they were seen."""
