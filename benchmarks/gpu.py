@@ -60,16 +60,17 @@ def parts(data, results, device, tiny):
     else:
         speed += ("--images", 200, "--reference_images", 20)
         training += ("--batch", 64)
-        audit += ("--honest", 2)
-        robustness += ("--kills", 3)
+        jobs = ("--jobs", max(1, (os.cpu_count() or 1) // 2))
+        audit += ("--honest", 1, *jobs)
+        robustness += ("--kills", 3, *jobs)
     return (
         Part("tests", 2, ("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/test_cuda.py")),
         Part("protocol", 2.5, evaluate),
         Part("speed", 3.5, speed),
         Part("training", 2, training),
         Part("referee", 1, referee),
-        Part("audit", 3, audit),
-        Part("robustness", 3, robustness),
+        Part("robustness", 2.5, robustness),
+        Part("audit", 4, audit),
     )
 
 

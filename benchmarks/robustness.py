@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -137,6 +138,7 @@ def main():
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="only the broken inputs whose name holds this, no kills, nothing at once")
+    parser.add_argument("--jobs", type=int, default=1, help="broken inputs tried at once, where cores are idle")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parser.parse_args()
     choose_device(args.device)  # without a GPU every trial would be contained, by the same refusal
@@ -144,7 +146,7 @@ def main():
     minutes, gib = LIMITS[args.device]
     limited = ("--time_limit", minutes, "--memory_limit", gib, *quick)
     with tempfile.TemporaryDirectory() as folder:
-        failed = try_broken_input(Path(folder) / "broken", limited, args.only or "")
+        failed = try_broken_input(Path(folder) / "broken", limited, args.only or "", args.jobs)
         if not args.only:
             failed += try_kills(Path(folder) / "kills", quick, args.kills, random.Random(args.seed))
             failed += try_at_once(Path(folder) / "at_once", quick)
@@ -163,20 +165,20 @@ def last_line(text):
     return (text.strip().splitlines() or [""])[-1]
 
 
-def try_broken_input(folder, limited, only):
+def try_broken_input(folder, limited, only, jobs=1):
     """Print a row per kind; return how many were not contained."""
     print("| broken input | contained | what the user is told |\n| --- | --- | --- |", flush=True)
     trials = [(kind, {"model": changes}) for kind, changes in MODELS.items()]
     trials += [(kind, {"model": changes, "works": True}) for kind, changes in CHANGES.items()]
     trials += [(kind, {"damage": damage}) for kind, damage in DATA.items()]
     trials += [(kind, {"checkpoint": write}) for kind, write in CHECKPOINTS.items()]
+    trials = [(kind, trial) for kind, trial in trials if only in kind]
     failed = 0
-    for number, (kind, trial) in enumerate(trials):
-        if only not in kind:
-            continue
-        contained, told = _try(folder / str(number), limited, **trial)
-        failed += not contained
-        print(f"| {kind} | {'yes' if contained else 'NO'} | {told} |", flush=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        results = pool.map(lambda number: _try(folder / str(number), limited, **trials[number][1]), range(len(trials)))
+        for (kind, _), (contained, told) in zip(trials, results, strict=True):
+            failed += not contained
+            print(f"| {kind} | {'yes' if contained else 'NO'} | {told} |", flush=True)
     return failed
 
 

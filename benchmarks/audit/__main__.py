@@ -11,9 +11,11 @@ Method. Each trial is an `eval.py --model_file …` as a user would run it, on f
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -27,6 +29,7 @@ from utils.referee.sandbox import MODES, sandboxed, why_not
 from utils.results.record import RECORDS_FILE, mean, protocol_runtime_ms, read_incomplete, read_results
 from utils.zoo.registry import read_registry
 
+NANOSR = ROOT / "models" / "team07_NanoSR.py"
 MEASURE = ("--runs", 2, "--warmup", 1, "--repeats", 5)
 MEMORY_LIMIT_GIB = {"cpu": 4, "cuda": 16}
 HONEST = ("NanoSR_train", "NanoSR_inference", "EFDN", "SPAN", "PAN", "PlainUSR")
@@ -54,6 +57,7 @@ def main():
     parser.add_argument("--honest", type=int, default=20, help="measurements of each honest model (default 20)")
     parser.add_argument("--sandbox", default="auto", choices=MODES)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--jobs", type=int, default=1, help="cheats tried at once, where cores are idle")
     parser.add_argument("--only", help="only the cheats whose name holds this")
     args = parser.parse_args()
     print(f"Sandbox: {args.sandbox}; {why_not() or 'bubblewrap works here'}\n")
@@ -70,31 +74,39 @@ def main():
 
 def try_cheats(folder, data, args):
     """Print what became of each cheat; return how many were missed."""
-    source = (ROOT / "models" / "team07_NanoSR.py").read_text(encoding="utf-8")
-    earlier, outside = folder / "earlier", folder / "outside"
-    honest = measured(folder, data, earlier, ROOT / "models" / "team07_NanoSR.py", "NanoSR_inference", args)
+    earlier = folder / "earlier"
+    honest = measured(folder, data, earlier, NANOSR, "NanoSR_inference", args)
     if honest["status"] != "complete" or honest["audit"]["findings"]:
         raise HarnessError(f"the honest network is {honest['status']}, {honest['audit']}; nothing to compare with")
     print("| what the file does | | what the row says |\n| --- | --- | --- |")
+    names = [name for name in CHEATS if args.only is None or args.only in name]
     missed = 0
-    for name, cheat in CHEATS.items():
-        if args.only and args.only not in name:
-            continue
-        file = folder / "team66_Cheat.py"
-        file.write_text(written(source, cheat, hr=data / "HR", outside=outside, earlier=earlier), encoding="utf-8")
-        before = (earlier / RECORDS_FILE).read_bytes()
-        record = measured(folder, data, folder / "results", file, "Cheat", args)
-        left = outlived()
-        harm = [text for text, done in (
-            ("wrote outside", outside.exists() or (earlier / RECORDS_FILE).read_bytes() != before),
-            ("left a process", left),
-        ) if done]  # fmt: skip
-        outside.unlink(missing_ok=True)
-        (earlier / RECORDS_FILE).write_bytes(before)
-        outcome, words = verdict(record, honest, harm)
-        missed += outcome == "MISSED"
-        print(f"| {name} | {outcome} | {words} |", flush=True)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        outcomes = pool.map(lambda number: try_cheat(folder / str(number), names[number], data, earlier, honest, args),
+                            range(len(names)))  # fmt: skip
+        for name, (outcome, words) in zip(names, outcomes, strict=True):
+            missed += outcome == "MISSED"
+            print(f"| {name} | {outcome} | {words} |", flush=True)
     return missed
+
+
+def try_cheat(folder, name, data, earlier, honest, args):
+    """Return a cheat's `verdict`, tried in a folder of its own that has a copy of the earlier results."""
+    shutil.copytree(earlier, folder / "earlier")
+    before = (folder / "earlier" / RECORDS_FILE).read_bytes()
+    file, outside, mark = folder / "team66_Cheat.py", folder / "outside", f"outlives-{folder.name}"
+    paths = {"hr": data / "HR", "outside": outside, "earlier": folder / "earlier", "mark": mark}
+    file.write_text(written(NANOSR.read_text(encoding="utf-8"), CHEATS[name], **paths), encoding="utf-8")
+    record = measured(folder, data, folder / "results", file, "Cheat", args)
+    left = outlived(mark)
+    harm = [text for text, done in (
+        ("wrote outside", outside.exists() or (folder / "earlier" / RECORDS_FILE).read_bytes() != before),
+        ("left a process", left),
+    ) if done]  # fmt: skip
+    outcome, words = verdict(record, honest, harm)
+    if outcome == "MISSED" and not harm:  # the machine may be faster now than when the honest network was measured
+        return verdict(record, measured(folder, data, folder / "honest", NANOSR, "NanoSR_inference", args), harm)
+    return outcome, words
 
 
 def measured(folder, data, results, file, class_name, args):
@@ -134,9 +146,9 @@ def verdict(record, honest, harm):
     return "prevented" if same else "MISSED", words
 
 
-def outlived():
-    """Whether a process is left of those that call themselves so; it is ended."""
-    left = [process for process in psutil.process_iter(["name"]) if process.info["name"] == "outlives-me"]
+def outlived(mark):
+    """Whether a process is left that calls itself so; it is ended."""
+    left = [process for process in psutil.process_iter(["name"]) if process.info["name"] == mark]
     for process in left:
         process.kill()
     return bool(left)
@@ -178,7 +190,7 @@ def try_inside(folder, data, args):
             went, words = False, "it wrote to a /tmp of its own, since the project lies below /tmp"
         through += went
         print(f"| {name} | {words} |", flush=True)
-    source = (ROOT / "models" / "team07_NanoSR.py").read_text(encoding="utf-8")
+    source = NANOSR.read_text(encoding="utf-8")
     for name, code in GREEDY.items():
         (folder / "team66_Cheat.py").write_text(written(source, Cheat(forward=code)), encoding="utf-8")
         record = measured(folder, data, folder / "results", folder / "team66_Cheat.py", "Cheat", args)

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cheat:
-    """One way to fake; `{hr}`, `{outside}`, `{earlier}` in its code are paths: HR images, a file, earlier results."""
+    """One way to fake.
+
+    `{hr}`, `{outside}` and `{earlier}` in its code are paths: HR images, a file, earlier results; `{mark}` is what a
+    process that it leaves calls itself.
+    """
 
     top: str = ""
     forward: str = "return honest(x)"
@@ -209,7 +213,7 @@ CHEATS = {
         "if os.fork() == 0:\n"
         "    os.setsid()\n"
         "    if os.fork() == 0:\n"
-        "        import ctypes; ctypes.CDLL(None).prctl(15, b'outlives-me')\n"
+        "        import ctypes; ctypes.CDLL(None).prctl(15, b'{mark}')\n"
         "        time.sleep(300)\n"
         "    os._exit(0)",
     ),
