@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from training.cpu.allocator import keep_freed_memory
 from training.data.feed import Plan, make_feed
 from training.data.subimages import SubImages
 from training.log import TrainingLog
-from training.loop import STATE_FILE, Trainer, train
+from training.loop import STATE_FILE, Trainer, train, unreached_kernels
 from training.recipe import load_recipe
 from training.validation import validation_psnr
 from utils.data.datasets import open_dataset
@@ -99,7 +100,7 @@ def run(trainer, feed, validation, run_dir, args):
     recipe = trainer.recipe
     log = TrainingLog(run_dir, trainer.step)
     bar = progress(total=recipe.steps, initial=trainer.step, unit="step")
-    since_last_row = []
+    since_last_row, dead = [], []
 
     def on_step(loss, norm):
         bar.update()
@@ -123,6 +124,13 @@ def run(trainer, feed, validation, run_dir, args):
                 raise DivergedError(
                     f"step {step}: the loss, {mean_loss:.3g}, is more than {LEAP} times what it was at first; "
                     "lower learning_rate and start anew in another --run_dir"
+                )
+            if not dead and step > recipe.warmup and (unreached := unreached_kernels(trainer.model)):
+                dead.extend(unreached)
+                bar.write(
+                    f"warning: step {step}: no gradient reaches {dead[0]} (and {len(dead) - 1} more kernels): what "
+                    "follows it is dead and stays so; another seed, a longer warmup or lower rates may do better",
+                    file=sys.stderr,
                 )
             bar.set_postfix_str(f"loss {mean_loss:.4f}" + (f", {quality:.3f} dB" if due else ""), refresh=False)
         if step % recipe.checkpoint_every == 0 and not last:

@@ -23,6 +23,7 @@ from utils.errors import DivergedError, HarnessError
 from utils.zoo.checkpoints import save_atomically
 
 STATE_FILE = "state.pt"  # in the run's folder, beside the weights under the names that the registry has for them
+UNREACHED = 1e-9  # of the whole gradient's norm: the first steps of a sound network give 5e-8, dead blocks 1e-10 to 0
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in [0, 1]
 
 
@@ -224,6 +225,19 @@ def start_near_mean(model, factor, data_range=1.0):
     last = [module for module in model.modules() if isinstance(module, nn.Conv2d)][-1]
     last.weight.mul_(factor)
     last.bias.copy_((torch.tensor(RGB_MEAN) * data_range).repeat_interleave(last.out_channels // len(RGB_MEAN)))
+
+
+def unreached_kernels(model):
+    """Return the names of the kernels that the last gradient did not reach, those of a dead block.
+
+    Where what goes into an activation is far below zero for every pixel, nothing comes out of it and no gradient goes
+    back, so that it stays so (docs/training.md).
+    """
+    kernels = {name: weight.grad for name, weight in model.named_parameters() if weight.ndim == 4}
+    kernels = {name: gradient for name, gradient in kernels.items() if gradient is not None}
+    norms = torch.stack(torch._foreach_norm(list(kernels.values())))
+    unreached = (norms <= UNREACHED * norms.norm()).tolist()
+    return [name for name, is_unreached in zip(kernels, unreached, strict=True) if is_unreached]
 
 
 def hidden_weights(model):

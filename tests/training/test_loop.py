@@ -10,7 +10,7 @@ from tests.training.conftest import both_kinds
 from training.data.feed import Plan, ResidentFeed
 from training.data.subimages import SubImages
 from training.loop import LOSSES as LOSS_FUNCTIONS
-from training.loop import Trainer, train
+from training.loop import Trainer, train, unreached_kernels
 from training.recipe import LOSSES, load_recipe
 from utils.errors import DivergedError
 
@@ -87,3 +87,14 @@ def test_non_finite_loss_stops_with_step_and_seed_and_keeps_the_weights(recipe_p
         train(trainer, feed, poison)
     others = [weight for name, weight in trainer.model.named_parameters() if name != "conv_cat.bias"]
     assert all(torch.isfinite(weight).all() for weight in others)
+
+
+def test_kernels_of_a_dead_block_are_named(recipe_path, prepared):
+    trainer, _ = run_steps(load_recipe(recipe_path), prepared)
+    assert unreached_kernels(trainer.model) == []
+    with torch.no_grad():  # what goes into a SiLU, far below zero
+        trainer.model.get_submodule("block_2.pixel_attention.conv_2.conv").reduce.bias.fill_(-1e4)
+    trainer.gradients(*(torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8) for side in (8, 32)))
+    dead = {name.rpartition(".conv.")[0] for name in unreached_kernels(trainer.model)}
+    assert dead >= {f"block_2.pixel_attention.conv_{number}" for number in (1, 2, 3)}
+    assert not any(name.startswith(("conv_1", "block_1", "conv_cat", "upsampler")) for name in dead)

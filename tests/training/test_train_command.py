@@ -64,6 +64,17 @@ def test_loss_that_leaps_ends_the_training(command, recipe_path, prepared, pairs
     assert float(rows[-1]["loss"]) > 10 * float(rows[0]["loss"])
 
 
+def test_dead_block_is_told_once(command, recipe_path, prepared, pairs, tmp_path):
+    state = NanoSR_train().state_dict()
+    state["block_3.pixel_attention.conv_1.conv.reduce.bias"].fill_(-1e4)
+    torch.save(state, tmp_path / "dead.pth")
+    words = train_command(recipe_path, prepared, tmp_path / "run", pairs)
+    result = command(*words, "--init", tmp_path / "dead.pth")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("no gradient reaches block_3.pixel_attention.conv_1.conv") == 1
+    assert "no gradient" not in command(*train_command(recipe_path, prepared, tmp_path / "sound", pairs)).stderr
+
+
 def test_minutes_stop_at_a_checkpoint(command, recipe_path, prepared, pairs, tmp_path):
     result = command(*train_command(recipe_path, prepared, tmp_path / "run", pairs, "--minutes", 0))
     assert result.returncode == 0, result.stderr
