@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.memory import make_data
+from benchmarks.robustness import last_line
 from utils.errors import exit_on_harness_error
 from utils.files import ROOT, write_text
 from utils.measure.environment import choose_device, describe_environment, machine_line
@@ -126,7 +127,7 @@ def run(part, path, seconds):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    last = (path.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
+    last = last_line(path.read_text(encoding="utf-8", errors="replace"))
     return "well" if status == 0 else f"status {status}: {last[:200].replace('|', '/')}"
 
 

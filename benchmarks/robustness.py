@@ -172,11 +172,15 @@ def try_broken_input(folder, limited, only, jobs=1):
     trials += [(kind, {"model": changes, "works": True}) for kind, changes in CHANGES.items()]
     trials += [(kind, {"damage": damage}) for kind, damage in DATA.items()]
     trials += [(kind, {"checkpoint": write}) for kind, write in CHECKPOINTS.items()]
-    trials = [(kind, trial) for kind, trial in trials if only in kind]
     failed = 0
     with ThreadPoolExecutor(jobs) as pool:
-        results = pool.map(lambda number: _try(folder / str(number), limited, **trials[number][1]), range(len(trials)))
-        for (kind, _), (contained, told) in zip(trials, results, strict=True):
+        tries = {
+            kind: pool.submit(_try, folder / str(number), limited, **trial)
+            for number, (kind, trial) in enumerate(trials)
+            if only in kind
+        }
+        for kind, one in tries.items():
+            contained, told = one.result()
             failed += not contained
             print(f"| {kind} | {'yes' if contained else 'NO'} | {told} |", flush=True)
     return failed

@@ -79,12 +79,15 @@ def try_cheats(folder, data, args):
     if honest["status"] != "complete" or honest["audit"]["findings"]:
         raise HarnessError(f"the honest network is {honest['status']}, {honest['audit']}; nothing to compare with")
     print("| what the file does | | what the row says |\n| --- | --- | --- |")
-    names = [name for name in CHEATS if args.only is None or args.only in name]
     missed = 0
     with ThreadPoolExecutor(args.jobs) as pool:
-        outcomes = pool.map(lambda number: try_cheat(folder / str(number), names[number], data, earlier, honest, args),
-                            range(len(names)))  # fmt: skip
-        for name, (outcome, words) in zip(names, outcomes, strict=True):
+        trials = {
+            name: pool.submit(try_cheat, folder / str(number), name, data, earlier, honest, args)
+            for number, name in enumerate(CHEATS)
+            if args.only is None or args.only in name
+        }
+        for name, trial in trials.items():
+            outcome, words = trial.result()
             missed += outcome == "MISSED"
             print(f"| {name} | {outcome} | {words} |", flush=True)
     return missed
@@ -184,7 +187,7 @@ def try_inside(folder, data, args):
         code = code.format(hr=hr, home=str(Path.home()), project=str(ROOT), pid=psutil.Process().pid)
         file.write_text(f"import ctypes, os, socket\n{code}\n", encoding="utf-8")
         run = subprocess.run(sandboxed([sys.executable, file], [file]), capture_output=True, text=True)
-        words = (run.stderr.strip().splitlines() or ["it went through"])[-1]
+        words = last_line(run.stderr) or "it went through"
         went = run.returncode == 0
         if went and name == "write to the project" and not (ROOT / "written").exists():
             went, words = False, "it wrote to a /tmp of its own, since the project lies below /tmp"

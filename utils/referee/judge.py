@@ -24,7 +24,7 @@ from utils.referee.repository import described
 from utils.referee.sandbox import choose_sandbox, sandboxed
 from utils.zoo.registry import source_files
 
-ECHO_SIDES = (64, 128, 256, 384, 512, 768)  # of the images by which transfers are timed [LR pixels]
+ECHO_SIDES = (64, 128, 256, 384, 512)  # of the images by which transfers are timed [LR pixels]
 ECHOES = 5
 LOOKS, LOOK = 128, 4096  # parts of an output that are looked at again, and their size
 SAMPLES, SAME_GREY_LEVELS = 1024, 1.0  # values of an output, and how far they may move when it comes again
@@ -45,11 +45,14 @@ class Timing:
 class Contestant:
     """A model in a process of its own, run and timed from here. Entered as a context manager, it is `load`ed.
 
-    Its attributes are those of a Runner. Raises HarnessError, with the reason in a line, whenever the process fails,
-    breaks its limits, or answers nonsense.
+    Its attributes are those of a Runner. If not `timed`, transfers count as passes: the images by which they are timed
+    would be the peak of the process's memory. Raises HarnessError, with the reason in a line, whenever the process
+    fails, breaks its limits, or answers nonsense.
     """
 
-    def __init__(self, entry, device, log_path, limits=None, sandbox="auto", checkpoint=None, repository=None):
+    def __init__(
+        self, entry, device, log_path, limits=None, sandbox="auto", checkpoint=None, repository=None, timed=True
+    ):
         self.entry, self.device, self.log_path = entry, torch.device(device), Path(log_path)
         self.limits, self.sandbox, self.checkpoint = limits or Limits(), sandbox, checkpoint
         self.folder = repository and Path(repository).resolve()
@@ -59,11 +62,12 @@ class Contestant:
         self.numbers = iter(range(1, 1 << 62))
         self.taken = [None, None]
         self.last = None  # the output taken last, as it was, and its LR size
+        self.transfers = (1,), (0.0,)  # sizes [LR pixels] and what a pass takes there besides the network [s]
         self.peak_mib, self.loaded = None, False
         in_sandbox, self.sandbox_line = choose_sandbox(sandbox)
         self._start(in_sandbox)
         try:
-            self._prepare()
+            self._prepare(timed)
         except BaseException:
             self.close()
             raise
@@ -107,18 +111,22 @@ class Contestant:
             return [self.folder]
         return [*source_files(self.entry), self.checkpoint or self.entry.checkpoint_path]
 
-    def _prepare(self):
+    def _prepare(self, timed):
         """Set the process up and time the transfers, before any of the stranger's code is in it."""
         self.ask("prepare", threads=torch.get_num_threads(), device=str(self.device))
+        if timed:
+            self.transfers = self._time_transfers()
+        family = [*self.watched.descendants()]
+        self.pid = family[-1].pid if family else self.watched.process.pid  # bubblewrap's last child is ours
+        self.own_family = set(self.watched.family)
+
+    def _time_transfers(self):
         pixels, seconds = [], []
         for side in reversed(ECHO_SIDES):  # the largest first: memory is touched for the first time
             times = [self._timed_ask("echo", height=side, width=side)[1] for _ in range(1 + ECHOES)]
             pixels.append(side * side)
             seconds.append(min(times[1:]))  # what a busy moment adds, subtracted, would hide as much of a pass
-        self.transfers = pixels[::-1], seconds[::-1]
-        family = [*self.watched.descendants()]
-        self.pid = family[-1].pid if family else self.watched.process.pid  # bubblewrap's last child is ours
-        self.own_family = set(self.watched.family)
+        return pixels[::-1], seconds[::-1]
 
     def load(self):
         """Build the model in the process; from here on, the stranger's code is there."""
@@ -242,7 +250,7 @@ class Contestant:
         """Peak resident growth [MiB] of a fresh contestant for one pass over 1 x 3 x H x W, seen from outside."""
         arguments = (self.entry, self.device, self.log_path.with_suffix(".memory.log"), self.limits)
         more = {"sandbox": self.sandbox, "checkpoint": self.checkpoint, "repository": self.folder}
-        with Contestant(*arguments, **more) as fresh:
+        with Contestant(*arguments, **more, timed=False) as fresh:
             fresh.ask("echo", height=lr_shape[2], width=lr_shape[3])  # the shared images are not the network's
             fresh.forward(torch.rand(1, 3, 16, 16) * self.entry.data_range)
             before = psutil.Process(fresh.pid).memory_info().rss
