@@ -62,6 +62,14 @@ def test_fusing_gives_the_plain_network_and_touches_nothing(form):
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+def test_fused_weights_are_rounded_once(form):
+    model = perturbed(form())
+    fused = model.fuse().state_dict()
+    for key, exact in model.double().collapsed_state().items():
+        assert fused[key].dtype == torch.float32
+        assert torch.equal(fused[key], exact.detach().float()), key
+
+
 def test_convolutions_inside_are_grown(form):
     grown = {module for module in form().modules() if isinstance(module, (RepMBConv, GatedRepMBConv))}
     assert len(grown) == {NanoSR_train: 26, SPAN_train: 20, PlainUSR_train: 10}[form]
