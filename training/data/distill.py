@@ -1,0 +1,116 @@
+"""Let a network teach: python -m training.data.distill --data data/train --model_id 214 --out data/distilled
+
+Copies a prepared training set, each HR sub-image replaced by what the teacher makes of the LR one: the mean over its
+eight orientations, better than the network itself, so that a network can even be its own teacher. What no network could
+know of the HR image, JPEG's errors among it, no longer disturbs the student. --share 0.5 takes the mean of both images.
+Shards are written one at a time; a run that was stopped goes on where it was.
+
+Sources: G. Hinton et al., *Distilling the Knowledge in a Neural Network*, 2015; the mean over orientations, R. Timofte
+et al., *Seven Ways to Improve Example-Based Single Image Super Resolution*, CVPR 2016.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from training.data.subimages import SubImages, read_index, verify
+from utils.arguments import add_model_file, one_entry
+from utils.data.images import to_image, to_tensor
+from utils.errors import HarnessError, exit_on_harness_error
+from utils.files import read_json, write_json
+from utils.measure.environment import choose_device
+from utils.progress import progress
+from utils.zoo.checkpoints import file_sha256
+from utils.zoo.registry import load_model
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="that training.prepare made")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--model_id", type=int, help="the teacher, by its number in the registry")
+    add_model_file(parser)
+    parser.add_argument("--share", type=float, default=1.0, help="of the teacher's image, the rest is the HR image's")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    args = parser.parse_args()
+    if not 0 < args.share <= 1:
+        raise HarnessError(f"--share {args.share}: expected more than 0 and at most 1")
+    subimages = SubImages(args.data)
+    device = choose_device(args.device)
+    teacher = load_model(one_entry(args), device)
+    if teacher.missing_weights:
+        raise HarnessError(f"{teacher.missing_weights}; name the teacher's by --checkpoint")
+    distill(subimages, teacher, device, args.share, args.out)
+    print(f"{len(subimages)} sub-images by {teacher.entry.name} in {args.out}")
+
+
+def distill(subimages, teacher, device, share, out):
+    """Write the prepared folder `out`: `subimages` with `share` of their HR from a LoadedModel on `device`.
+
+    Finished shards of an earlier run are kept. Raises HarnessError if they are of another teacher, share or set.
+    """
+    if out.resolve() == subimages.folder.resolve():
+        raise HarnessError(f"{out}: is the set that is read; choose another --out")
+    shards, first = [], 0
+    with progress(total=len(subimages), unit="sub-image", desc="teaching") as bar:
+        for shard in subimages.shards:
+            info = read_json(subimages.folder / f"{shard['name']}.json")
+            numbers = range(first, first + len(info["shapes"]))
+            first = numbers.stop
+            images = (_mixed(teacher, device, share, subimages.pair(number), bar) for number in numbers)
+            taught = {"by": teacher.sha256, "share": share, "from": shard["sha256"]}
+            shards.append(_write_shard(subimages.folder, info | {"taught": taught}, images, out))
+            bar.update(first - bar.n)  # of a shard that was there
+    write_json(out / "index.json", read_index(subimages.folder) | {"shards": shards})
+    verify(out)
+
+
+def _write_shard(source, info, images, out):
+    """Write one shard unless it is there; return its entry of the index."""
+    stem = out / info["name"]
+    lr, hr, info_path = (stem.with_suffix(suffix) for suffix in (".lr", ".hr", ".json"))
+    found = read_json(info_path)
+    if found is not None:
+        if found.get("taught") != info["taught"]:
+            raise HarnessError(f"{info_path}: made from another set or by another teacher; choose an empty --out")
+        return {"name": info["name"], "sha256": found["sha256"]}
+    partial = hr.with_suffix(".hr.partial")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / lr.name, lr)
+        with open(partial, "wb") as file:
+            for image in images:
+                file.write(image)
+        partial.replace(hr)
+    except OSError as error:
+        raise HarnessError(f"{stem}: cannot be written ({error.strerror}); make room and run again") from error
+    sha256 = {"hr": file_sha256(hr), "lr": file_sha256(lr)}
+    write_json(info_path, info | {"sha256": sha256})  # last: a shard with its json is complete
+    return {"name": info["name"], "sha256": sha256}
+
+
+def _mixed(teacher, device, share, pair, bar):
+    lr, hr = pair
+    data_range = teacher.entry.data_range
+    taught = to_image(self_ensemble(teacher.model, to_tensor(lr, data_range).to(device)), data_range)
+    bar.update()
+    return np.rint(share * taught + (1 - share) * hr).astype(np.uint8)
+
+
+@torch.no_grad()
+def self_ensemble(model, lr):
+    """Return the mean of what a network makes of 1 x 3 x H x W in its eight orientations, each turned back."""
+    total = 0
+    for turned in (False, True):
+        image = lr.transpose(2, 3) if turned else lr
+        for flips in ((), (2,), (3,), (2, 3)):
+            sr = model(image.flip(flips).contiguous()).flip(flips)
+            total = total + (sr.transpose(2, 3) if turned else sr)
+    return total / 8
+
+
+if __name__ == "__main__":
+    exit_on_harness_error(main)
