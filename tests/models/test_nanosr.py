@@ -97,8 +97,9 @@ def test_shipped_weights_of_both_forms_are_the_same_network():
     for model, name in ((fused, "team07_NanoSR.pth"), (trained, "nanosr_train.pth")):
         path = ROOT / "model_zoo" / name
         load_strictly(model, load_state_dict(path), path)
-    lr = to_tensor(photograph(21, 34))  # trained weights may answer noise by large values, which round as largely
-    assert relative(fused(lr), trained(lr)) < 1e-5
+        model.double()
+    lr = to_tensor(photograph(64, 72)).double()  # trained weights may answer noise by large values
+    assert 255 * (fused(lr) - trained(lr)).abs().max() < 1e-4  # grey levels
 
 
 def randomized(module):

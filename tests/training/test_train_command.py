@@ -16,6 +16,7 @@ from tests.training.conftest import FILES, both_kinds, python
 from training.log import read_log
 from utils.files import ROOT
 from utils.zoo.checkpoints import load_state_dict
+from utils.zoo.registry import find_entry, read_registry
 
 
 def train_command(recipe_path, prepared, run_dir, pairs, *arguments):
@@ -145,6 +146,17 @@ def test_fuse_writes_the_fused_file_and_prints_the_difference(command, tmp_path)
     assert all(
         torch.equal(value, expected[key]) for key, value in load_state_dict(tmp_path / "zoo" / "fused.pth").items()
     )
+
+
+@pytest.mark.parametrize("plain", [entry for entry in read_registry() if entry.training], ids=lambda entry: entry.name)
+def test_the_registrys_plain_weights_are_its_training_forms_fused(command, tmp_path, plain):
+    trained = find_entry(plain.training, read_registry())
+    result = command("-m", "training.fuse", trained.checkpoint_path, "--out", tmp_path / "fused.pth")
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout.split("difference ")[1].split()[0]) < 1e-5
+    shipped = load_state_dict(plain.checkpoint_path)
+    for key, value in load_state_dict(tmp_path / "fused.pth").items():
+        assert torch.allclose(value, shipped[key], rtol=2.5e-7, atol=1e-12), key  # the last bit may differ by machine
 
 
 def test_weights_of_an_unknown_name_need_their_models_id(command, tmp_path):
