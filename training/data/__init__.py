@@ -1,1 +1,1 @@
-"""The training set: sub-images read by memory map, and the patches that each step sees."""
+"""The training set: sub-images, read by memory map; the patches that each step sees; drawn and taught images."""
