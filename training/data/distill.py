@@ -19,9 +19,10 @@ import torch
 from training.data.subimages import SubImages, read_index, verify
 from utils.arguments import add_model_file, one_entry
 from utils.data.images import to_image, to_tensor
-from utils.errors import HarnessError, exit_on_harness_error
+from utils.errors import HarnessError, exit_on_harness_error, in_one_line
 from utils.files import read_json, write_json
 from utils.measure.environment import choose_device
+from utils.measure.runtime import check_output
 from utils.progress import progress
 from utils.zoo.checkpoints import file_sha256
 from utils.zoo.registry import load_model
@@ -56,13 +57,17 @@ def distill(subimages, teacher, device, share, out):
         raise HarnessError(f"{out}: is the set that is read; choose another --out")
     shards, first = [], 0
     with progress(total=len(subimages), unit="sub-image", desc="teaching") as bar:
+
+        def taught(number):
+            bar.update()
+            return mixed(teacher, device, share, *subimages.pair(number))
+
         for shard in subimages.shards:
             info = read_json(subimages.folder / f"{shard['name']}.json")
             numbers = range(first, first + len(info["shapes"]))
             first = numbers.stop
-            images = (_mixed(teacher, device, share, subimages.pair(number), bar) for number in numbers)
-            taught = {"by": teacher.sha256, "share": share, "from": shard["sha256"]}
-            shards.append(_write_shard(subimages.folder, info | {"taught": taught}, images, out))
+            info["taught"] = {"by": teacher.sha256, "share": share, "from": shard["sha256"]}
+            shards.append(_write_shard(subimages.folder, info, map(taught, numbers), out))
             bar.update(first - bar.n)  # of a shard that was there
     write_json(out / "index.json", read_index(subimages.folder) | {"shards": shards})
     verify(out)
@@ -92,12 +97,19 @@ def _write_shard(source, info, images, out):
     return {"name": info["name"], "sha256": sha256}
 
 
-def _mixed(teacher, device, share, pair, bar):
-    lr, hr = pair
-    data_range = teacher.entry.data_range
-    taught = to_image(self_ensemble(teacher.model, to_tensor(lr, data_range).to(device)), data_range)
-    bar.update()
-    return np.rint(share * taught + (1 - share) * hr).astype(np.uint8)
+def mixed(teacher, device, share, lr, hr):
+    """Return `share` of what a LoadedModel makes of an LR image and the rest of its HR image, H x W x 3 uint8.
+
+    Raises HarnessError if the network fails or gives anything but an image of four times the size.
+    """
+    file, data_range = teacher.entry.file, teacher.entry.data_range
+    try:
+        sr = self_ensemble(teacher.model, to_tensor(lr, data_range).to(device))
+    except Exception as error:  # a model's code may raise anything
+        size = f"{lr.shape[1]} x {lr.shape[0]}"
+        raise HarnessError(f"{file}: fails on an LR image of {size} ({in_one_line(error)})") from error
+    check_output(sr, lr.shape[:2], file)
+    return np.rint(share * to_image(sr, data_range) + (1 - share) * hr).astype(np.uint8)
 
 
 @torch.no_grad()

@@ -77,6 +77,23 @@ def test_wrong_arguments_are_named(command, prepared, teacher, tmp_path, argumen
     assert message in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ("F.interpolate(lr, scale_factor=2)", "bilinear.py: output is (1, 3, 32, 32) for an LR image of 16 x 16"),
+        ("lr.no_such_thing", "bilinear.py: fails on an LR image of 16 x 16"),
+    ],
+)
+def test_a_teacher_that_does_not_upscale_is_named(command, prepared, teacher, tmp_path, network, message):
+    file = tmp_path / "bilinear.py"
+    file.write_text(BILINEAR.replace(BILINEAR.split("return ")[1], network + "\n"))
+    result = command("-m", "training.data.distill", "--data", prepared, "--out", tmp_path / "out", *teacher)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()[-1]) < 300
+    assert not (tmp_path / "out" / "index.json").exists()
+
+
 def test_the_set_that_is_read_is_not_overwritten(command, prepared, teacher):
     before = {path.name: path.read_bytes() for path in prepared.iterdir()}
     result = command("-m", "training.data.distill", "--data", prepared, "--out", prepared, *teacher)
