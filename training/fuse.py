@@ -49,7 +49,7 @@ def model_of(checkpoint):
 
 
 @torch.no_grad()
-def largest_difference(model, plain, data_range=1.0):
+def largest_difference(model, plain, data_range):
     """Largest absolute difference of two networks' outputs on one random 1 x 3 x 61 x 47 image, relative.
 
     The image is smooth: trained networks may answer white noise by values without bound, or by none.

@@ -11,6 +11,8 @@ et al., *Seven Ways to Improve Example-Based Single Image Super Resolution*, CVP
 
 import argparse
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +20,11 @@ import torch
 
 from training.data.subimages import SubImages, read_index, verify
 from utils.arguments import add_model_file, one_entry
-from utils.data.images import to_image, to_tensor
-from utils.errors import HarnessError, exit_on_harness_error, in_one_line
+from utils.errors import HarnessError, exit_on_harness_error
+from utils.evaluate.evaluation import restore
+from utils.evaluate.runner import Runner
 from utils.files import read_json, write_json
 from utils.measure.environment import choose_device
-from utils.measure.runtime import check_output
 from utils.progress import progress
 from utils.zoo.checkpoints import file_sha256
 from utils.zoo.registry import load_model
@@ -51,16 +53,19 @@ def main():
 def distill(subimages, teacher, device, share, out):
     """Write the prepared folder `out`: `subimages` with `share` of their HR from a LoadedModel on `device`.
 
-    Finished shards of an earlier run are kept. Raises HarnessError if they are of another teacher, share or set.
+    Finished shards of an earlier run are kept. Raises HarnessError if they are of another teacher, share or set, and if
+    the teacher fails or gives anything but an image of four times the size.
     """
     if out.resolve() == subimages.folder.resolve():
         raise HarnessError(f"{out}: is the set that is read; choose another --out")
+    runner = Runner(replace(teacher, model=partial(self_ensemble, teacher.model)), device)
     shards, first = [], 0
     with progress(total=len(subimages), unit="sub-image", desc="teaching") as bar:
 
         def taught(number):
             bar.update()
-            return mixed(teacher, device, share, *subimages.pair(number))
+            lr, hr = subimages.pair(number)
+            return np.rint(share * restore(runner, lr)[0] + (1 - share) * hr).astype(np.uint8)
 
         for shard in subimages.shards:
             info = read_json(subimages.folder / f"{shard['name']}.json")
@@ -95,21 +100,6 @@ def _write_shard(source, info, images, out):
     sha256 = {"hr": file_sha256(hr), "lr": file_sha256(lr)}
     write_json(info_path, info | {"sha256": sha256})  # last: a shard with its json is complete
     return {"name": info["name"], "sha256": sha256}
-
-
-def mixed(teacher, device, share, lr, hr):
-    """Return `share` of what a LoadedModel makes of an LR image and the rest of its HR image, H x W x 3 uint8.
-
-    Raises HarnessError if the network fails or gives anything but an image of four times the size.
-    """
-    file, data_range = teacher.entry.file, teacher.entry.data_range
-    try:
-        sr = self_ensemble(teacher.model, to_tensor(lr, data_range).to(device))
-    except Exception as error:  # a model's code may raise anything
-        size = f"{lr.shape[1]} x {lr.shape[0]}"
-        raise HarnessError(f"{file}: fails on an LR image of {size} ({in_one_line(error)})") from error
-    check_output(sr, lr.shape[:2], file)
-    return np.rint(share * to_image(sr, data_range) + (1 - share) * hr).astype(np.uint8)
 
 
 @torch.no_grad()
