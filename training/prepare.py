@@ -7,7 +7,6 @@ Shards are written one at a time by all cores; a run that was stopped goes on wh
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import sys
@@ -17,13 +16,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from training.data.subimages import FORMAT, verify
+from training.data.subimages import FORMAT, verify, write_shard
 from utils.data.images import bicubic_downscale, crop_to_multiple, read_rgb
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.files import write_json
 from utils.progress import progress
 from utils.protocol import SCALE
-from utils.zoo.checkpoints import file_sha256
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -130,44 +128,27 @@ def prepare(sources, lr_of, out, cut, images_per_shard, workers, strict, halved=
 
 def _write_shard(job):
     stem, sources, lr_of, cut, strict, halved = job
-    names = [str(path) for path in sources]
-    halved_names = [str(path) for path in sources if path in halved]
-    info_path = stem.with_suffix(".json")
-    if info_path.exists():
-        info = json.loads(info_path.read_text(encoding="utf-8"))
-        if info["sources"] != names or info["cut"] != asdict(cut) or info.get("halved", []) != halved_names:
-            raise HarnessError(f"{info_path}: made from other images or settings; choose an empty --out")
-        return info
-    shapes, skipped = [], []
-    partial = {kind: stem.with_suffix(f".{kind}.partial") for kind in ("hr", "lr")}
-    try:
-        with open(partial["hr"], "wb") as hr_file, open(partial["lr"], "wb") as lr_file:
-            for source in sources:
-                try:
-                    pairs = _read_pairs(source, lr_of.get(source), cut, source in halved)
-                except HarnessError as error:
-                    if strict:
-                        raise
-                    skipped.append(str(error))
-                    continue
-                for lr, hr in pairs:
-                    shapes += _write_cut(lr, hr, cut, lr_file, hr_file)
-        info = {
-            "name": stem.name,
-            "cut": asdict(cut),
-            "sources": names,
-            "halved": halved_names,
-            "skipped": skipped,
-            "shapes": shapes,
-            "bytes": sum(path.stat().st_size for path in partial.values()),
-            "sha256": {kind: file_sha256(path) for kind, path in partial.items()},
-        }
-        for kind, path in partial.items():
-            path.replace(stem.with_suffix(f".{kind}"))
-        write_json(info_path, info)  # last: a shard with its json is complete
-    except OSError as error:
-        raise HarnessError(f"{stem}: cannot be written ({error.strerror}); make room and run again") from error
-    return info
+    made_from = {
+        "cut": asdict(cut),
+        "sources": [str(path) for path in sources],
+        "lr": [str(lr_of[path]) for path in sources if path in lr_of],
+        "halved": [str(path) for path in sources if path in halved],
+    }
+    skipped = []
+
+    def pairs():
+        for source in sources:
+            try:
+                images = _read_pairs(source, lr_of.get(source), cut, source in halved)
+            except HarnessError as error:
+                if strict:
+                    raise
+                skipped.append(str(error))
+                continue
+            for lr, hr in images:
+                yield from _cut(lr, hr, cut)
+
+    return write_shard(stem, made_from, pairs(), skipped)
 
 
 def _read_pairs(source, lr_path, cut, halved):
@@ -206,14 +187,11 @@ def _has_blurred_colours(path):
         return image.format == "JPEG" and JpegImagePlugin.get_sampling(image) > 0
 
 
-def _write_cut(lr, hr, cut, lr_file, hr_file):
-    """Append an image's sub-images to both files; return their HR shapes."""
-    found = boxes(*hr.shape[:2], cut)
-    for top, left, height, width in found:
-        hr_file.write(np.ascontiguousarray(hr[top : top + height, left : left + width]))
+def _cut(lr, hr, cut):
+    """Yield an image's sub-images (LR, HR), views of it."""
+    for top, left, height, width in boxes(*hr.shape[:2], cut):
         rows, columns = (slice(at // SCALE, (at + n) // SCALE) for at, n in ((top, height), (left, width)))
-        lr_file.write(np.ascontiguousarray(lr[rows, columns]))
-    return [(height, width) for _, _, height, width in found]
+        yield lr[rows, columns], hr[top : top + height, left : left + width]
 
 
 def boxes(height, width, cut):

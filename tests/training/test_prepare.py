@@ -45,6 +45,7 @@ def test_lr_given_beside_hr_is_taken(prepare, photographs, tmp_path):
     result = prepare(photographs, tmp_path / "out", *SMALL_CUT, "--lr", tmp_path / "lr")
     assert result.returncode == 0, result.stderr
     assert SubImages(tmp_path / "out").pair(0)[0].max() == 9
+    assert "made from other images or settings" in prepare(photographs, tmp_path / "out", *SMALL_CUT).stderr
 
 
 def test_halves_are_cut_beside_the_images(prepare, photographs, tmp_path):

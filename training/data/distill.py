@@ -10,7 +10,6 @@ et al., *Seven Ways to Improve Example-Based Single Image Super Resolution*, CVP
 """
 
 import argparse
-import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.data.subimages import SubImages, read_index, verify
+from training.data.subimages import SubImages, read_index, verify, write_shard
 from utils.arguments import add_model_file, one_entry
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.evaluate.evaluation import restore
@@ -26,7 +25,6 @@ from utils.evaluate.runner import Runner
 from utils.files import read_json, write_json
 from utils.measure.environment import choose_device
 from utils.progress import progress
-from utils.zoo.checkpoints import file_sha256
 from utils.zoo.registry import load_model
 
 
@@ -65,41 +63,20 @@ def distill(subimages, teacher, device, share, out):
         def taught(number):
             bar.update()
             lr, hr = subimages.pair(number)
-            return np.rint(share * restore(runner, lr)[0] + (1 - share) * hr).astype(np.uint8)
+            return lr, np.rint(share * restore(runner, lr)[0] + (1 - share) * hr).astype(np.uint8)
 
         for shard in subimages.shards:
             info = read_json(subimages.folder / f"{shard['name']}.json")
             numbers = range(first, first + len(info["shapes"]))
             first = numbers.stop
-            info["taught"] = {"by": teacher.sha256, "share": share, "from": shard["sha256"]}
-            shards.append(_write_shard(subimages.folder, info, map(taught, numbers), out))
+            lesson = {"by": teacher.sha256, "share": share, "from": shard["sha256"]}
+            made_from = {"sources": info["sources"], "taught": lesson}
+            shards.append(write_shard(out / shard["name"], made_from, map(taught, numbers)))
             bar.update(first - bar.n)  # of a shard that was there
-    write_json(out / "index.json", read_index(subimages.folder) | {"shards": shards})
+    index = read_index(subimages.folder)
+    index["shards"] = [{"name": shard["name"], "sha256": shard["sha256"]} for shard in shards]
+    write_json(out / "index.json", index)
     verify(out)
-
-
-def _write_shard(source, info, images, out):
-    """Write one shard unless it is there; return its entry of the index."""
-    stem = out / info["name"]
-    lr, hr, info_path = (stem.with_suffix(suffix) for suffix in (".lr", ".hr", ".json"))
-    found = read_json(info_path)
-    if found is not None:
-        if found.get("taught") != info["taught"]:
-            raise HarnessError(f"{info_path}: made from another set or by another teacher; choose an empty --out")
-        return {"name": info["name"], "sha256": found["sha256"]}
-    partial = hr.with_suffix(".hr.partial")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / lr.name, lr)
-        with open(partial, "wb") as file:
-            for image in images:
-                file.write(image)
-        partial.replace(hr)
-    except OSError as error:
-        raise HarnessError(f"{stem}: cannot be written ({error.strerror}); make room and run again") from error
-    sha256 = {"hr": file_sha256(hr), "lr": file_sha256(lr)}
-    write_json(info_path, info | {"sha256": sha256})  # last: a shard with its json is complete
-    return {"name": info["name"], "sha256": sha256}
 
 
 @torch.no_grad()

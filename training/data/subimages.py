@@ -2,7 +2,7 @@
 
 A shard is a pair of raw files, `NAME.hr` and `NAME.lr`: sub-image after sub-image, each row after row, 3 bytes a
 pixel. Sub-images may differ in size, so `NAME.json` lists their HR shapes; an LR sub-image starts at a 16th of the
-HR one's pixel offset.
+HR one's pixel offset. The JSON file is written last: a shard that has one is complete.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import HarnessError
+from utils.files import read_json, write_json
 from utils.protocol import SCALE
 from utils.zoo.checkpoints import file_sha256
 
@@ -67,6 +68,44 @@ class SubImages:
         hr = self.hr[shard][start : start + pixels].reshape(height, width, 3)
         lr = self.lr[shard][start // SCALE**2 : (start + pixels) // SCALE**2]
         return lr.reshape(height // SCALE, width // SCALE, 3), hr
+
+
+def write_shard(stem, made_from, pairs, skipped=()):
+    """Write a shard, `stem` with .hr, .lr and .json, unless it is there; return what its JSON file says.
+
+    `made_from`: JSON values by name, what the shard is made of and how. `pairs`: (LR h x w x 3, HR 4h x 4w x 3) uint8,
+    one at a time, not asked for if the shard is there. `skipped`: lines on what was left out, read after the pairs.
+    Raises HarnessError if the shard that is there was made from something else, and if it cannot be written.
+    """
+    info_path = stem.with_suffix(".json")
+    found = read_json(info_path)
+    if found is not None:
+        if any(found.get(name) != value for name, value in made_from.items()):
+            raise HarnessError(f"{info_path}: made from other images or settings; choose an empty --out")
+        return found
+    partial = {kind: stem.with_suffix(f".{kind}.partial") for kind in ("hr", "lr")}
+    shapes = []
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial["hr"], "wb") as hr_file, open(partial["lr"], "wb") as lr_file:
+            for lr, hr in pairs:
+                lr_file.write(np.ascontiguousarray(lr))
+                hr_file.write(np.ascontiguousarray(hr))
+                shapes.append(hr.shape[:2])
+        info = {
+            "name": stem.name,
+            **made_from,
+            "skipped": list(skipped),
+            "shapes": shapes,
+            "bytes": sum(path.stat().st_size for path in partial.values()),
+            "sha256": {kind: file_sha256(path) for kind, path in partial.items()},
+        }
+        for kind, path in partial.items():
+            path.replace(stem.with_suffix(f".{kind}"))
+    except OSError as error:
+        raise HarnessError(f"{stem}: cannot be written ({error.strerror}); make room and run again") from error
+    write_json(info_path, info)
+    return info
 
 
 def read_index(folder):

@@ -61,7 +61,7 @@ def test_a_stopped_run_goes_on_and_another_teacher_is_refused(command, prepared,
     assert (out / "shard-00000.hr").stat().st_mtime_ns == kept
     result = command(*run, "--share", 0.5)
     assert result.returncode == 2
-    assert "by another teacher; choose an empty --out" in result.stderr
+    assert "made from other images or settings; choose an empty --out" in result.stderr
 
 
 @pytest.mark.parametrize(
