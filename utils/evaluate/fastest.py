@@ -34,7 +34,10 @@ class Choice:
     def __str__(self):
         plain, *_ = self.times_ms.values()
         ratios = ", ".join(f"{name} {plain / ms:.2f}" for name, ms in self.times_ms.items())
-        lacking = "".join(f"; not here: {name} ({reason})" for name, reason in self.lacking.items())
+        names_by_reason = {}
+        for name, reason in self.lacking.items():
+            names_by_reason.setdefault(reason, []).append(name)
+        lacking = "".join(f"; not here: {', '.join(names)} ({reason})" for reason, names in names_by_reason.items())
         return f"--backend auto takes {self.entry.name}; speed as a ratio to the plain form: {ratios}{lacking}"
 
 
