@@ -1,7 +1,8 @@
-"""Writing files so that readers see the old one or the new one, never a part; JSON with room for infinite PSNR."""
+"""Files: readers see the old one or the new one, never a part; JSON with room for infinite PSNR; digests."""
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -10,6 +11,12 @@ from pathlib import Path
 from utils.errors import HarnessError
 
 ROOT = Path(__file__).parent.parent  # the project's folder
+
+
+def file_sha256(path):
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path):

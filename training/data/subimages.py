@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import HarnessError
-from utils.files import read_json, write_json
+from utils.files import file_sha256, read_json, write_json
 from utils.protocol import SCALE
-from utils.zoo.checkpoints import file_sha256
 
 FORMAT = 1
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from utils.errors import HarnessError
-from utils.zoo.checkpoints import file_sha256
+from utils.files import file_sha256
 from utils.zoo.registry import ModelEntry
 
 PROGRAM, FUNCTION = "test_demo.py", "select_model"

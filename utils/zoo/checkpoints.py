@@ -1,6 +1,5 @@
 """Reading checkpoints safely, plain tensors only, never code; writing them so that the file is always whole."""
 
-import hashlib
 import os
 import pickle
 from pathlib import Path
@@ -12,12 +11,6 @@ from utils.errors import HarnessError
 WRAPPERS = ("params_ema", "params", "state_dict", "model")  # under which training frameworks nest the weights
 MAGICS = (b"PK\x03\x04", b"\x80")  # of torch.save's archives, and of the pickles that it wrote before
 NAMED_KEYS = 4  # of the missing or unexpected ones, in an error
-
-
-def file_sha256(path):
-    """Hex digest of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_state_dict(path, key="", trust=False):

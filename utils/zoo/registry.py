@@ -14,8 +14,8 @@ import tomli_w
 from torch import nn
 
 from utils.errors import HarnessError, in_one_line
-from utils.files import ROOT, write_text
-from utils.zoo.checkpoints import file_sha256, load_leniently, load_state_dict, load_strictly
+from utils.files import ROOT, file_sha256, write_text
+from utils.zoo.checkpoints import load_leniently, load_state_dict, load_strictly
 
 REGISTRY = ROOT / "model_zoo" / "models.toml"
 TEAM_FILE = re.compile(r"team(?P<id>\d+)_(?P<name>\w+)\.py")
