@@ -19,7 +19,7 @@ from utils.files import write_text
 from utils.measure.environment import choose_device
 from utils.progress import progress
 from utils.referee.process import Limits
-from utils.referee.rows import Row, Rules, measured_before
+from utils.referee.rows import Row, Rules
 from utils.referee.sandbox import MODES, choose_sandbox
 from utils.results.record import RECORDS_FILE, current_records, read_results
 from utils.results.report import write_report
@@ -83,23 +83,24 @@ def measure_entry(entry, entries, dataset, device, results, args, shard):
 
     A stranger's model runs in a process of its own. What stops a model stops all, unless each is to cost its own row.
     """
-    stranger = args.isolated or is_stranger(entry, args)
-    if args.repository and not args.fresh and (name := measured_before(entry, dataset, results)):
-        tqdm.write(f"{name}: measured before, unchanged")
-        return name
+    rules = rules_of(entry, args) if args.isolated or is_stranger(entry, args) else None
     keep = args.save_images or args.report or not dataset.has_hr
+    save_dir = args.results / "images" / entry.full_name if keep else None
     plan = Plan(args.runs, args.warmup, args.repeats, args.workers)
     row = Row(entry, args.checkpoint if has_checkpoint(entry, entries, args) else None, results, args.fresh)
+    if name := row.measured_before(rules, device, dataset, plan, save_dir):
+        tqdm.write(f"{name}: measured before, unchanged")
+        return name
     passes = plan.passes(len(shard.part_of(dataset).pairs))
     with progress(total=passes, desc=entry.name, disable=not shard.is_first) as bar:
         reason = row.measure(
-            rules_of(entry, args) if stranger else None,
+            rules,
             device,
-            dataset=dataset,
-            plan=plan,
-            save_dir=args.results / "images" / entry.full_name if keep else None,
+            dataset,
+            plan,
+            shard,
+            save_dir=save_dir,
             on_pass=bar.update,
-            shard=shard,
         )
     shard.wait()  # the first process still times its steady passes, and not beside the next model
     if reason and not (args.isolated or args.repository):

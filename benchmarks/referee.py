@@ -45,7 +45,7 @@ def main():
         start = time.perf_counter()
         with Contestant(entry, device, Path(folder) / "log", sandbox=args.sandbox) as apart:
             ready_s = time.perf_counter() - start
-            print(f"{entry.name}; {apart.sandbox_line}; the contestant was ready after {ready_s:.1f} s\n")
+            print(f"{entry.name}; {apart.process}; the contestant was ready after {ready_s:.1f} s\n")
             print("| data | | here | contestant | ratio | judge's clock |\n| --- | --- | ---: | ---: | ---: | ---: |")
             for data in args.data_dir or [ensure_sample()]:
                 compare(open_dataset(data), here, apart, args.rounds, Path(folder))

@@ -81,6 +81,9 @@ def test_records_are_scored_against_the_baseline_of_the_same_run():
     elsewhere = baseline | {"environment": baseline["environment"] | {"gpu": "another"}}
     with pytest.raises(HarnessError, match="Fast: measured on another machine"):
         score_records([fast, elsewhere], EDITIONS[2025])
+    other_images = baseline | {"dataset": baseline["dataset"] | {"sha256": "another"}}
+    with pytest.raises(HarnessError, match="Fast: measured on another machine or data"):
+        score_records([fast, other_images], EDITIONS[2025])
 
 
 def test_model_without_quality_is_scored_but_has_no_place():

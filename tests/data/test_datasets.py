@@ -1,13 +1,16 @@
 """utils/data/datasets.py and utils/data/sample.py: layouts, labels, pairing."""
 
 import json
+import os
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
 
-from tests.conftest import write_pairs
+from tests.conftest import photograph, write_pairs
 from utils.data.datasets import challenge_folders, open_dataset
-from utils.data.images import read_rgb
+from utils.data.images import read_rgb, write_png
 from utils.data.sample import PHOTOGRAPHS, default_data_dir, ensure_sample, make_sample
 from utils.errors import HarnessError
 
@@ -39,6 +42,29 @@ def test_lr_alone_is_a_data_set_without_hr(tmp_path, pairs):
     dataset = open_dataset(pairs)
     assert not dataset.has_hr
     assert [pair.name for pair in dataset.pairs] == ["a.png", "b.png"]
+
+
+@pytest.mark.skipif(not shutil.which("sha256sum"), reason="no sha256sum here")
+def test_digest_is_that_of_what_sha256sum_prints(pairs, tmp_path):
+    write_pairs(pairs, ["a", "a-1", "a1", "B"])
+    words = "(cd HR; sha256sum *.png; cd ../LR; sha256sum *.png) | sha256sum"
+    environment = {**os.environ, "LC_ALL": "C"}
+    printed = subprocess.run(words, shell=True, cwd=pairs, env=environment, capture_output=True, text=True)
+    assert open_dataset(pairs).sha256 == printed.stdout.split()[0]
+
+
+def test_digest_follows_the_images_and_not_the_place(pairs, tmp_path):
+    before = open_dataset(pairs).sha256
+    assert open_dataset(pairs.rename(tmp_path / "elsewhere")).sha256 == before
+    write_png(tmp_path / "elsewhere" / "HR" / "b.png", photograph(64, 96, 7))
+    assert open_dataset(tmp_path / "elsewhere").sha256 != before
+
+
+def test_image_that_cannot_be_read_is_named(pairs):
+    dataset = open_dataset(pairs)
+    (pairs / "LR" / "bx4.png").unlink()
+    with pytest.raises(HarnessError, match=r"bx4\.png: cannot be read \(No such file"):
+        dataset.sha256  # noqa: B018
 
 
 def remove_lr(folder):

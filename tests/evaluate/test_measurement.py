@@ -78,6 +78,14 @@ def other_data(record):
     record["dataset"]["folder"] = "elsewhere"
 
 
+def other_images(record):
+    record["dataset"]["sha256"] = "another"
+
+
+def other_process(record):
+    record["environment"]["process"] = "sandbox: bubblewrap"
+
+
 def other_machine(record):
     record["environment"]["cpu"] = "another"
 
@@ -90,7 +98,10 @@ def other_method(record):
     record["runtime"]["method"] += "; throughput mode"
 
 
-@pytest.mark.parametrize("change", [other_model, other_code, other_data, other_machine, other_torch, other_method])
+CHANGES = [other_model, other_code, other_data, other_images, other_process, other_machine, other_torch, other_method]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_other_circumstances_start_anew(loaded, dataset, change):
     earlier = stopped_after(loaded, dataset, 3)
     change(earlier)

@@ -118,7 +118,7 @@ class FakeContestant:
     """Upscales in a time that the test tells: `times(pass's number, lr)` gives what it reports and what is judged."""
 
     entry = types.SimpleNamespace(data_range=1.0)
-    missing_weights, sandbox_line, notes, findings = None, "none", (), ()
+    missing_weights, process, notes, findings = None, "none", (), ()
 
     def __init__(self, times):
         self.times, self.timings = times, []

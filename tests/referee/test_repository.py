@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.conftest import write_pairs
+from tests.conftest import photograph, write_pairs
+from utils.data.images import write_png
 from utils.errors import HarnessError
 from utils.referee.repository import repository_entries
 
@@ -83,6 +84,21 @@ def test_what_was_measured_is_measured_again_only_when_it_changed(run, repositor
     assert "Nested: measured before" not in result.stdout
     assert records(tmp_path)["Baseline"] == before["Baseline"]
     assert records(tmp_path)["Nested"] != before["Nested"]
+
+
+def test_what_was_measured_otherwise_is_measured_again(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.referee.sandbox.why_not", lambda: "bwrap is not installed")
+
+    def is_measured(*arguments):
+        return "measured before" not in run("--model_id", 0, *arguments).stdout
+
+    assert is_measured()
+    write_png(tmp_path / "data" / "HR" / "a.png", photograph(64, 96, 5))
+    assert is_measured()
+    for arguments in (("--runs", 2), ("--repeats", 2), ("--workers", 1), ("--save_images",), ("--sandbox", "off")):
+        assert is_measured(*arguments), arguments
+    assert not is_measured("--sandbox", "off")
+    assert is_measured("--sandbox", "off", "--fresh")
 
 
 def test_trusted_checkpoint_is_unpickled_and_the_row_says_so(run, tmp_path):

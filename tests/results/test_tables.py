@@ -54,6 +54,18 @@ def test_identical_images_give_inf():
     assert factsheet_row(record(images=record()["images"] | {"psnr": [math.inf, 30.0]}))[1] == "inf"
 
 
+def test_data_and_methods_are_named_once_each():
+    digest = "0123456789abcdef" * 4
+    records = [record(dataset=record()["dataset"] | {"sha256": digest}) for _ in range(2)]
+    records[1]["runtime"] |= {"method": "throughput"}
+    lines = text_table(records).splitlines()
+    assert lines.count("Data: sample (2 images), sha256 0123456789ab") == 1
+    assert [line for line in lines if line.startswith("Val Time")] == [
+        "Val Time: plain mean; average of 2 runs",
+        "Val Time: throughput; average of 2 runs",
+    ]
+
+
 def test_variant_is_compared_with_its_plain_form():
     steady = {"lr_width": 4, "lr_height": 4, "warmup": 1, "repeats": 1, "p10_ms": 1.0, "p90_ms": 1.0}
     plain, fast = (

@@ -44,7 +44,8 @@ def score_records(records, edition):
 def _circumstances(record):
     environment = record["environment"]
     machine = tuple(environment[key] for key in ("device", "gpu", "cpu", "threads"))
-    return machine, record["dataset"]["label"], environment["libraries"]["torch"]
+    data = record["dataset"]["label"], record["dataset"].get("sha256")
+    return machine, data, environment["libraries"]["torch"]
 
 
 def read_published(path):

@@ -1,11 +1,15 @@
 """Data folders: image pairs in the challenge's layout or as plain HR/ and LR/, and their labels."""
 
+import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from utils.data.images import crop_to_multiple, read_rgb
 from utils.errors import HarnessError
+from utils.files import file_sha256
 from utils.protocol import SCALE
 
 SPLITS = ("valid", "test")
@@ -34,6 +38,22 @@ class Dataset:
     @property
     def has_hr(self):
         return all(pair.hr is not None for pair in self.pairs)
+
+    @cached_property
+    def sha256(self):
+        """Hex digest of all images, the same wherever they lie: that of what `sha256sum` prints of them.
+
+        In bytewise order of their names, first the HR images', then the LR ones': `(cd HR; sha256sum *.png; cd ../LR;
+        sha256sum *.png) | sha256sum`. Raises HarnessError for an image that cannot be read.
+        """
+        paths = [*sorted(pair.hr for pair in self.pairs if pair.hr), *sorted(pair.lr for pair in self.pairs)]
+        try:
+            with ThreadPoolExecutor() as pool:
+                digests = pool.map(file_sha256, paths)
+                lines = [f"{digest}  {path.name}\n" for digest, path in zip(digests, paths, strict=True)]
+        except OSError as error:
+            raise HarnessError(f"{error.filename}: cannot be read ({error.strerror}); mend or remove it") from error
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def challenge_folders(folder, split):

@@ -15,7 +15,8 @@ from utils.measure.runtime import CLOCKS, PROTOCOL_METHOD, THROUGHPUT_MODE, meas
 from utils.zoo.registry import LoadedModel, sources_sha256
 
 ALONE = Shard()
-MACHINE = ("device", "gpu", "cpu", "threads", "libraries")  # what of the environment must not change in a measurement
+# What of the environment must not change in a measurement.
+MACHINE = ("device", "gpu", "cpu", "threads", "libraries", "process")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,17 @@ class Plan:
     def passes(self, images):
         """Forward passes over images that a measurement does."""
         return self.runs * images + self.warmup + self.repeats
+
+    def workers_on(self, device):
+        """The threads that there are on a device."""
+        return default_workers(device) if self.workers is None else self.workers
+
+    def is_done_by(self, record):
+        """Whether a complete record holds as much as this asks for, and no more."""
+        runtime = record["runtime"]
+        steady = runtime["steady"] or {"warmup": self.warmup, "repeats": self.repeats}  # tiles have no steady time
+        counts = len(runtime["runs"]), steady["warmup"], steady["repeats"]
+        return counts == (self.runs, self.warmup, self.repeats)
 
 
 def measure(
@@ -55,17 +67,14 @@ def measure(
     With a `shard` of several processes each measures its part of the images; the record of the first one ends with all
     of them, that of the others stays incomplete and is only given back.
     """
-    workers = default_workers(runner.device) if plan.workers is None else plan.workers
-    record = _start_record(runner, dataset)
-    if workers and runner.device.type == "cpu":
-        record["runtime"]["method"] += THROUGHPUT_MODE
+    record = _start_record(runner, dataset, plan)
     if shard.world > 1:
         record["runtime"]["method"] += f"; images shared by {shard.world} processes"
     elif earlier and _can_go_on(earlier, record, save_dir):
         _go_on(record, earlier, plan, on_pass)
     runner.reset_peak()
     try:
-        _run_over_images(runner, shard.part_of(dataset), plan, workers, save_dir, record, on_pass, on_progress)
+        _run_over_images(runner, shard.part_of(dataset), plan, save_dir, record, on_pass, on_progress)
         parts = shard.gather(record)
         if not shard.is_first:
             return record
@@ -89,12 +98,17 @@ def measure(
 
 
 def _can_go_on(earlier, record, save_dir):
-    """Whether an earlier record holds the same model, data and machine, and restored images that are still there."""
-    same = all(earlier.get(key) == record[key] for key in ("model", "repository", "dataset"))
-    places = [[one["environment"][key] for key in MACHINE] for one in (earlier, record)]
+    """Whether an earlier record is of the same model, in the same circumstances."""
+    same = all(earlier.get(key) == record[key] for key in ("model", "repository"))
+    return same and same_circumstances(earlier, record, save_dir)
+
+
+def same_circumstances(earlier, record, save_dir):
+    """Whether an earlier record is of another's data, machine and method, and its restored images are still there."""
+    places = [[one["environment"].get(key) for key in MACHINE] for one in (earlier, record)]
     method = earlier["runtime"]["method"] == record["runtime"]["method"]
     images = save_dir is None or all((save_dir / name).is_file() for name in earlier["images"]["name"])
-    return same and places[0] == places[1] and method and images
+    return earlier["dataset"] == record["dataset"] and places[0] == places[1] and method and images
 
 
 def _go_on(record, earlier, plan, on_pass):
@@ -106,7 +120,8 @@ def _go_on(record, earlier, plan, on_pass):
         on_pass()
 
 
-def _run_over_images(runner, dataset, plan, workers, save_dir, record, on_pass, on_progress):
+def _run_over_images(runner, dataset, plan, save_dir, record, on_pass, on_progress):
+    workers = plan.workers_on(runner.device)
     images, runs, memory = record["images"], record["runtime"]["runs"], record["memory"]
 
     def finish_pass(run, runtime_ms):
@@ -161,13 +176,16 @@ def _count(runner):
         raise HarnessError(f"{runner.entry.file}: cannot be counted on {INPUT_SHAPE} ({in_one_line(error)})") from error
 
 
-def empty_record(entry, dataset, device):
+def empty_record(entry, dataset, device, plan, process):
     """Return the record of a model of which nothing is known yet, not even whether it loads."""
-    return _start_record(Runner(LoadedModel(None, entry, None, None), device), dataset)
+    runner = Runner(LoadedModel(None, entry, None, None), device)
+    runner.process = process
+    return _start_record(runner, dataset, plan)
 
 
-def _start_record(runner, dataset):
+def _start_record(runner, dataset, plan):
     entry, device = runner.entry, runner.device
+    busy = device.type == "cpu" and plan.workers_on(device)
     return {
         "status": "incomplete: still running, or killed",
         "model": {
@@ -186,17 +204,18 @@ def _start_record(runner, dataset):
             "ignored": runner.ignored,
         },
         "repository": runner.repository,
-        "environment": describe_environment(device),
+        "environment": describe_environment(device) | {"process": runner.process},
         "dataset": {
             "label": dataset.label,
             "split": dataset.split,
             "folder": str(dataset.folder),
             "images": len(dataset.pairs),
             "has_hr": dataset.has_hr,
+            "sha256": dataset.sha256,
         },
         "images": {"name": [], "lr_pixels": [], "psnr": [], "ssim": [], "tile": []},
         "runtime": {
-            "method": PROTOCOL_METHOD,
+            "method": PROTOCOL_METHOD + (THROUGHPUT_MODE if busy else ""),
             "clock": CLOCKS[device.type],
             "sittings": 1,
             "runs": [],

@@ -8,6 +8,8 @@ from utils.measure.tiles import forward_within_memory
 class Runner:
     """Runs a `LoadedModel` in this process, on a torch device."""
 
+    process = "the judge's"
+
     def __init__(self, loaded, device):
         self.model, self.device = loaded.model, device
         self.entry, self.sha256, self.provenance = loaded.entry, loaded.sha256, loaded.provenance

@@ -49,7 +49,7 @@ class Audit:
         self.findings = list(dict.fromkeys([*self.findings, *self.contestant.findings]))
         return {
             "ran": "contestant",
-            "sandbox": self.contestant.sandbox_line,
+            "sandbox": self.contestant.process,
             "notes": list(self.contestant.notes),
             "findings": self.findings,
             "figures": self.figures,

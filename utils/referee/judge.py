@@ -64,7 +64,7 @@ class Contestant:
         self.last = None  # the output taken last, as it was, and its LR size
         self.transfers = (1,), (0.0,)  # sizes [LR pixels] and what a pass takes there besides the network [s]
         self.peak_mib, self.loaded = None, False
-        in_sandbox, self.sandbox_line = choose_sandbox(sandbox)
+        in_sandbox, self.process = choose_sandbox(sandbox)
         self._start(in_sandbox)
         try:
             self._prepare(timed)

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.errors import HarnessError
-from utils.evaluate.measurement import empty_record, measure
+from utils.evaluate.measurement import empty_record, measure, same_circumstances
 from utils.evaluate.runner import Runner
 from utils.referee.judge import Contestant
 from utils.referee.process import Limits
 from utils.referee.repository import fingerprint
+from utils.referee.sandbox import choose_sandbox
 from utils.results.record import read_incomplete, read_results, store_record
 from utils.zoo.registry import load_model
 
@@ -42,34 +43,48 @@ class Row:
         self.entry, self.checkpoint, self.results, self.fresh = entry, checkpoint, results, fresh
         self.name, self.begun = entry.name, {}
 
-    def measure(self, rules, device, dataset, shard, **options):
+    def measure(self, rules, device, dataset, plan, shard, **options):
         """Measure the model; return None, or the reason, in a line, why there is no complete record.
 
         `rules` and `device` are those of `opened_runner`, `options` those of `measure`. An incomplete record of an
         earlier run is gone on with, unless the row is to be `fresh`.
         """
         store = self._store if shard.is_first else lambda record: None
+        empty = self._empty(rules, device, dataset, plan)
         try:
             with opened_runner(self.entry, device, rules, self.checkpoint) as runner:
                 self.name = runner.entry.name
                 earlier = None if self.fresh else read_incomplete(self.results).get(self.name)
-                measure(runner, dataset, on_progress=store, earlier=earlier, shard=shard, **options)
+                measure(runner, dataset, plan, on_progress=store, earlier=earlier, shard=shard, **options)
         except HarnessError as error:
             # A record of an earlier run is no result of this one.
-            store(empty_record(self.entry, dataset, device) | self.begun | {"status": f"incomplete: {error}"})
+            store(empty | self.begun | {"status": f"incomplete: {error}"})
             return str(error)
         return None
+
+    def measured_before(self, rules, device, dataset, plan, save_dir):
+        """Return the name of a complete record of a repository's entry that `measure` would only repeat, else None.
+
+        The entry's code and weights, the data, the machine, the sandbox and the plan are the record's, and its restored
+        images are still there.
+        """
+        if self.fresh or not (rules and rules.repository):
+            return None
+        expected = self._empty(rules, device, dataset, plan)
+        place = str(Path(self.entry.file).parent), self.entry.id
+        for name, record in read_results(self.results).items():
+            known = record.get("repository")
+            if not known or (known["folder"], known["model_id"]) != place:
+                continue
+            same = plan.is_done_by(record) and same_circumstances(record, expected, save_dir)
+            if same and fingerprint(self.entry, known["files"]) == known:
+                return name
+        return None
+
+    def _empty(self, rules, device, dataset, plan):
+        process = choose_sandbox(rules.sandbox)[1] if rules else Runner.process
+        return empty_record(self.entry, dataset, device, plan, process)
 
     def _store(self, record):
         self.begun = record
         store_record(self.results, self.name, record)
-
-
-def measured_before(entry, dataset, results):
-    """Return the name of a complete record of a repository's entry, of this data, that is still true; None without."""
-    for name, record in read_results(results).items():
-        known = record.get("repository")
-        same = known and (known["folder"], known["model_id"]) == (str(Path(entry.file).parent), entry.id)
-        if same and record["dataset"]["folder"] == str(dataset.folder) and fingerprint(entry, known["files"]) == known:
-            return name
-    return None

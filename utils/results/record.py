@@ -9,8 +9,9 @@ stays under "models" meanwhile. A record:
                  checkpoint, sha256 (null without weights), provenance, variant_of (null, or the id of the model whose
                  function it computes in another way), missing_weights (null, or why quality is absent), ignored (null,
                  or what lenient loading passed over)
-    environment  date, device, gpu, cuda, cpu, cores, threads, memory_gib, platform, python, libraries
-    dataset      label, split, folder, images, has_hr
+    environment  date, device, gpu, cuda, cpu, cores, threads, memory_gib, platform, python, libraries, process ("the
+                 judge's", or in which sandbox the model had one of its own)
+    dataset      label, split, folder, images, has_hr, sha256 (of all images; utils/data/datasets.py says how)
     images       name, lr_pixels, psnr [dB], ssim, tile: lists, one value per image; a quality value may be null; tile
                  is the LR side of the tiles [pixels] where memory ran out on the whole image, else null
     runtime      method, clock, sittings: 1, and one more for each time that the measurement went on after a stop; runs:

@@ -39,12 +39,12 @@ def factsheet_row(record):
 def notes(records):
     """Return the lines that a reader of the table needs: data, machine, method, and why a cell shows a dash."""
     lines = []
-    for label in dict.fromkeys(record["dataset"]["label"] for record in records):
-        lines.append(f"Data: {label}")
+    for data in dict.fromkeys(_data(record) for record in records):
+        lines.append(f"Data: {data}")
     for machine in dict.fromkeys(_machine(record) for record in records):
         lines.append(f"Machine: {machine}")
-    for runs in dict.fromkeys(len(record["runtime"]["runs"]) for record in records):
-        lines.append(f"Val Time: {records[0]['runtime']['method']}; average of {runs} run{'s' * (runs != 1)}")
+    for method, runs in dict.fromkeys((r["runtime"]["method"], len(r["runtime"]["runs"])) for r in records):
+        lines.append(f"Val Time: {method}; average of {runs} run{'s' * (runs != 1)}")
     for method in dict.fromkeys(record["memory"]["method"] for record in records if record["memory"]):
         lines.append(f"Mem: {method}")
     if inside := [record["model"]["name"] for record in records if "audit" in record and not record["audit"]]:
@@ -101,6 +101,11 @@ def _audit_notes(audit):
         yield f"audit: {'clean' if not audit['findings'] else 'not clean'} ({audit['sandbox']})"
         yield from (f"audit: {finding}" for finding in audit["findings"])
         yield from (f"note: {note}" for note in audit["notes"])
+
+
+def _data(record):
+    sha256 = record["dataset"].get("sha256")
+    return record["dataset"]["label"] + (f", sha256 {sha256[:12]}" if sha256 else "")
 
 
 def _machine(record):

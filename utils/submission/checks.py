@@ -76,7 +76,7 @@ def _checks_by_running(entry, dataset, edition, sandbox):
             return [Check("runs in a process of its own", FAIL, str(error))]
         finally:
             contestant.close()
-    return [Check("runs in a process of its own", PASS, contestant.sandbox_line), *checks]
+    return [Check("runs in a process of its own", PASS, contestant.process), *checks]
 
 
 def _checks_of(contestant, entry, dataset, edition):
