@@ -1,5 +1,6 @@
 """utils/evaluate/evaluation.py: the same results whether images are judged one by one or meanwhile."""
 
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -52,6 +53,30 @@ def test_workers_change_no_bit(many, tmp_path, workers):
     assert [name for name, *_ in alone] == sorted(name for name, *_ in alone)
     for pair in dataset.pairs:
         assert np.array_equal(read_rgb(tmp_path / "alone" / pair.name), read_rgb(tmp_path / "beside" / pair.name))
+
+
+class Broken(Enlarge):
+    """Gives NaN at the first pixel of every second image, infinities of both signs in all."""
+
+    count = 0
+
+    def forward(self, x):
+        self.count += 1
+        sr = super().forward(x)
+        sr[0, :, 5, :2] = torch.tensor([math.inf, -math.inf])
+        if self.count % 2:
+            sr[0, :, 5, 5] = math.nan
+        return sr
+
+
+def test_nan_is_said_and_counts_as_black(many, tmp_path):
+    runner = loaded()
+    runner.model = Broken()
+    results = list(evaluate(runner, open_dataset(many), save_dir=tmp_path / "sr"))
+    assert [result.nan for result in results] == [True, False] * 6
+    assert not any(result.nan for result in evaluate(loaded(), open_dataset(many)))
+    image = read_rgb(tmp_path / "sr" / results[0].name)
+    assert image[5, [0, 1, 5]].tolist() == [[255] * 3, [0] * 3, [0] * 3]
 
 
 def test_nothing_runs_beside_a_forward_pass_without_workers(many, tmp_path, monkeypatch):

@@ -54,6 +54,12 @@ def test_identical_images_give_inf():
     assert factsheet_row(record(images=record()["images"] | {"psnr": [math.inf, 30.0]}))[1] == "inf"
 
 
+def test_nan_is_noted():
+    text = text_table([record(images=record()["images"] | {"nan": [True, False]})])
+    assert "Net_1: NaN in the output of 1 of 2 images, where it counts as black" in text
+    assert "NaN" not in text_table([record(images=record()["images"] | {"nan": [False, False]})])
+
+
 def test_data_and_methods_are_named_once_each():
     digest = "0123456789abcdef" * 4
     records = [record(dataset=record()["dataset"] | {"sha256": digest}) for _ in range(2)]

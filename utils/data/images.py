@@ -64,14 +64,17 @@ def to_tensor(image, data_range=1.0):
 
 
 def to_image(tensor, data_range=1.0):
-    """Turn 1 x 3 x H x W in [0, data_range] (clamped to it) into H x W x 3 uint8, rounded as the protocol does."""
+    """Turn 1 x 3 x H x W in [0, data_range] (clamped to it) into H x W x 3 uint8, rounded as the protocol does.
+
+    NaN gives 0, which NumPy's conversion gives on most processors.
+    """
     chw = tensor.detach().squeeze(0)
     _, height, width = chw.shape
     image = np.empty((height, width, 3), np.uint8)
     rows = height if chw.device.type == "cuda" else max(1, STRIP_BYTES // (12 * width))
     for top in range(0, height, rows):
         grey_levels = chw[:, top : top + rows].float().clamp(0, data_range).mul_(255).div_(data_range).round_()
-        planes = grey_levels.to(torch.uint8).cpu().contiguous().numpy()
+        planes = grey_levels.nan_to_num_().to(torch.uint8).cpu().contiguous().numpy()
         cv2.merge([*planes], image[top : top + rows])  # several times as fast as a permutation
     return image
 

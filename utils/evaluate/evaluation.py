@@ -20,7 +20,8 @@ from utils.measure.runtime import check_output
 class ImageResult:
     """One image: `psnr` [dB] and `ssim` are None where there is no HR, no weights, or (SSIM) nobody asked.
 
-    `tile` is the LR side of the tiles [pixels] if memory ran out on the whole image, else None.
+    `tile` is the LR side of the tiles [pixels] if memory ran out on the whole image, else None. `nan` says whether the
+    network's output holds NaN, which counts as 0.
     """
 
     name: str
@@ -29,6 +30,7 @@ class ImageResult:
     psnr: float | None
     ssim: float | None
     tile: int | None = None
+    nan: bool = False
 
 
 def evaluate(runner, dataset, with_ssim=False, save_dir=None, workers=0):
@@ -50,12 +52,12 @@ def evaluate(runner, dataset, with_ssim=False, save_dir=None, workers=0):
 
     def judge(pair, lr, hr, restored, start=partial):
         """`start(function, *arguments)` returns what, called, gives the result."""
-        sr, runtime_ms, tile = restored
+        sr, runtime_ms, tile, nan = restored
         similarity = start(ssim, sr, hr) if judged and with_ssim else None
         quality = start(psnr, sr, hr) if judged else None
         written = start(write_png, save_dir / pair.name, sr) if save_dir is not None else None
         quality, similarity, _ = (result and result() for result in (quality, similarity, written))
-        return ImageResult(pair.name, lr.shape[0] * lr.shape[1], runtime_ms, quality, similarity, tile)
+        return ImageResult(pair.name, lr.shape[0] * lr.shape[1], runtime_ms, quality, similarity, tile, nan)
 
     if workers:
         with ThreadPoolExecutor(workers) as pool:
@@ -107,10 +109,10 @@ def ahead(pool, function, items, limit):
 
 
 def restore(runner, lr):
-    """Return (SR, runtime [ms], tile): H x W x 3 uint8 upscaled to 4H x 4W x 3 uint8 by the protocol's conversions.
+    """Return (SR, runtime [ms], tile, nan): H x W x 3 uint8 upscaled to 4H x 4W x 3 uint8 as the protocol converts.
 
     When GPU memory runs out the image is restored in tiles of `tile` x `tile` LR pixels, and the runtime is the sum of
-    theirs; otherwise `tile` is None.
+    theirs; otherwise `tile` is None. `nan`: whether the network's output holds NaN.
     """
     entry = runner.entry
     try:
@@ -121,7 +123,8 @@ def restore(runner, lr):
         size = f"{lr.shape[1]} x {lr.shape[0]}"
         raise HarnessError(f"{entry.file}: fails on an LR image of {size} ({in_one_line(error)})") from error
     check_output(sr, lr.shape[:2], entry.file)
-    return to_image(sr, entry.data_range), runtime_ms, tile
+    nan = bool(sr.sum().isnan()) and bool(sr.isnan().any())  # a sum of infinities is NaN, too, and one pass is cheap
+    return to_image(sr, entry.data_range), runtime_ms, tile, nan
 
 
 def largest_lr(dataset, lr_pixels):

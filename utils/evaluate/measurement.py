@@ -213,7 +213,7 @@ def _start_record(runner, dataset, plan):
             "has_hr": dataset.has_hr,
             "sha256": dataset.sha256,
         },
-        "images": {"name": [], "lr_pixels": [], "psnr": [], "ssim": [], "tile": []},
+        "images": {"name": [], "lr_pixels": [], "psnr": [], "ssim": [], "tile": [], "nan": []},
         "runtime": {
             "method": PROTOCOL_METHOD + (THROUGHPUT_MODE if busy else ""),
             "clock": CLOCKS[device.type],

@@ -12,8 +12,9 @@ stays under "models" meanwhile. A record:
     environment  date, device, gpu, cuda, cpu, cores, threads, memory_gib, platform, python, libraries, process ("the
                  judge's", or in which sandbox the model had one of its own)
     dataset      label, split, folder, images, has_hr, sha256 (of all images; utils/data/datasets.py says how)
-    images       name, lr_pixels, psnr [dB], ssim, tile: lists, one value per image; a quality value may be null; tile
-                 is the LR side of the tiles [pixels] where memory ran out on the whole image, else null
+    images       name, lr_pixels, psnr [dB], ssim, tile, nan: lists, one value per image; a quality value may be null;
+                 tile is the LR side of the tiles [pixels] where memory ran out on the whole image, else null; nan says
+                 whether the output held NaN, which counts as 0
     runtime      method, clock, sittings: 1, and one more for each time that the measurement went on after a stop; runs:
                  one list of ms per run, one value per image; steady: lr_height, lr_width, warmup, repeats, median_ms,
                  p10_ms, p90_ms (null until measured)

@@ -87,6 +87,8 @@ def _model_notes(record):
             f"memory ran out, {len(tiles)} of {len(record['images']['name'])} images restored in tiles of "
             f"{'/'.join(map(str, sorted(set(tiles))))} LR pixels; runtime is the sum over tiles"
         )
+    if broken := sum(record["images"].get("nan", [])):
+        yield f"NaN in the output of {broken} of {len(record['images']['name'])} images, where it counts as black"
     sittings = record["runtime"].get("sittings", 1)
     if sittings > 1:
         yield f"measured in {sittings} sittings"
