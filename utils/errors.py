@@ -24,8 +24,13 @@ class ForeignError(Exception):
 
 def in_one_line(error, length=200):
     """Describe an exception, of any type and size, in part of a line."""
-    text = str(error) if isinstance(error, ForeignError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())[:length]
+    return one_line(str(error) if isinstance(error, ForeignError) else f"{type(error).__name__}: {error}", length)
+
+
+def one_line(text, length):
+    """Return a stranger's text as part of a line: white space as single spaces, and what no terminal prints as "?"."""
+    text = " ".join(text.split())[:length]
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def exit_on_harness_error(main):

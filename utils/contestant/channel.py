@@ -1,5 +1,6 @@
 """How judge and contestant talk: JSON messages over a socket, images in shared memory. Nothing is ever unpickled."""
 
+import fcntl
 import json
 import mmap
 import os
@@ -36,7 +37,10 @@ class Channel:
 
     def receive(self):
         """Return the next dict. Raises EOFError or OSError if there is none, ValueError if it is something else."""
-        message = json.loads(self.connection.recv_bytes(MESSAGE_BYTES))
+        try:
+            message = json.loads(self.connection.recv_bytes(MESSAGE_BYTES))
+        except RecursionError as error:
+            raise ValueError("nested too deeply") from error
         if not isinstance(message, dict):
             raise ValueError("not an object")
         return message
@@ -52,8 +56,6 @@ def _new_memory(values):
         with tempfile.TemporaryFile() as file:
             os.truncate(file.fileno(), 4 * values)
             return os.dup(file.fileno())
-    import fcntl
-
     fd = os.memfd_create("images", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.truncate(fd, 4 * values)
     # One end could otherwise cut the memory off while the other one reads.

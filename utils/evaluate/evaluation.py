@@ -115,16 +115,21 @@ def restore(runner, lr):
     theirs; otherwise `tile` is None. `nan`: whether the network's output holds NaN.
     """
     entry = runner.entry
-    try:
-        sr, runtime_ms, tile = runner.forward(to_tensor(lr, entry.data_range))
-    except HarnessError:
-        raise
-    except Exception as error:  # a model's code may raise anything
-        size = f"{lr.shape[1]} x {lr.shape[0]}"
-        raise HarnessError(f"{entry.file}: fails on an LR image of {size} ({in_one_line(error)})") from error
+    sr, runtime_ms, tile = forward(runner, to_tensor(lr, entry.data_range))
     check_output(sr, lr.shape[:2], entry.file)
     nan = bool(sr.sum().isnan()) and bool(sr.isnan().any())  # a sum of infinities is NaN, too, and one pass is cheap
     return to_image(sr, entry.data_range), runtime_ms, tile, nan
+
+
+def forward(runner, lr):
+    """Return what `runner.forward` does of a 1 x 3 x H x W tensor. Raises HarnessError for whatever that raises."""
+    try:
+        return runner.forward(lr)
+    except HarnessError:
+        raise
+    except Exception as error:  # a model's code may raise anything
+        size = f"{lr.shape[3]} x {lr.shape[2]}"
+        raise HarnessError(f"{runner.entry.file}: fails on an LR image of {size} ({in_one_line(error)})") from error
 
 
 def largest_lr(dataset, lr_pixels):

@@ -2,9 +2,10 @@
 
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
-from utils.errors import HarnessError, in_one_line
-from utils.evaluate.evaluation import default_workers, evaluate, largest_lr, time_dataset
+from utils.errors import ForeignError, HarnessError, in_one_line
+from utils.evaluate.evaluation import default_workers, evaluate, forward, largest_lr, time_dataset
 from utils.evaluate.fresh import fresh_inputs
 from utils.evaluate.runner import Runner
 from utils.evaluate.sharding import Shard, interleave
@@ -89,7 +90,7 @@ def measure(
         if shard.world == 1:
             record["audit"] = runner.audit(record, dataset)
         record["status"] = "complete"
-    except HarnessError as error:
+    except (HarnessError, ForeignError) as error:
         record["status"] = f"incomplete: {error}"
         raise
     finally:
@@ -154,7 +155,7 @@ def _measure_steady(runner, dataset, plan, record):
     ]
     if any(whole):
         inputs = fresh_inputs(largest_lr(dataset, whole), runner.entry.data_range)
-        steady = measure_steady_runtime(runner.forward, inputs, plan.warmup, plan.repeats)
+        steady = measure_steady_runtime(partial(forward, runner), inputs, plan.warmup, plan.repeats)
         record["runtime"]["steady"] = asdict(steady)
 
 

@@ -1,6 +1,5 @@
 """The judge's side of a contestant: it has the methods of `Runner`, and takes the time itself."""
 
-import contextlib
 import hashlib
 import os
 import socket
@@ -14,10 +13,11 @@ import psutil
 import torch
 
 from utils.contestant.channel import Channel, shared_memory_fds
-from utils.errors import ForeignError, HarnessError
+from utils.errors import ForeignError, HarnessError, one_line
 from utils.files import ROOT
 from utils.measure.complexity import Complexity
 from utils.measure.memory import high_water_bytes
+from utils.referee.answers import checked
 from utils.referee.audit import Audit
 from utils.referee.process import Limits, WatchedProcess
 from utils.referee.repository import described
@@ -161,11 +161,11 @@ class Contestant:
         if reply.get("number") != number:
             raise HarnessError("its process answers out of turn")
         if "error" in reply:
-            message = " ".join(str(reply["error"]).split())[:500]
+            message = one_line(str(reply["error"]), 500)
             if reply.get("mendable") is True:
                 raise HarnessError(message)
             raise ForeignError(message)
-        return reply.get("answer"), seconds
+        return checked(do, reply.get("answer")), seconds
 
     def forward(self, lr):
         """Return (output, runtime [ms], tile) of a 1 x 3 x H x W tensor on the CPU, as `Runner.forward` does.
@@ -178,7 +178,7 @@ class Contestant:
         self.channel.lr(height, width).copy_(lr)
         answer, seconds = self._timed_ask("forward", height=height, width=width)
         output = self._taken(self.channel.sr(height, width))  # at once: what comes later does not count
-        runtime_ms, tile, self.peak_mib = pass_answer(answer)
+        runtime_ms, tile, self.peak_mib = answer["runtime_ms"], answer["tile"], answer["gpu_peak_mib"]
         self.timings.append(Timing(runtime_ms, 1000 * max(seconds - self.transfer_s(height, width), 0.0)))
         self._compare_with_before(lr, output)
         self.last = output, (height, width), time.perf_counter()
@@ -232,11 +232,7 @@ class Contestant:
 
     def count(self):
         """Return the network's Complexity, as the contestant counts it."""
-        answer = self.ask("count")
-        try:
-            return Complexity(**{key: int(value) for key, value in answer.items()})
-        except (TypeError, ValueError, AttributeError) as error:
-            raise HarnessError("its process counts what is no count") from error
+        return Complexity(**self.ask("count"))
 
     def reset_peak(self):
         """Start a new peak of memory on a GPU."""
@@ -261,13 +257,3 @@ class Contestant:
     def audit(self, record, dataset):
         """Look for what makes the record's figures untrue; see `utils/referee/audit.py`."""
         return Audit(self, record, dataset).result()
-
-
-def pass_answer(answer):
-    """Return (runtime [ms], tile, GPU peak [MiB]) of a contestant's answer. Raises HarnessError for anything else."""
-    with contextlib.suppress(TypeError, ValueError, KeyError):
-        runtime_ms, tile, peak = float(answer["runtime_ms"]), answer["tile"], answer["gpu_peak_mib"]
-        sound = isinstance(tile, int | None) and isinstance(peak, float | None)
-        if sound and np.isfinite(runtime_ms) and runtime_ms >= 0:
-            return runtime_ms, tile, peak
-    raise HarnessError("its process reports a pass that cannot be")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from utils.errors import one_line
+
 LOG_BYTES = 1 << 20  # of a process's output that are kept
 POLL_S = 0.05
 ENDING_S = 5
@@ -139,4 +141,4 @@ def _keep_beginning(stream, path):
 def _last_line(path):
     """The last line of a log, without its "error: "; bytes that are no text are shown as such."""
     lines = path.read_text(encoding="utf-8", errors="backslashreplace").strip().splitlines()
-    return " ".join(lines[-1].removeprefix("error: ").split())[:300] if lines else ""
+    return one_line(lines[-1].removeprefix("error: "), 300) if lines else ""

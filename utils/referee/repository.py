@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from utils.errors import HarnessError
+from utils.errors import HarnessError, in_one_line
 from utils.files import file_sha256
 from utils.zoo.registry import ModelEntry
 
@@ -46,14 +46,18 @@ def described(entry, answer):
     """
     data_range = answer["data_range"]
     if data_range not in (1.0, 255.0):
-        raise HarnessError(f"{FUNCTION} gives data_range {str(data_range)[:20]}, expected 1.0 or 255.0")
+        raise HarnessError(f"{FUNCTION} gives data_range {data_range:g}, expected 1.0 or 255.0")
     folder = Path(entry.file).parent
-    files = [path for path in map(Path, answer["files"]) if path.resolve().is_relative_to(folder)]
     name = entry.name
     if name == unnamed(entry.id):
-        name = clean_name(re.sub(r"^\d+_", "", str(answer["name"]))) or name
-    notes = [str(note)[:300] for note in answer["notes"]][:10]
-    return replace(entry, name=name, data_range=float(data_range)), fingerprint(entry, sorted(set(files))), notes
+        name = clean_name(re.sub(r"^\d+_", "", answer["name"])) or name
+    notes = [note[:300] for note in answer["notes"]][:10]
+    try:
+        files = {path.resolve() for path in map(Path, answer["files"])}
+        known = fingerprint(entry, sorted(path for path in files if path.is_relative_to(folder)))
+    except OSError as error:
+        raise HarnessError(f"says that it read a file that cannot be read ({in_one_line(error)})") from error
+    return replace(entry, name=name, data_range=float(data_range)), known, notes
 
 
 def unnamed(model_id):

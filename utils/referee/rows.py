@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.errors import HarnessError
+from utils.errors import ForeignError, HarnessError
 from utils.evaluate.measurement import empty_record, measure, same_circumstances
 from utils.evaluate.runner import Runner
 from utils.referee.judge import Contestant
@@ -56,7 +56,7 @@ class Row:
                 self.name = runner.entry.name
                 earlier = None if self.fresh else read_incomplete(self.results).get(self.name)
                 measure(runner, dataset, plan, on_progress=store, earlier=earlier, shard=shard, **options)
-        except HarnessError as error:
+        except (HarnessError, ForeignError) as error:
             # A record of an earlier run is no result of this one.
             store(empty | self.begun | {"status": f"incomplete: {error}"})
             return str(error)

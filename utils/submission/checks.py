@@ -72,7 +72,7 @@ def _checks_by_running(entry, dataset, edition, sandbox):
         try:
             checks = _checks_of(contestant, entry, dataset, edition)
             contestant.ask("changed")  # whether it still answers
-        except HarnessError as error:
+        except (HarnessError, ForeignError) as error:
             return [Check("runs in a process of its own", FAIL, str(error))]
         finally:
             contestant.close()

@@ -1,0 +1,116 @@
+"""utils/referee/answers.py: whatever a contestant answers, it ends the contestant at most."""
+
+import json
+
+import pytest
+
+from tests.referee.test_audit import QUICK
+from utils.errors import HarnessError
+from utils.referee.answers import checked
+from utils.results.record import read_incomplete
+
+SOUND = {
+    "prepare": None,
+    "load": {"sha256": "ab", "provenance": "trained", "missing_weights": None, "ignored": None},
+    "load_from_repository": {"name": "07_Net", "data_range": 255.0, "files": ["/a/b c.py"], "notes": []},
+    "forward": {"runtime_ms": 1.5, "tile": None, "gpu_peak_mib": 3},
+    "count": {"params": 1, "flops": 2, "activations": 3, "convs": 0},
+    "watch": {"macs": 5, "operators_ms": 0.0, "outside_ms": 1.0, "plain_ms": 2},
+    "changed": ["sys.path"],
+    "peak": 7,
+}
+WRONG = (None, 5, -1, 1.5, True, "text", "\x1b[2J", "\0", "\ud800", "x" * 5000, [], [1], {}, [["deep"]], 1 << 70)
+FIT = {  # of the wrong ones, those that are right here
+    "sha256": (None, "text"), "missing_weights": (None, "text"), "ignored": (None, "text"), "provenance": ("text",),
+    "name": ("text",), "data_range": (5, 1.5), "files": ([],), "notes": ([],),
+    "runtime_ms": (5, 1.5), "tile": (None, 5), "gpu_peak_mib": (None, 5, 1.5),
+    "operators_ms": (5, 1.5), "outside_ms": (5, 1.5), "plain_ms": (5, 1.5),
+    "changed": ([],), "prepare": (None,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("do", SOUND)
+def test_answer_as_it_should_be_is_taken(do):
+    assert checked(do, json.loads(json.dumps(SOUND[do]))) == SOUND[do]
+
+
+def is_taken(do, answer):
+    try:
+        checked(do, answer)
+    except HarnessError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("do", SOUND)
+def test_anything_else_is_not(do):
+    if not isinstance(SOUND[do], dict):
+        taken = [wrong for wrong in WRONG if is_taken(do, wrong)]
+        assert taken == list(FIT.get(do, (5,)))
+        return
+    for name in SOUND[do]:
+        taken = [wrong for wrong in WRONG if is_taken(do, SOUND[do] | {name: wrong})]
+        assert taken == list(FIT.get(name, (5,))), name
+        assert not is_taken(do, {key: value for key, value in SOUND[do].items() if key != name})
+    assert not is_taken(do, SOUND[do] | {"more": 1})
+    assert not is_taken(do, None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_time_is_finite(value):
+    assert not is_taken("forward", SOUND["forward"] | {"runtime_ms": value})
+
+
+REWRITTEN = """
+from utils.contestant.channel import Channel
+def send(self, message):
+    {body}
+Channel.send = send
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("self.connection.send_bytes(b'[' * 900000)", "its process answers what is no answer"),
+        ("self.connection.send_bytes(b'[1]')", "its process answers what is no answer"),
+        (
+            "self.connection.send_bytes(b'{\"number\": %d, \"answer\": 7}' % message['number'])",
+            "its process answers 'load' by what is no answer",
+        ),
+        (
+            'self.connection.send_bytes(b\'{"number": %d, "error": "\\\\u001b[2J"}\' % message[\'number\'])',
+            "error: ?[2J",
+        ),
+    ],
+)
+def test_judge_outlives_a_process_that_is_rewritten(command, stranger, pairs, tmp_path, body, reason):
+    words = stranger(top=REWRITTEN.format(body=body))
+    result = command("eval.py", *QUICK, "--data_dir", pairs, *words, cwd=tmp_path)
+    assert result.returncode in (1, 2), result.stderr
+    assert reason in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("top", "forward", "reason"),
+    [
+        # two images, then the warm-up and the counted passes of the steady time
+        (
+            "calls = []",
+            "calls.append(1)\n        1 / (len(calls) - 4)",
+            "fails on an LR image of 24 x 16 (ZeroDivision",
+        ),
+        # the first pass of the fresh process by which memory is measured
+        ("", "1 / (x.shape[2:] != (16, 16))", "ZeroDivisionError"),
+        ("sys.modules['__main__'].Contestant.reset_peak = lambda self: 1 / 0", "pass", "ZeroDivisionError"),
+    ],
+    ids=["steady", "memory", "peak"],
+)
+def test_failure_at_any_moment_costs_the_row(command, stranger, pairs, tmp_path, top, forward, reason):
+    words = stranger(top=top, forward=forward)
+    result = command("eval.py", *QUICK, "--data_dir", pairs, *words, cwd=tmp_path)
+    assert result.returncode == 2
+    assert reason in result.stderr
+    assert "Traceback" not in result.stderr
+    assert reason in read_incomplete(tmp_path / "results" / "records.json")["Net"]["status"]
