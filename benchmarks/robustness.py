@@ -50,6 +50,10 @@ class Net(nn.Module):
         {forward}
         return F.interpolate(x, scale_factor=4, mode="bicubic") + self.up(self.conv(x))
 """
+NO_ANSWER = """
+from utils.contestant.channel import Channel
+Channel.send = lambda self, message: self.connection.send_bytes(b"[" * 900_000)
+"""
 EARLIER = {"status": "complete"}
 QUICK = ("--runs", 1, "--warmup", 1, "--repeats", 1)
 LIMITS = {"cpu": (0.3, 2), "cuda": (0.6, 16)}  # of time [minutes] and memory [GiB]; CUDA alone takes some of both
@@ -74,6 +78,7 @@ MODELS = {  # kind: what the model file does
     "cuda() in the constructor": {"constructor": "raise RuntimeError('Found no NVIDIA driver')"},
     "raises in forward": {"forward": "raise ValueError('boom')"},
     "raises at the second image": {"forward": "self.n = getattr(self, 'n', 0) + 1; assert self.n < 2"},
+    "raises in the steady passes": {"forward": "self.n = getattr(self, 'n', 0) + 1; assert self.n < 3"},
     "hangs in forward": {"forward": "time.sleep(3600)"},
     "hangs, deaf to SIGTERM": {"forward": "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(3600)"},
     "ends the process with status 0": {"forward": "os._exit(0)"},
@@ -82,6 +87,7 @@ MODELS = {  # kind: what the model file does
     "prints without end": {"forward": "\n        while True: print('x' * 1000)"},
     "gives another size": {"forward": "return x"},
     "gives a list": {"forward": "return [x]"},
+    "answers what is no answer": {"top": NO_ANSWER},
     "hides behind a thread": {"top": "threading.Thread(target=time.sleep, args=(3600,)).start(); raise OSError"},
 }
 CHANGES = {  # kind: what the model file changes although it works; it must not cost the next model anything
