@@ -2,7 +2,7 @@
 
 import math
 
-from utils.results.tables import COLUMNS, factsheet_row, latex_table, markdown_table, text_table
+from utils.results.tables import COLUMNS, factsheet_row, latex, latex_table, markdown_table, text_table
 
 
 def record(**changes):
@@ -99,8 +99,14 @@ def test_markdown_has_a_cell_per_column():
     assert [line.count("|") for line in lines[:3]] == [len(COLUMNS) + 1] * 3
 
 
+def test_latex_shows_every_character():
+    assert latex("50% of {a_b} & #1 ~ $x^2\\y") == (
+        r"50\% of \{a\_b\} \& \#1 \textasciitilde{} \$x\textasciicircum{}2\textbackslash{}y"
+    )
+
+
 def test_latex_escapes_names_and_closes_what_it_opens():
-    latex = latex_table([record()])
-    assert r"Net\_1 & 27.25 & 0.75 & 27.50 & 0.551 & 36.02 & 88.08 & 965.48 & 28 \\" in latex
+    table = latex_table([record()])
+    assert r"Net\_1 & 27.25 & 0.75 & 27.50 & 0.551 & 36.02 & 88.08 & 965.48 & 28 \\" in table
     for environment in ("table", "tabular"):
-        assert latex.count(rf"\begin{{{environment}}}") == latex.count(rf"\end{{{environment}}}") == 1
+        assert table.count(rf"\begin{{{environment}}}") == table.count(rf"\end{{{environment}}}") == 1

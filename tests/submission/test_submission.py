@@ -12,9 +12,10 @@ import torch
 from models.team07_NanoSR import NanoSR_inference
 from tests.results.test_tables import record
 from utils.files import ROOT
+from utils.results.record import store_record
 from utils.submission.checks import FAIL, PASS, SKIP, check_submission
 from utils.submission.packing import pack, select_model_source
-from utils.zoo.registry import entry_from_file, find_entry, read_registry
+from utils.zoo.registry import entry_from_file, find_entry, read_registry, sources_sha256
 
 NETWORK = """
 import torch
@@ -166,6 +167,24 @@ def test_sources_beside_the_file_are_packed_with_it(tmp_path):
     names = pack(entry, measured, tmp_path / "a.zip")  # which runs it in an empty folder
     files = ("cpu/nanosr_winograd.py", "cpu/nanosr_winograd.c", "team07_NanoSR.py")
     assert set(names) >= {f"models/{file}" for file in files}
+
+
+@pytest.mark.parametrize("changed", ["code", "weights"])
+def test_results_of_another_file_or_of_other_weights_are_none(candidate, command, tmp_path, changed):
+    entry = candidate()
+    model = record()["model"] | {"name": entry.name, "file_sha256": sources_sha256(entry), "sha256": entry.sha256}
+    results = record(model=model, runtime=record()["runtime"] | {"steady": None})
+    results["complexity"] |= {"input_shape": [1, 3, 256, 256]}
+    results["dataset"] |= {"images": 2}
+    store_record(tmp_path / "results" / "records.json", entry.name, results)
+    words = "--model_file", entry.file, "--class", "Net", "--checkpoint", entry.checkpoint
+    run = command("-m", "utils.submission", "factsheet", *words, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "2 runs; the peak memory is 965.48 MiB." in run.stdout  # there is no steady time
+    candidate(**{"top": "# changed"} if changed == "code" else {"weights": {"weight": torch.zeros(1)}})
+    run = command("-m", "utils.submission", "factsheet", *words, cwd=tmp_path)
+    assert run.returncode == 2
+    assert f"its results of Net are of other {changed}; run python eval.py --model_file … again" in run.stderr
 
 
 def test_pack_asks_for_results_first(command, tmp_path):

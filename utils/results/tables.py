@@ -15,6 +15,9 @@ COLUMNS = (
     "Conv",
 )
 DASH = "-"
+LATEX = {character: f"\\{character}" for character in "_%&#${}"} | {
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
+}  # fmt: skip
 
 
 def factsheet_row(record):
@@ -154,12 +157,12 @@ def latex_table(records):
         r"  \centering",
         rf"  \begin{{tabular}}{{l{'r' * (len(COLUMNS) - 1)}}}",
         r"    \hline",
-        *(f"    {' & '.join(map(_latex, row))} " + r"\\" for row in [list(COLUMNS)]),
+        *(f"    {' & '.join(map(latex, row))} " + r"\\" for row in [list(COLUMNS)]),
         r"    \hline",
-        *(f"    {' & '.join(map(_latex, factsheet_row(record)))} " + r"\\" for record in records),
+        *(f"    {' & '.join(map(latex, factsheet_row(record)))} " + r"\\" for record in records),
         r"    \hline",
         r"  \end{tabular}",
-        rf"  \caption{{{_latex('; '.join(dict.fromkeys(record['dataset']['label'] for record in records)))}}}",
+        rf"  \caption{{{latex('; '.join(dict.fromkeys(record['dataset']['label'] for record in records)))}}}",
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
@@ -179,10 +182,9 @@ def write_tables(folder, records):
     return text
 
 
-def _latex(text):
-    for character in "_%&#":
-        text = text.replace(character, f"\\{character}")
-    return "--" if text == DASH else text
+def latex(text):
+    """Return a text, or a cell, as LaTeX shows it."""
+    return "--" if text == DASH else "".join(LATEX.get(character, character) for character in text)
 
 
 def _number(value, decimals, mark="", per=1):

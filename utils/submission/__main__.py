@@ -14,11 +14,13 @@ from utils.arguments import add_model_file, one_entry
 from utils.challenge.rules import EDITIONS, get_edition
 from utils.data.datasets import SPLITS, open_dataset
 from utils.errors import HarnessError, exit_on_harness_error
+from utils.files import file_sha256
 from utils.referee.sandbox import MODES
 from utils.results.record import RECORDS_FILE, read_results
 from utils.results.tables import latex_table
 from utils.submission.checks import FAIL, check_submission
 from utils.submission.packing import complexity_paragraph, pack
+from utils.zoo.registry import sources_sha256
 
 
 def main():
@@ -62,13 +64,19 @@ def parse():
 
 
 def measured(entry, folder):
-    """Return the entry's complete record. Raises HarnessError if there is none."""
+    """Return the entry's complete record. Raises HarnessError if there is none of this file with these weights."""
     path = folder / RECORDS_FILE
-    records = read_results(path)
-    if entry.name not in records:
-        way = "--model_file …" if Path(entry.file).is_absolute() else f"--model_id {entry.id}"
+    record = read_results(path).get(entry.name)
+    way = "--model_file …" if Path(entry.file).is_absolute() else f"--model_id {entry.id}"
+    if record is None:
         raise HarnessError(f"{path}: holds no results of {entry.name}; run python eval.py {way} first")
-    return records[entry.name]
+    weights = file_sha256(entry.checkpoint_path) if entry.checkpoint_path.is_file() else None
+    for key, digest, changed in (("file_sha256", sources_sha256(entry), "code"), ("sha256", weights, "weights")):
+        if record["model"][key] != digest:
+            raise HarnessError(
+                f"{path}: its results of {entry.name} are of other {changed}; run python eval.py {way} again"
+            )
+    return record
 
 
 def read_requirements(path):

@@ -18,7 +18,7 @@ from utils.files import ROOT
 from utils.referee.judge import Contestant
 from utils.referee.sandbox import run_apart
 from utils.results.record import protocol_runtime_ms
-from utils.results.tables import latex_table, markdown_table
+from utils.results.tables import latex, latex_table, markdown_table
 from utils.zoo.registry import source_files, split_arguments
 
 SELECT_MODEL = '''\
@@ -146,18 +146,21 @@ def _compare(entry, images, restored, log, sandbox):
 
 def complexity_paragraph(record):
     """Return the factsheet's paragraph on the method's complexity, in LaTeX, from a complete results record."""
-    counts, environment, steady = record["complexity"], record["environment"], record["runtime"]["steady"]
+    counts, environment, runtime = record["complexity"], record["environment"], record["runtime"]
     machine = environment["gpu"] or f"{environment['cpu']}, {environment['threads']} threads"
     height, width = counts["input_shape"][2:]
-    text = (
-        f"\\paragraph{{Method complexity.}} {record['model']['name']} has {counts['params'] / 1e6:.3f} M parameters. "
-        f"On an input of {width} $\\times$ {height} it takes {counts['flops'] / 1e9:.2f} G FLOPs "
+    steady = runtime["steady"]  # None if every image was restored in tiles
+    after_warmup = (
+        f", and {steady['median_ms']:.2f} ms after a warm-up on {steady['lr_width']} $\\times$ {steady['lr_height']}"
+        if steady
+        else ""
+    )
+    return (
+        f"\\paragraph{{Method complexity.}} {latex(record['model']['name'])} has {counts['params'] / 1e6:.3f} M "
+        f"parameters. On an input of {width} $\\times$ {height} it takes {counts['flops'] / 1e9:.2f} G FLOPs "
         f"(multiply-accumulates) in {counts['convs']} convolutions "
         f"with {counts['activations'] / 1e6:.2f} M activations. "
-        f"On {machine} the forward pass takes {protocol_runtime_ms(record):.2f} ms on average over the "
-        f"{record['dataset']['images']} images of {record['dataset']['label']}, "
-        f"{len(record['runtime']['runs'])} runs, and {steady['median_ms']:.2f} ms after a warm-up on "
-        f"{steady['lr_width']} $\\times$ {steady['lr_height']}; "
-        f"the peak memory is {record['memory']['peak_mib']:.2f} MiB."
+        f"On {latex(machine)} the forward pass takes {protocol_runtime_ms(record):.2f} ms on average over the "
+        f"{record['dataset']['images']} images of {latex(record['dataset']['label'])}, "
+        f"{len(runtime['runs'])} runs{after_warmup}; the peak memory is {record['memory']['peak_mib']:.2f} MiB.\n"
     )
-    return text.replace("_", r"\_").replace("%", r"\%") + "\n"
