@@ -17,7 +17,7 @@ from training.recipe import load_recipe
 from training.validation import validation_psnr
 from utils.data.datasets import open_dataset
 from utils.data.sample import ensure_sample
-from utils.errors import DivergedError, HarnessError, exit_on_harness_error
+from utils.errors import DivergedError, HarnessError, exit_on_harness_error, in_one_line
 from utils.measure.environment import choose_device
 from utils.progress import progress
 from utils.zoo.checkpoints import load_state_dict, load_strictly
@@ -42,12 +42,24 @@ def main():
         run_dir = args.run_dir or Path("runs") / args.recipe.stem
         start(trainer, run_dir, args.resume, args.init)
         finished = run(trainer, make_feed(subimages, plan, device, args.workers, args.feed), validation, run_dir, args)
+    except (MemoryError, RuntimeError) as error:
+        if not is_for_want_of_memory(error):
+            raise
+        raise HarnessError(
+            f"{args.recipe}: no memory for batch = {recipe.batch} at hr_patch = {recipe.hr_patch} "
+            f"({in_one_line(error)}); lower one of them, or take --feed mapped"
+        ) from error
     finally:
         if world > 1:
             dist.destroy_process_group()
     if rank == 0:
         state = "finished" if finished else f"stopped at step {trainer.step} of {recipe.steps}; go on with --resume"
         print(f"{state}; {trainer.seconds / 60:.1f} minutes of training in all; weights and curves in {run_dir}")
+
+
+def is_for_want_of_memory(error):
+    """Whether an exception is what torch, or a convolution of its own here, raises without memory."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def parse():

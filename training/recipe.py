@@ -1,8 +1,10 @@
 """Recipes: every hyper-parameter of a training run, read from one TOML file."""
 
 import dataclasses
+import math
 import pickle
 import tomllib
+import types
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,9 @@ from training.forms import FORMS
 from utils.errors import HarnessError
 
 PRECISIONS = ("float32", "bfloat16")
+AT_LEAST_ONE = ("batch", "candidates", "steps", "log_every", "validate_every", "checkpoint_every")
+POSITIVE = ("learning_rate", "gamma", "eps")
+NOT_NEGATIVE = ("output_init", "muon_learning_rate", "warmup", "weight_decay", "clip_norm")
 LOSSES = ("l1", "l2", "charbonnier", "l1+frequency")  # training/loop.py has them
 
 
@@ -88,14 +93,32 @@ def load_recipe(path, changes=()):
     return recipe_from(values, path)
 
 
+MODEL_KEYS = {"file": str, "class": str, "arguments": list | dict, "data_range": int | float}
+
+
 def check_model(value, source):
     """Return a recipe's `model` if it is an id or a table with the right keys. Raises HarnessError."""
     if isinstance(value, dict):
-        keys = {"file", "class", "arguments", "data_range"}
-        if not {"file", "class"} <= value.keys() <= keys:
+        if not {"file", "class"} <= value.keys() <= MODEL_KEYS.keys():
             raise HarnessError(f"{source}: model = {value!r}; a table holds file and class, and may hold arguments")
+        for key, kind in MODEL_KEYS.items():
+            if key in value and not isinstance(value[key], kind):
+                raise HarnessError(f"{source}: model.{key} is {value[key]!r}, which the registry does not take")
     elif type(value) is not int:
         raise HarnessError(f"{source}: model is {value!r}, expected an id of the registry or a table")
+    return value
+
+
+def typed(value, kind):
+    """Return a TOML value as a field's type: a whole number as a float, a list as a tuple. Raises TypeError."""
+    if isinstance(kind, types.GenericAlias):  # tuple[int, ...] or tuple[float, float]
+        if not isinstance(value, list | tuple):
+            raise TypeError
+        return tuple(typed(item, kind.__args__[0]) for item in value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise TypeError
     return value
 
 
@@ -107,35 +130,30 @@ def recipe_from(values, source):
             raise HarnessError(
                 f"{source}: {problem} key {', '.join(sorted(keys))}; see training/recipe.py for the list"
             )
-    checked = {}
+    checked = {"model": check_model(values["model"], source)}
     for key, value in values.items():
-        kind = fields[key]
         if key == "model":
-            checked[key] = check_model(value, source)
             continue
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if kind in (int, float, str, bool):
-            if type(value) is not kind:
-                raise HarnessError(f"{source}: {key} is {value!r}, expected {kind.__name__}")
-        else:
-            value = tuple(value)
-        checked[key] = value
+        try:
+            checked[key] = typed(value, fields[key])
+        except TypeError:
+            kind = getattr(fields[key], "__name__", fields[key])
+            expected = "a list of numbers" if kind == "tuple" else kind
+            raise HarnessError(f"{source}: {key} is {value!r}, expected {expected}") from None
     recipe = Recipe(**checked)
     requirements = {
-        "batch": recipe.batch >= 1,
         "hr_patch": recipe.hr_patch >= 16 and recipe.hr_patch % 4 == 0,
-        "candidates": recipe.candidates >= 1,
+        "seed": 0 <= recipe.seed < 1 << 63,
         "loss": recipe.loss in LOSSES,
-        "steps": recipe.steps >= 1,
         "cooldown": 0 <= recipe.cooldown <= recipe.steps,
+        "milestones": all(milestone >= 0 for milestone in recipe.milestones),
         "form": recipe.form in FORMS,
         "precision": recipe.precision in PRECISIONS,
-        "learning_rate": recipe.learning_rate > 0,
-        "muon_learning_rate": recipe.muon_learning_rate >= 0,
         "ema_decay": 0 <= recipe.ema_decay < 1,
         "betas": len(recipe.betas) == 2 and all(0 <= beta < 1 for beta in recipe.betas),
-        **{key: getattr(recipe, key) >= 1 for key in ("log_every", "validate_every", "checkpoint_every")},
+        **{key: getattr(recipe, key) >= 1 for key in AT_LEAST_ONE},
+        **{key: getattr(recipe, key) > 0 for key in POSITIVE},
+        **{key: getattr(recipe, key) >= 0 for key in NOT_NEGATIVE},
     }
     for key, holds in requirements.items():
         if not holds:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,6 +64,17 @@ def test_loss_that_leaps_ends_the_training(command, recipe_path, prepared, pairs
     assert "times what it was at first" in result.stderr
     rows = read_log(tmp_path / "run" / "log.csv")
     assert float(rows[-1]["loss"]) > 10 * float(rows[0]["loss"])
+
+
+@pytest.mark.parametrize("where", ["network", "feed"])
+def test_want_of_memory_costs_one_line(command, recipe_path, prepared, pairs, tmp_path, monkeypatch, where):
+    def greedy(*_arguments):
+        return torch.empty(1 << 59) if where == "network" else np.empty(1 << 59)
+
+    monkeypatch.setattr("training.loop.Trainer.gradients", greedy)
+    result = command(*train_command(recipe_path, prepared, tmp_path / "run", pairs))
+    assert result.returncode == 2
+    assert "no memory for batch = 2 at hr_patch = 32" in result.stderr.strip().splitlines()[-1]
 
 
 def test_dead_block_is_told_once(command, recipe_path, prepared, pairs, tmp_path):
