@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.arguments import add_model_file, chosen_entries, has_checkpoint, is_stranger, natural, positive
+from utils.arguments import add_model_file, amount, chosen_entries, has_checkpoint, is_stranger, natural, positive
 from utils.challenge.rules import get_edition
 from utils.challenge.score_tables import score_markdown, score_records
 from utils.data.datasets import SPLITS, open_dataset
@@ -143,7 +143,7 @@ def parse():
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="number type of the arithmetic")
     add_model_file(parser)
     parser.add_argument("--repository", type=Path, metavar="DIR", help="an organizers' checkout, whose models to take")
-    parser.add_argument("--register", type=int, metavar="ID", help="write --model_file into the registry under this id")
+    parser.add_argument("--register", type=natural, metavar="ID", help="write --model_file to the registry as this id")
     parser.add_argument(
         "--trust-checkpoint", action="store_true", help="unpickle more than tensors; that may run the author's code"
     )
@@ -152,7 +152,7 @@ def parse():
     parser.add_argument("--runs", type=positive, default=5, help="timed runs over the data set (default 5)")
     parser.add_argument("--warmup", type=natural, default=3, help="uncounted passes before the steady time")
     parser.add_argument("--repeats", type=positive, default=10, help="timed passes of the steady time")
-    parser.add_argument("--workers", type=int, help="threads that read and judge meanwhile (default: 8, on a CPU 0)")
+    parser.add_argument("--workers", type=natural, help="threads that read and judge meanwhile (default 8, on a CPU 0)")
     parser.add_argument("--score", action="store_true", help="score against the edition's baseline, measured with them")
     parser.add_argument("--edition", type=int, default=2025, help="whose rules and baseline (default 2025)")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write a page of tables, plots and crops there")
@@ -164,9 +164,9 @@ def parse():
         "--isolated", action="store_true", help="each model in its own process; a bad one costs its row"
     )
     parser.add_argument(
-        "--time_limit", type=float, default=60, metavar="MINUTES", help="per isolated model (default 60)"
+        "--time_limit", type=amount, default=60, metavar="MINUTES", help="per isolated model (default 60)"
     )
-    parser.add_argument("--memory_limit", type=float, metavar="GIB", help="per isolated model (default: 0.9 of all)")
+    parser.add_argument("--memory_limit", type=amount, metavar="GIB", help="per isolated model (default: 0.9 of all)")
     parser.add_argument("--sandbox", default="auto", choices=MODES, help="for strangers' code (default: auto)")
     return parser.parse_args()
 

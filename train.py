@@ -15,6 +15,7 @@ from training.log import TrainingLog
 from training.loop import STATE_FILE, Trainer, train, unreached_kernels
 from training.recipe import load_recipe
 from training.validation import validation_psnr
+from utils.arguments import natural
 from utils.data.datasets import open_dataset
 from utils.data.sample import ensure_sample
 from utils.errors import DivergedError, HarnessError, exit_on_harness_error, in_one_line
@@ -76,7 +77,7 @@ def parse():
     parser.add_argument("--minutes", type=float, help="stop at a checkpoint after so many minutes")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--feed", default="auto", choices=("auto", "resident", "mapped"))
-    parser.add_argument("--workers", type=int, default=2, help="processes that cut patches with --feed mapped")
+    parser.add_argument("--workers", type=natural, default=2, help="processes that cut patches with --feed mapped")
     return parser.parse_args()
 
 

@@ -25,6 +25,7 @@ import torch
 
 from benchmarks.memory import make_data
 from benchmarks.robustness import last_line
+from utils.arguments import amount
 from utils.errors import exit_on_harness_error
 from utils.files import ROOT, write_text
 from utils.measure.environment import choose_device, describe_environment, machine_line
@@ -78,7 +79,7 @@ def parts(data, results, device, tiny):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=9.5, help="of all parts together")
+    parser.add_argument("--minutes", type=amount, default=9.5, help="of all parts together")
     parser.add_argument("--only", nargs="+", metavar="PART", help="only these parts")
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     parser.add_argument("--tiny", action="store_true")

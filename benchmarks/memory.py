@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from utils.arguments import natural, positive
 from utils.data.datasets import open_dataset
 from utils.data.images import bicubic_downscale, read_rgb, write_png
 from utils.data.sample import ensure_sample
@@ -33,9 +34,9 @@ SIDE = 256  # HR
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, nargs="+", default=[200, 2000])
+    parser.add_argument("--images", type=positive, nargs="+", default=[200, 2000])
     parser.add_argument("--model_id", type=int, default=7)
-    parser.add_argument("--workers", type=int, default=2, help="threads that read, judge and write meanwhile")
+    parser.add_argument("--workers", type=natural, default=2, help="threads that read, judge and write meanwhile")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     args = parser.parse_args()
     environment = describe_environment(choose_device(args.device))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.arguments import positive
 from utils.data.datasets import open_dataset
 from utils.data.images import read_rgb, to_tensor
 from utils.data.sample import ensure_sample
@@ -32,7 +33,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", type=Path, nargs="+", help="default: the sample")
     parser.add_argument("--model_id", type=int, default=7)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--sandbox", default="auto", choices=MODES)
     args = parser.parse_args()

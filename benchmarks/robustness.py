@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from benchmarks.memory import make_data
+from utils.arguments import natural, positive
 from utils.errors import exit_on_harness_error
 from utils.files import ROOT
 from utils.measure.environment import choose_device
@@ -141,10 +142,10 @@ CHECKPOINTS = {  # kind: how the checkpoint is written
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=natural, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="only the broken inputs whose name holds this, no kills, nothing at once")
-    parser.add_argument("--jobs", type=int, default=1, help="broken inputs tried at once, where cores are idle")
+    parser.add_argument("--jobs", type=positive, default=1, help="broken inputs tried at once, where cores are idle")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parser.parse_args()
     choose_device(args.device)  # without a GPU every trial would be contained, by the same refusal

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from benchmarks.reference import reference_evaluation
+from utils.arguments import natural, positive
 from utils.data.datasets import open_dataset
 from utils.data.images import read_rgb, to_tensor
 from utils.data.sample import default_data_dir
@@ -67,10 +68,10 @@ VARIANTS = {  # registry id, number type of the arithmetic
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", type=Path, help="default: as for eval.py; DIV2K-size photographs say most")
-    parser.add_argument("--images", type=int, default=5)
-    parser.add_argument("--reference_images", type=int, help="how many of them the reference takes (default: all)")
-    parser.add_argument("--sizes", type=int, default=2, help="how many of the most common LR sizes to time")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--images", type=positive, default=5)
+    parser.add_argument("--reference_images", type=positive, help="how many of them the reference takes (default: all)")
+    parser.add_argument("--sizes", type=natural, default=2, help="how many of the most common LR sizes to time")
+    parser.add_argument("--rounds", type=positive, default=4)
     parser.add_argument("--checkpoint", type=Path, help="NanoSR weights instead of the registry's")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     args = parser.parse_args()

@@ -31,6 +31,7 @@ from training.graph import GraphedUpdate
 from training.loop import Trainer
 from training.prepare import Cut, list_images, prepare
 from training.recipe import load_recipe
+from utils.arguments import natural, positive
 from utils.data.datasets import challenge_folders
 from utils.data.sample import ensure_sample
 from utils.errors import exit_on_harness_error
@@ -83,9 +84,9 @@ VARIANTS = (
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--batch", type=positive, default=16)
+    parser.add_argument("--rounds", type=positive, default=10)
+    parser.add_argument("--warmup", type=natural, default=3)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     args = parser.parse_args()
     device = choose_device(args.device)

@@ -217,6 +217,36 @@ def test_bad_arguments_cost_one_line(run, tmp_path, pairs, script, arguments, pa
     assert_one_line(run(script, *(word for pair in defaults.items() for word in pair), cwd=tmp_path), *parts)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("eval.py", "--workers", -1),
+        ("eval.py", "--time_limit", "nan"),
+        ("eval.py", "--memory_limit", 0),
+        ("eval.py", "--data_range", "inf"),
+        ("train.py", "recipe.toml", "--workers", -1),
+        ("-m", "training.prepare", "--hr", ".", "--out", "o", "--workers", 0),
+        ("-m", "training.prepare", "--hr", ".", "--out", "o", "--images-per-shard", 0),
+        ("-m", "training.prepare", "--hr", ".", "--out", "o", "--step", 484),
+        ("-m", "training.data.graphics", "--out", "o", "--count", 0),
+        ("-m", "training.data.graphics", "--out", "o", "--seed", -1),
+        ("-m", "benchmarks.training", "--rounds", 0),
+    ],
+    ids=lambda words: f"{words[-4 if words[0] == '-m' else 0]} {words[-2]}",
+)
+def test_number_that_cannot_be_is_named(command, tmp_path, words):
+    result = command(*words, cwd=tmp_path)
+    assert result.returncode == 2
+    assert words[-2] in result.stderr.splitlines()[-1]
+
+
+def test_model_named_twice_is_one_row(command, tmp_path, pairs):
+    words = ("--model_id", 126, 126, "--data_dir", pairs, "--runs", 1, "--warmup", 0, "--repeats", 1, "--device", "cpu")
+    result = command("eval.py", *words, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert sum(line.startswith("SPAN  ") for line in result.stdout.splitlines()) == 1
+
+
 def test_results_that_cannot_be_used_stop_before_the_work(run, tmp_path, pairs, weights):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "records.json").write_text('{"schema": 0}')

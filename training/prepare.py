@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from training.data.subimages import FORMAT, verify, write_shard
+from utils.arguments import positive
 from utils.data.images import bicubic_downscale, crop_to_multiple, read_rgb
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.files import write_json
@@ -39,6 +40,8 @@ def main():
     args = _parse()
     if any(value % SCALE or value <= 0 for value in (args.size, args.step, args.smallest)):
         raise HarnessError(f"--size, --step and --smallest must be positive multiples of {SCALE}")
+    if args.step > args.size:
+        raise HarnessError(f"--step {args.step}: leaves gaps between sub-images of {args.size}; choose a smaller one")
     sources = list_images(args.hr)
     if args.lr and args.halves:
         raise HarnessError("--halves: halves have no image in --lr; leave one of the two out")
@@ -63,8 +66,8 @@ def _parse():
     parser.add_argument("--step", type=int, default=Cut.step, help="from one to the next (default %(default)s)")
     parser.add_argument("--smallest", type=int, default=Cut.smallest, help="skip images with a shorter side")
     parser.add_argument("--halves", nargs="+", metavar="FOLDER", help="of --hr: to be cut at half their size, too")
-    parser.add_argument("--images-per-shard", type=int, default=100)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--images-per-shard", type=positive, default=100)
+    parser.add_argument("--workers", type=positive, default=os.cpu_count())
     parser.add_argument("--strict", action="store_true", help="stop at an unusable image instead of skipping it")
     return parser.parse_args()
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def add_model_file(parser):
     group.add_argument("--args", default="[]", metavar="JSON", help=f"its arguments, a list or an object, or {example}")
     group.add_argument("--checkpoint", type=Path, help="its weights; with --model_id: instead of the registry's")
     group.add_argument("--state_key", default="", help="where in --checkpoint the weights of --model_file lie")
-    group.add_argument("--data_range", type=float, default=1.0, help="of --model_file's input and output")
+    group.add_argument("--data_range", type=amount, default=1.0, help="of --model_file's input and output")
     group.add_argument("--lenient", action="store_true", help="load --model_file's weights with strict=False")
 
 
@@ -60,7 +61,7 @@ def chosen_entries(args, baseline=None, fastest=None):
         raise HarnessError("--register: needs --model_file, the model to write into the registry")
     if args.repository and (args.model_file or args.checkpoint):
         raise HarnessError("--repository: brings files and weights of its own; leave out --model_file and --checkpoint")
-    if args.checkpoint and not args.model_file and len(args.model_id or ()) != 1:
+    if args.checkpoint and not args.model_file and len(set(args.model_id or ())) != 1:
         raise HarnessError("--checkpoint: needs exactly one --model_id, the model that it belongs to")
     if args.model_file:
         entries = [submitted_entry(args)]
@@ -69,7 +70,7 @@ def chosen_entries(args, baseline=None, fastest=None):
     elif args.repository:
         entries = repository_models(args)
     elif args.model_id:
-        entries = [find_entry(model_id, registry) for model_id in args.model_id]
+        entries = [find_entry(model_id, registry) for model_id in dict.fromkeys(args.model_id)]
     else:
         entries = [entry for entry in registry if not entry.variant]
     if args.trust_checkpoint:
@@ -116,6 +117,14 @@ def positive(text):
 def natural(text):
     """An argument's whole number from 0."""
     return _at_least(0, text, "a count")
+
+
+def amount(text):
+    """An argument's finite number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
+    return value
 
 
 def _at_least(least, text, name):

@@ -23,6 +23,7 @@ import psutil
 from benchmarks.audit.cheats import CHEATS, Cheat, written
 from benchmarks.memory import make_data
 from benchmarks.robustness import last_line, run_eval
+from utils.arguments import natural, positive
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.files import ROOT
 from utils.referee.sandbox import MODES, sandboxed, why_not
@@ -54,10 +55,10 @@ GREEDY = {  # what would bring the machine down: the forward pass
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--honest", type=int, default=20, help="measurements of each honest model (default 20)")
+    parser.add_argument("--honest", type=natural, default=20, help="measurements of each honest model (default 20)")
     parser.add_argument("--sandbox", default="auto", choices=MODES)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--jobs", type=int, default=1, help="cheats tried at once, where cores are idle")
+    parser.add_argument("--jobs", type=positive, default=1, help="cheats tried at once, where cores are idle")
     parser.add_argument("--only", help="only the cheats whose name holds this")
     args = parser.parse_args()
     print(f"Sandbox: {args.sandbox}; {why_not() or 'bubblewrap works here'}\n")

@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.arguments import natural, positive
 from utils.data.images import write_png
 from utils.errors import exit_on_harness_error
 from utils.progress import progress
@@ -30,8 +31,8 @@ TEXT_SIZES = 9, 64  # [pixels]
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="for graphics_NUMBER.png")
-    parser.add_argument("--count", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--count", type=positive, default=40)
+    parser.add_argument("--seed", type=natural, default=2026)
     args = parser.parse_args()
     for number in progress(range(args.count), unit="image"):
         write_png(args.out / f"graphics_{number:03}.png", draw(np.random.default_rng([args.seed, number])))

@@ -102,7 +102,9 @@ def write_shard(stem, made_from, pairs, skipped=()):
         for kind, path in partial.items():
             path.replace(stem.with_suffix(f".{kind}"))
     except OSError as error:
-        raise HarnessError(f"{stem}: cannot be written ({error.strerror}); make room and run again") from error
+        raise HarnessError(
+            f"{stem}: cannot be written ({error.strerror}); make room, or choose another --out"
+        ) from error
     write_json(info_path, info)
     return info
 

@@ -1,12 +1,13 @@
 """Reading checkpoints safely, plain tensors only, never code; writing them so that the file is always whole."""
 
+import contextlib
 import os
 import pickle
 from pathlib import Path
 
 import torch
 
-from utils.errors import HarnessError
+from utils.errors import HarnessError, one_line
 
 WRAPPERS = ("params_ema", "params", "state_dict", "model")  # under which training frameworks nest the weights
 MAGICS = (b"PK\x03\x04", b"\x80")  # of torch.save's archives, and of the pickles that it wrote before
@@ -103,6 +104,8 @@ def save_atomically(values, path):
             os.fsync(file.fileno())
         partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
-        partial.unlink(missing_ok=True)
-        reason = " ".join(str(error).split())[:200]
-        raise HarnessError(f"{path}: cannot be written ({reason}); make room and go on with --resume") from error
+        with contextlib.suppress(OSError):  # nor can it be removed where there is no folder
+            partial.unlink(missing_ok=True)
+        raise HarnessError(
+            f"{path}: cannot be written ({one_line(str(error), 200)}); make room, or choose another place"
+        ) from error

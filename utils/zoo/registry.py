@@ -211,6 +211,8 @@ def build_model(entry):
     positional, named = split_arguments(entry.arguments)
     try:
         return getattr(import_model(entry), entry.class_name)(*positional, **named)
+    except HarnessError:
+        raise
     except ModuleNotFoundError as error:
         raise HarnessError(
             f"{entry.file}: imports {error.name}, which is not installed; install it or remove the import"
@@ -273,6 +275,8 @@ def import_model(entry):
     if module is not None and module.__file__ == str(path):
         return module
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None:
+        raise HarnessError(f"{path}: no Python file; name one that ends in .py")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look for their module
     try:
         spec.loader.exec_module(module)
