@@ -60,6 +60,19 @@ def test_going_on_gives_the_record_of_an_unbroken_measurement(loaded, dataset, p
         assert resumed[key] == whole[key], key
 
 
+def test_interrupted_measurement_is_handed_on_as_it_is(loaded, dataset):
+    handed, passes = [], iter(range(5))
+
+    def interrupt():
+        if next(passes) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(loaded, dataset, Plan(2, 1, 1), on_pass=interrupt, on_progress=lambda r: handed.append(deepcopy(r)))
+    assert handed[-1]["status"] == "incomplete: interrupted"
+    assert [len(run) for run in handed[-1]["runtime"]["runs"]] == [4, 1]
+
+
 def test_fewer_runs_than_were_begun_are_enough(loaded, dataset):
     earlier = stopped_after(loaded, dataset, 6)
     record = measure(loaded, dataset, Plan(1, 1, 1), earlier=earlier)

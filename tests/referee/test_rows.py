@@ -3,8 +3,11 @@
 import json
 import os
 import re
+from types import SimpleNamespace
 
 from tests.conftest import found_beside_times
+from utils.evaluate.measurement import RUNNING
+from utils.referee.rows import Row
 from utils.results.record import read_incomplete, read_results, store_record
 
 QUICK = ("--device", "cpu", "--runs", 1, "--warmup", 1, "--repeats", 2)
@@ -35,6 +38,24 @@ def test_contestant_gets_the_figures_of_this_process(command, pairs, tmp_path):
     assert plain["audit"] is None
     assert found_beside_times(apart) == []
     assert set(os.listdir(tmp_path / "apart" / "logs")) >= {"07_NanoSR_inference.log"}
+
+
+def test_growing_record_is_stored_as_often_as_its_file_allows(monkeypatch, tmp_path):
+    now, stored = [100.0], []
+
+    def slow_store(path, name, record):
+        now[0] += 0.1
+        stored.append(record["passes"])
+
+    monkeypatch.setattr("utils.referee.rows.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("utils.referee.rows.store_record", slow_store)
+    row = Row(SimpleNamespace(name="Net"), None, tmp_path)
+    for passes in range(100):
+        now[0] += 0.05
+        row._store({"status": RUNNING, "passes": passes})
+    assert stored == [0, 40, 80]  # every 2 seconds of 0.05 each, a twentieth of the time
+    row._store({"status": "complete", "passes": 100})
+    assert stored[-1] == 100
 
 
 def test_what_a_model_prints_is_in_its_log(command, stranger, pairs, tmp_path):

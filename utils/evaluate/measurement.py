@@ -16,6 +16,7 @@ from utils.measure.runtime import CLOCKS, PROTOCOL_METHOD, THROUGHPUT_MODE, meas
 from utils.zoo.registry import LoadedModel, sources_sha256
 
 ALONE = Shard()
+RUNNING = "incomplete: still running, or killed"  # the status of a record that grows
 # What of the environment must not change in a measurement.
 MACHINE = ("device", "gpu", "cpu", "threads", "libraries", "process")
 
@@ -92,6 +93,9 @@ def measure(
         record["status"] = "complete"
     except (HarnessError, ForeignError) as error:
         record["status"] = f"incomplete: {error}"
+        raise
+    except BaseException:
+        record["status"] = "incomplete: interrupted"
         raise
     finally:
         on_progress(record)
@@ -188,7 +192,7 @@ def _start_record(runner, dataset, plan):
     entry, device = runner.entry, runner.device
     busy = device.type == "cpu" and plan.workers_on(device)
     return {
-        "status": "incomplete: still running, or killed",
+        "status": RUNNING,
         "model": {
             "id": entry.id,
             "name": entry.name,

@@ -1,11 +1,12 @@
 """One model, one row: who runs it, this process or a contestant, and what is left of it when it fails."""
 
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.errors import ForeignError, HarnessError
-from utils.evaluate.measurement import empty_record, measure, same_circumstances
+from utils.evaluate.measurement import RUNNING, empty_record, measure, same_circumstances
 from utils.evaluate.runner import Runner
 from utils.referee.judge import Contestant
 from utils.referee.process import Limits
@@ -13,6 +14,8 @@ from utils.referee.repository import fingerprint
 from utils.referee.sandbox import choose_sandbox
 from utils.results.record import read_incomplete, read_results, store_record
 from utils.zoo.registry import load_model
+
+STORING_SHARE = 0.05  # of the time that may go into storing what is there so far
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Row:
     def __init__(self, entry, checkpoint, results, fresh=False):
         self.entry, self.checkpoint, self.results, self.fresh = entry, checkpoint, results, fresh
         self.name, self.begun = entry.name, {}
+        self.next_store_s = 0.0  # of the monotonic clock
 
     def measure(self, rules, device, dataset, plan, shard, **options):
         """Measure the model; return None, or the reason, in a line, why there is no complete record.
@@ -86,5 +90,14 @@ class Row:
         return empty_record(self.entry, dataset, device, plan, process)
 
     def _store(self, record):
+        """Store a record; one that still grows, only as often as takes `STORING_SHARE` of the time.
+
+        It is needed if this process is killed, and a file of sixty models takes as long to write as some passes.
+        """
         self.begun = record
+        start = time.monotonic()
+        if record["status"] == RUNNING and start < self.next_store_s:
+            return
         store_record(self.results, self.name, record)
+        end = time.monotonic()
+        self.next_store_s = end + (end - start) / STORING_SHARE
