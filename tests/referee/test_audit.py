@@ -1,10 +1,12 @@
 """utils/referee/audit.py: a model that fakes a figure gets a finding beside it; benchmarks/audit tries many more."""
 
 import json
+import math
 import types
 
 import numpy as np
 import pytest
+import torch
 import torch.nn.functional as F
 
 from tests.conftest import write_pairs
@@ -120,12 +122,12 @@ class FakeContestant:
     entry = types.SimpleNamespace(data_range=1.0)
     missing_weights, process, notes, findings = None, "none", (), ()
 
-    def __init__(self, times):
-        self.times, self.timings = times, []
+    def __init__(self, times, answer):
+        self.times, self.answer, self.timings = times, answer, []
 
     def forward(self, lr):
         self.timings.append(Timing(*self.times(len(self.timings), lr)))
-        return F.interpolate(lr, scale_factor=4), self.timings[-1].reported_ms, None
+        return self.answer(F.interpolate(lr, scale_factor=4)), self.timings[-1].reported_ms, None
 
     def ask(self, do, height=256, width=256):
         if do == "changed":
@@ -147,8 +149,8 @@ def findings(tmp_path):
     """Audits a FakeContestant after the passes of a measurement; gives the findings and its record."""
     dataset = open_dataset(write_pairs(tmp_path / "data", NAMES, size=(64, 64)))
 
-    def run(times):
-        contestant = FakeContestant(times)
+    def run(times, answer=lambda sr: sr):
+        contestant = FakeContestant(times, answer)
         passes = [(run, image) for run in range(RUNS) for image in range(len(NAMES))]
         for _ in range(len(passes) + WARMUP + REPEATS):
             contestant.timings.append(Timing(*times(len(contestant.timings), None)))
@@ -161,7 +163,9 @@ def findings(tmp_path):
                 "steady": {"warmup": WARMUP, "repeats": REPEATS, "median_ms": float(np.median(reported[7:]))},
             },
         }
-        return Audit(contestant, record, dataset, np.random.default_rng(0)).result()["findings"], record["runtime"]
+        audit = Audit(contestant, record, dataset, np.random.default_rng(0)).result()
+        json.dumps(audit["figures"], allow_nan=False)
+        return audit["findings"], record["runtime"]
 
     return run
 
@@ -172,6 +176,18 @@ def test_clocks_that_agree_within_a_millisecond_are_clean(findings):
 
 def test_answers_that_come_late_on_a_busy_machine_are_no_lie(findings):
     assert findings(lambda number, lr: (1.0, 1.2 if number % 4 == 3 else 3.5))[0] == []
+
+
+@pytest.mark.parametrize(("value", "words"), [(math.nan, "nan"), (math.inf, "inf")])
+def test_new_image_that_gives_no_numbers_is_named(findings, value, words):
+    seen = []
+
+    def answer(sr):
+        seen.append(sr)
+        return torch.full_like(sr, value) if len(seen) % 2 == 0 else sr  # seen and new images take turns
+
+    found, _ = findings(lambda number, lr: (10.0, 10.0), answer)
+    assert found[0] == f"an image changed by one grey level gives an output {words} grey levels away"
 
 
 def test_slow_clock_is_named_and_the_judges_figures_stand(findings):

@@ -197,7 +197,7 @@ class Contestant:
         places = torch.randint(output.numel(), (SAMPLES,)) if key not in self.samples else self.samples[key][0]
         values = output.view(-1)[places]
         before = self.samples.setdefault(key, (places, values))[1]
-        if (values - before).abs().max() * 255 / self.entry.data_range > SAME_GREY_LEVELS:
+        if not are_the_same(values, before, SAME_GREY_LEVELS * self.entry.data_range / 255):
             self.findings.append("gives another output for an image that it has restored before")
 
     def transfer_s(self, height, width):
@@ -257,3 +257,9 @@ class Contestant:
     def audit(self, record, dataset):
         """Look for what makes the record's figures untrue; see `utils/referee/audit.py`."""
         return Audit(self, record, dataset).result()
+
+
+def are_the_same(values, others, most):
+    """Whether values lie at most `most` apart; NaN and infinities are the same as themselves."""
+    near = (values - others).abs() <= most
+    return bool((near | (values == others) | (values.isnan() & others.isnan())).all())
