@@ -2,7 +2,7 @@
 
 Method. Photographs of the sample are cut into HR images of one size; a data folder of N images holds them in turn, as
 links. One process per N measures NanoSR over it as eval.py does: decoding ahead, PSNR, SSIM, restored images written,
-the record stored after every image. Shown are the process's peak resident memory up to the last image, less what it
+the record stored as it grows. Shown are the process's peak resident memory up to the last image, less what it
 held before the first one, and the wall time until then; the ratio is to the smallest N. What eval.py does once per
 model after the images, counting operators above all, is left out: it takes more memory, the same whatever N is.
 """
@@ -26,7 +26,8 @@ from utils.evaluate.measurement import Plan, measure
 from utils.evaluate.runner import Runner
 from utils.measure.environment import choose_device, describe_environment, machine_line
 from utils.measure.memory import peak_rss_bytes
-from utils.results.record import RECORDS_FILE, store_record
+from utils.referee.rows import Row
+from utils.results.record import RECORDS_FILE
 from utils.zoo.registry import find_entry, load_model, read_registry
 
 SIDE = 256  # HR
@@ -61,8 +62,10 @@ def _evaluate(count, model_id, workers, device_name):
 
         peaks = []  # after each image: bytes, s
 
+        row = Row(loaded.entry, None, folder / RECORDS_FILE)
+
         def store(record):
-            store_record(folder / RECORDS_FILE, loaded.entry.name, record)
+            row.store(record)
             peaks.append((peak_rss_bytes(), time.perf_counter()))
 
         measure(Runner(loaded, device), dataset, Plan(1, 1, 1, workers), folder / "images", on_progress=store)

@@ -52,9 +52,9 @@ def test_growing_record_is_stored_as_often_as_its_file_allows(monkeypatch, tmp_p
     row = Row(SimpleNamespace(name="Net"), None, tmp_path)
     for passes in range(100):
         now[0] += 0.05
-        row._store({"status": RUNNING, "passes": passes})
+        row.store({"status": RUNNING, "passes": passes})
     assert stored == [0, 40, 80]  # every 2 seconds of 0.05 each, a twentieth of the time
-    row._store({"status": "complete", "passes": 100})
+    row.store({"status": "complete", "passes": 100})
     assert stored[-1] == 100
 
 

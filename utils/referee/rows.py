@@ -53,7 +53,7 @@ class Row:
         `rules` and `device` are those of `opened_runner`, `options` those of `measure`. An incomplete record of an
         earlier run is gone on with, unless the row is to be `fresh`.
         """
-        store = self._store if shard.is_first else lambda record: None
+        store = self.store if shard.is_first else lambda record: None
         empty = self._empty(rules, device, dataset, plan)
         try:
             with opened_runner(self.entry, device, rules, self.checkpoint) as runner:
@@ -89,7 +89,7 @@ class Row:
         process = choose_sandbox(rules.sandbox)[1] if rules else Runner.process
         return empty_record(self.entry, dataset, device, plan, process)
 
-    def _store(self, record):
+    def store(self, record):
         """Store a record; one that still grows, only as often as takes `STORING_SHARE` of the time.
 
         It is needed if this process is killed, and a file of sixty models takes as long to write as some passes.
