@@ -14,6 +14,7 @@ import gc
 import multiprocessing
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -167,9 +168,8 @@ def peak_mib(recipe, variant, device):
     """Peak memory [MiB] that a few steps of one variant take, beside what is held already."""
     if device.type == "cuda":
         return _growth(recipe, variant, device)
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_growth, (recipe, variant, device))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_growth, recipe, variant, device).result()
 
 
 def _growth(recipe, variant, device):

@@ -10,6 +10,8 @@ import argparse
 import multiprocessing
 import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -109,10 +111,15 @@ def prepare(sources, lr_of, out, cut, images_per_shard, workers, strict, halved=
     ]
     shards = []
     bar = progress(total=len(sources), unit="image", desc="preparing")
-    with bar, multiprocessing.get_context("spawn").Pool(min(workers, len(jobs))) as pool:
-        for shard in pool.imap(_write_shard, jobs):
-            shards.append(shard)
-            bar.update(len(shard["sources"]))
+    # An executor lets shards under way be finished, where a Pool would end their processes with locks in their hands.
+    spawn = multiprocessing.get_context("spawn")
+    try:
+        with bar, ProcessPoolExecutor(min(workers, len(jobs)), spawn) as pool:
+            for shard in pool.map(_write_shard, jobs):
+                shards.append(shard)
+                bar.update(len(shard["sources"]))
+    except BrokenProcessPool as error:
+        raise HarnessError(f"{out}: one of {workers} processes was killed; is memory short? lower --workers") from error
     index = {
         "format": FORMAT,
         "cut": asdict(cut),

@@ -1,6 +1,7 @@
 """The one error type for what a user can mend."""
 
 import sys
+import unicodedata
 
 
 class HarnessError(Exception):
@@ -30,7 +31,12 @@ def in_one_line(error, length=200):
 def one_line(text, length):
     """Return a stranger's text as part of a line: white space as single spaces, and what no terminal prints as "?"."""
     text = " ".join(text.split())[:length]
-    return "".join(character if character.isprintable() else "?" for character in text)
+    return "".join(character if is_shown(character) else "?" for character in text)
+
+
+def is_shown(character):
+    """Whether a terminal prints a character, or leaves a space for it: no control character, nor half of one."""
+    return character.isprintable() or unicodedata.category(character) == "Zs"
 
 
 def exit_on_harness_error(main):

@@ -12,7 +12,7 @@ from utils.results.record import read_incomplete
 SOUND = {
     "prepare": None,
     "load": {"sha256": "ab", "provenance": "trained", "missing_weights": None, "ignored": None},
-    "load_from_repository": {"name": "07_Net", "data_range": 255.0, "files": ["/a/b c.py"], "notes": []},
+    "load_from_repository": {"name": "07_Net", "data_range": 255.0, "files": ["/a/b\u00a0c d\u3000é.py"], "notes": []},
     "forward": {"runtime_ms": 1.5, "tile": None, "gpu_peak_mib": 3},
     "count": {"params": 1, "flops": 2, "activations": 3, "convs": 0},
     "watch": {"macs": 5, "operators_ms": 0.0, "outside_ms": 1.0, "plain_ms": 2},

@@ -1,7 +1,13 @@
 """training/prepare.py and training/data/subimages.py: photographs become sub-images that hold every patch."""
 
+import os
+import subprocess
+import sys
+import time
+
 import cv2
 import numpy as np
+import psutil
 import pytest
 
 from tests.conftest import photograph
@@ -10,6 +16,7 @@ from training.data.subimages import SubImages, verify
 from training.prepare import Cut, boxes
 from utils.data.images import bicubic_downscale, write_png
 from utils.errors import HarnessError
+from utils.files import ROOT
 
 
 @pytest.mark.parametrize("size", [(480, 480), (132, 1000), (832, 484), (1356, 2040)])
@@ -112,6 +119,19 @@ def test_empty_folder_and_other_settings_are_refused(prepare, photographs, tmp_p
     assert "holds no PNG or JPEG" in prepare(tmp_path / "empty", tmp_path / "out").stderr
     again = prepare(photographs, tmp_path / "done", *SMALL_CUT[:-1], 3)
     assert "made from other images or settings" in again.stderr
+
+
+def test_process_that_is_killed_costs_one_line(photographs, tmp_path):
+    os.mkfifo(photographs / "0.jpg")  # which nobody ever writes into
+    words = map(str, ("-m", "training.prepare", "--hr", photographs, "--out", tmp_path / "out", *SMALL_CUT))
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("out/*.partial")) and process.poll() is None:
+        time.sleep(0.1)
+    for child in psutil.Process(process.pid).children(recursive=True):
+        child.kill()
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 2
+    assert "processes was killed; is memory short? lower --workers" in error
 
 
 def test_interrupted_preparation_goes_on_and_damage_is_found(prepare, photographs, tmp_path):

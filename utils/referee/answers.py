@@ -6,7 +6,7 @@ for ends that contestant, never the judge.
 
 import math
 
-from utils.errors import HarnessError
+from utils.errors import HarnessError, is_shown
 
 LARGEST = 1 << 62  # of the numbers
 LONGEST = 4096  # of the texts and lists
@@ -23,8 +23,8 @@ def amount(value):
 
 
 def text(value):
-    """Whether a value is a text that can be a path or part of a line: no control character, nor half of one."""
-    return isinstance(value, str) and len(value) <= LONGEST and value.isprintable()
+    """Whether a value is a text that can be a path or part of a line."""
+    return isinstance(value, str) and len(value) <= LONGEST and all(map(is_shown, value))
 
 
 def texts(value):
