@@ -18,11 +18,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from training.data.subimages import FORMAT, verify, write_shard
+from training.data.subimages import write_index, write_shard
 from utils.arguments import positive
 from utils.data.images import bicubic_downscale, crop_to_multiple, read_rgb
 from utils.errors import HarnessError, exit_on_harness_error
-from utils.files import write_json
 from utils.progress import progress
 from utils.protocol import SCALE
 
@@ -120,20 +119,16 @@ def prepare(sources, lr_of, out, cut, images_per_shard, workers, strict, halved=
                 bar.update(len(shard["sources"]))
     except BrokenProcessPool as error:
         raise HarnessError(f"{out}: one of {workers} processes was killed; is memory short? lower --workers") from error
-    index = {
-        "format": FORMAT,
+    values = {
         "cut": asdict(cut),
         "images": sum(len(shard["sources"]) - len(shard["skipped"]) for shard in shards),
         "subimages": sum(len(shard["shapes"]) for shard in shards),
         "bytes": sum(shard["bytes"] for shard in shards),
         "skipped": [line for shard in shards for line in shard["skipped"]],
-        "shards": [{"name": shard["name"], "sha256": shard["sha256"]} for shard in shards],
     }
-    if not index["subimages"]:
-        raise HarnessError(f"{out}: no image could be used; first: {index['skipped'][0]}")
-    write_json(out / "index.json", index)
-    verify(out)
-    return index
+    if not values["subimages"]:
+        raise HarnessError(f"{out}: no image could be used; first: {values['skipped'][0]}")
+    return write_index(out, values, shards)
 
 
 def _write_shard(job):

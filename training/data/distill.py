@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.data.subimages import SubImages, read_index, verify, write_shard
+from training.data.subimages import SubImages, read_index, write_index, write_shard
 from utils.arguments import add_model_file, one_entry
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.evaluate.evaluation import restore
 from utils.evaluate.runner import Runner
-from utils.files import read_json, write_json
+from utils.files import read_json
 from utils.measure.environment import choose_device
 from utils.progress import progress
 from utils.zoo.registry import load_model
@@ -73,10 +73,7 @@ def distill(subimages, teacher, device, share, out):
             made_from = {"sources": info["sources"], "taught": lesson}
             shards.append(write_shard(out / shard["name"], made_from, map(taught, numbers)))
             bar.update(first - bar.n)  # of a shard that was there
-    index = read_index(subimages.folder)
-    index["shards"] = [{"name": shard["name"], "sha256": shard["sha256"]} for shard in shards]
-    write_json(out / "index.json", index)
-    verify(out)
+    write_index(out, read_index(subimages.folder), shards)
 
 
 @torch.no_grad()

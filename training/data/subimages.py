@@ -109,6 +109,15 @@ def write_shard(stem, made_from, pairs, skipped=()):
     return info
 
 
+def write_index(folder, values, shards):
+    """Write a folder's index, `values` by name, over its shards as `write_shard` gave them, check it, and return it."""
+    entries = [{key: shard[key] for key in ("name", "sha256")} for shard in shards]
+    index = {"format": FORMAT, **values, "shards": entries}
+    write_json(folder / "index.json", index)
+    verify(folder)
+    return index
+
+
 def read_index(folder):
     """Return the index of a prepared folder. Raises HarnessError if there is none or it is of another format."""
     path = Path(folder) / "index.json"

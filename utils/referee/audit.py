@@ -167,7 +167,7 @@ class Audit:
         largest = self.dataset.pairs[int(np.argmax(self.record["images"]["lr_pixels"]))]
         height, width = read_rgb(largest.lr).shape[:2]
         side = self.contestant.ask("watch", height=height, width=width)
-        macs, there = int(square["macs"]), int(side["macs"])
+        macs, there = square["macs"], side["macs"]
         self.figures |= {"seen_macs": macs, "seen_macs_largest": there}
         if abs(counted - macs) > COUNT_SHARE * max(macs, counted):
             self.findings.append(f"{macs / 1e9:.2f} GFLOP seen by torch's dispatcher, {counted / 1e9:.2f} counted")
@@ -183,7 +183,7 @@ class Audit:
 
     def _time_outside(self, seen):
         for attempt in count(1):
-            inside_ms, outside_ms, plain_ms = (float(seen[key]) for key in ("operators_ms", "outside_ms", "plain_ms"))
+            inside_ms, outside_ms, plain_ms = (seen[key] for key in ("operators_ms", "outside_ms", "plain_ms"))
             share = outside_ms / max(inside_ms + outside_ms, 1e-9)
             hidden = share > OUTSIDE_SHARE and outside_ms > OUTSIDE_MS
             slower = plain_ms > SLOWER_THAN_COUNTED * (inside_ms + outside_ms) + SLOWER_MS
@@ -205,4 +205,4 @@ class Audit:
     def _changes(self):
         changed_names = self.contestant.ask("changed")
         if changed_names:
-            self.findings.append(f"changes in its process: {', '.join(map(str, changed_names))[:300]}")
+            self.findings.append(f"changes in its process: {', '.join(changed_names)[:300]}")

@@ -54,7 +54,6 @@ class Row:
         earlier run is gone on with, unless the row is to be `fresh`.
         """
         store = self.store if shard.is_first else lambda record: None
-        empty = self._empty(rules, device, dataset, plan)
         try:
             with opened_runner(self.entry, device, rules, self.checkpoint) as runner:
                 self.name = runner.entry.name
@@ -62,6 +61,7 @@ class Row:
                 measure(runner, dataset, plan, on_progress=store, earlier=earlier, shard=shard, **options)
         except (HarnessError, ForeignError) as error:
             # A record of an earlier run is no result of this one.
+            empty = self._empty(rules, device, dataset, plan)
             store(empty | self.begun | {"status": f"incomplete: {error}"})
             return str(error)
         return None

@@ -165,7 +165,7 @@ def _strict_load(contestant, entry):
 def _global_state(contestant):
     changed = contestant.ask("changed")
     if changed:
-        raise BrokenRuleError(f"changes {', '.join(map(str, changed))}")
+        raise BrokenRuleError(f"changes {', '.join(changed)}")
     return "imported, built and run"
 
 

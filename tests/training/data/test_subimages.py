@@ -4,16 +4,15 @@ import numpy as np
 import pytest
 
 from tests.conftest import photograph
-from training.data.subimages import FORMAT, SubImages, verify, write_shard
+from training.data.subimages import SubImages, verify, write_index, write_shard
 from utils.errors import HarnessError
-from utils.files import write_json
 
 PAIRS = [(photograph(h // 4, w // 4, h), photograph(h, w, w)) for h, w in ((32, 48), (64, 64), (16, 80))]
 
 
 def test_what_is_read_is_what_was_written(tmp_path):
     shards = [write_shard(tmp_path / name, {}, pairs) for name, pairs in (("a", PAIRS[:2]), ("b", PAIRS[2:]))]
-    write_json(tmp_path / "index.json", {"format": FORMAT, "shards": shards})
+    write_index(tmp_path, {}, shards)
     verify(tmp_path)
     subimages = SubImages(tmp_path)
     assert subimages.nbytes == sum(image.nbytes for pair in PAIRS for image in pair) == sum(s["bytes"] for s in shards)
