@@ -68,7 +68,7 @@ def plot_curves(rows, path):
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     left.plot([row["step"] for row in rows], [float(row["loss"]) for row in rows], linewidth=0.8)
-    left.set(xlabel="step", ylabel="L1 loss, grey level / 255", yscale="log", title="training loss")
+    left.set(xlabel="step", ylabel="loss, images in [0, 1]", yscale="log", title="training loss")
     validated = [(row["step"], float(row["validation_psnr"])) for row in rows if row["validation_psnr"]]
     right.plot(*zip(*validated, strict=True) if validated else ([], []), marker=".")
     right.set(xlabel="step", ylabel="PSNR [dB], RGB", title="validation")

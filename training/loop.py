@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,7 +16,8 @@ from training.cpu.convolution import chosen
 from training.cpu.exchange import with_own_convolutions
 from training.forms import build, fused, trained_model
 from training.graph import GraphedUpdate
-from training.muon import Muon
+from training.optim.losses import LOSSES
+from training.optim.muon import Muon, hidden_weights
 from training.recipe import recipe_from
 from utils.errors import DivergedError, HarnessError
 from utils.zoo.checkpoints import save_atomically
@@ -184,23 +184,6 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
 
 
-def charbonnier_loss(sr, hr, epsilon=1e-3):
-    """Mean of sqrt((sr - hr)^2 + epsilon^2): L1 that is smooth where images nearly agree (Lai et al., CVPR 2017)."""
-    return ((sr - hr).square() + epsilon**2).sqrt().mean()
-
-
-def l1_frequency_loss(sr, hr, weight=0.1):
-    """L1 of images plus `weight` times that of the real and imaginary parts of their unitary 2-D Fourier transforms.
-
-    Such a term, with a weight of its own: Cho et al., ICCV 2021.
-    """
-    difference = torch.view_as_real(torch.fft.rfft2(sr - hr, norm="ortho"))
-    return F.l1_loss(sr, hr) + weight * difference.abs().mean()
-
-
-LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "charbonnier": charbonnier_loss, "l1+frequency": l1_frequency_loss}
-
-
 def own_convolutions_apply(recipe, device):
     """Whether convolutions are made by training/cpu: in bfloat16, on a CPU where they can, without branches."""
     return (
@@ -238,18 +221,6 @@ def unreached_kernels(model):
     norms = torch.stack(torch._foreach_norm(list(kernels.values())))
     unreached = (norms <= UNREACHED * norms.norm()).tolist()
     return [name for name, is_unreached in zip(kernels, unreached, strict=True) if is_unreached]
-
-
-def hidden_weights(model):
-    """Return the convolution kernels between hidden features: what Muon is made for.
-
-    Left out are the parts of the network that touch the image: those of its direct children that hold its first and
-    its last convolution.
-    """
-    convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
-    outer = {convolutions[0].partition(".")[0], convolutions[-1].partition(".")[0]}
-    named = model.named_parameters()
-    return [weight for name, weight in named if weight.ndim == 4 and name.partition(".")[0] not in outer]
 
 
 def train(trainer, feed, on_step, minutes=None):

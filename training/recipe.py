@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 from training.forms import FORMS
+from training.optim.losses import LOSSES
 from utils.errors import HarnessError
 
 PRECISIONS = ("float32", "bfloat16")
 AT_LEAST_ONE = ("batch", "candidates", "steps", "log_every", "validate_every", "checkpoint_every")
 POSITIVE = ("learning_rate", "gamma", "eps")
 NOT_NEGATIVE = ("output_init", "muon_learning_rate", "warmup", "weight_decay", "clip_norm")
-LOSSES = ("l1", "l2", "charbonnier", "l1+frequency")  # training/loop.py has them
 
 
 @dataclass(frozen=True)

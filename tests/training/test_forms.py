@@ -7,7 +7,8 @@ from models.team00_EFDN import EFDN
 from models.team00_SPAN import SPAN
 from models.training.nanosr import NanoSR_train
 from training.forms import build, fused, trained_model
-from training.loop import hidden_weights, start_near_mean
+from training.loop import start_near_mean
+from training.optim.muon import hidden_weights
 from utils.errors import HarnessError
 
 

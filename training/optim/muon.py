@@ -10,6 +10,7 @@ orthogonalized in one product.
 from collections import defaultdict
 
 import torch
+from torch import nn
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz step, from the first source
 STEPS = 5
@@ -101,3 +102,15 @@ class Muon(torch.optim.Optimizer):
         gradients = [matrix(lain_as(weight.grad, weight)) for weight in weights]
         torch._foreach_lerp_(momenta, gradients, 1 - share)
         return torch.stack(torch._foreach_lerp(gradients, momenta, share))
+
+
+def hidden_weights(model):
+    """Return the convolution kernels between hidden features: what Muon is made for.
+
+    Left out are the parts of the network that touch the image: those of its direct children that hold its first and
+    its last convolution.
+    """
+    convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    outer = {convolutions[0].partition(".")[0], convolutions[-1].partition(".")[0]}
+    named = model.named_parameters()
+    return [weight for name, weight in named if weight.ndim == 4 and name.partition(".")[0] not in outer]

@@ -1,11 +1,10 @@
-"""training/muon.py: against a singular value decomposition, and which weights it is given."""
+"""training/optim/muon.py: against a singular value decomposition, and which weights it is given."""
 
 import pytest
 import torch
 
 from models.training.nanosr import NanoSR_train
-from training.loop import hidden_weights
-from training.muon import Muon, orthogonalize
+from training.optim.muon import Muon, hidden_weights, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(3, 24, 60), (2, 60, 24), (1, 16, 16)])

@@ -1,0 +1,1 @@
+"""What a step makes smaller, and how: losses, and an optimizer beside torch's."""
