@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from training.cpu.convolution import chosen
 from training.cpu.exchange import with_own_convolutions
@@ -48,8 +47,6 @@ class Trainer:
         self.forward = with_own_convolutions(self.model) if own else self.model
         if recipe.compile and self.device.type == "cuda":
             self.forward = torch.compile(self.forward)
-        if world > 1:
-            self.forward = DistributedDataParallel(self.forward, broadcast_buffers=False)
         self.step = 0
         self.seconds = 0.0  # spent in training, over all sittings
 
@@ -98,14 +95,15 @@ class Trainer:
         loss.backward()
         loss = loss.detach()
         if self.world > 1:
-            dist.all_reduce(loss)
-            loss /= self.world
+            average_over_processes([loss, *self._gradients()])
         return loss, self._clip()
+
+    def _gradients(self):
+        return [weight.grad for weight in self.model.parameters() if weight.grad is not None]
 
     def _clip(self):
         """Shrink the gradients to the recipe's norm, if theirs is larger; return what it was."""
-        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = torch.nn.utils.get_total_norm(self._gradients())
         most = self.recipe.clip_norm or math.inf
         if self.device.type == "cuda" or norm > most:  # a GPU would be waited for; a factor of 1 takes as long as any
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), most, norm)
@@ -182,6 +180,19 @@ class Trainer:
             self.average.load_state_dict(state["params_ema"])
         torch.set_rng_state(state["rng"].cpu())
         self.step, self.seconds = state["step"], state["seconds"]
+
+
+def average_over_processes(tensors):
+    """Replace float32 tensors by their means over all processes, in one exchange.
+
+    DistributedDataParallel would hide the exchange behind the backward pass, which small networks do not need; but it
+    keeps threads alive beyond the end of the group, and a finished process has ended by SIGABRT there.
+    """
+    means = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(means)
+    means /= dist.get_world_size()
+    parts = means.split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(tensors, [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)])
 
 
 def own_convolutions_apply(recipe, device):
