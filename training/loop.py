@@ -5,6 +5,7 @@ import time
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict
+from itertools import compress
 from pathlib import Path
 
 import torch
@@ -117,9 +118,7 @@ class Trainer:
     def advance(self):
         """Take the updated weights into their running average, and count the step."""
         if self.average:
-            pairs = zip(self.average.parameters(), self.model.parameters(), strict=True)
-            average, live = zip(*((a.detach(), p.detach()) for a, p in pairs), strict=True)
-            torch._foreach_lerp_(average, live, 1 - self.recipe.ema_decay_at(self.step))
+            follow(self.average, self.model, 1 - self.recipe.ema_decay_at(self.step))
         self.step += 1
 
     def update(self, lr, hr):
@@ -180,6 +179,19 @@ class Trainer:
             self.average.load_state_dict(state["params_ema"])
         torch.set_rng_state(state["rng"].cpu())
         self.step, self.seconds = state["step"], state["seconds"]
+
+
+def follow(average, model, share):
+    """Move a network's weights by `share` to those of another, and its statistics, such as a BatchNorm's, with them.
+
+    What is no floating-point number, such as the count of batches, is taken over.
+    """
+    ours, theirs = (list(network.state_dict().values()) for network in (average, model))
+    numbers = [tensor.is_floating_point() for tensor in ours]
+    torch._foreach_lerp_(list(compress(ours, numbers)), list(compress(theirs, numbers)), share)
+    for tensor, other, is_number in zip(ours, theirs, numbers, strict=True):
+        if not is_number:
+            tensor.copy_(other)
 
 
 def average_over_processes(tensors):

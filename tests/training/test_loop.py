@@ -56,6 +56,32 @@ def test_average_forgets_the_start_at_once_and_then_follows_its_definition(recip
     assert torch.allclose(trainer.average.conv_cat.weight, expected, atol=1e-7)
 
 
+NORMALIZED = """
+from torch import nn
+
+
+class Normalized(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 48, 3, padding=1), nn.BatchNorm2d(48, momentum=0.5), nn.PixelShuffle(4))
+
+    def forward(self, lr):
+        return self.body(lr)
+"""
+
+
+def test_average_takes_the_statistics_that_a_network_keeps_with_it(recipe_path, prepared, tmp_path):
+    (tmp_path / "normalized.py").write_text(NORMALIZED)
+    model = {"file": str(tmp_path / "normalized.py"), "class": "Normalized"}
+    recipe = replace(load_recipe(recipe_path), model=model, form="plain", output_init=0.0, steps=1)
+    trainer, _ = run_steps(recipe, prepared)
+    live, average = trainer.model.body[1], trainer.average.body[1]
+    assert live.running_mean.abs().max() > 0
+    assert torch.allclose(average.running_mean, 0.9 * live.running_mean, rtol=1e-6)  # (1 + 0) / (10 + 0) of zeros
+    assert torch.allclose(average.running_var, 0.1 + 0.9 * live.running_var, rtol=1e-6)
+    assert average.num_batches_tracked == live.num_batches_tracked == 1
+
+
 @both_kinds
 def test_non_finite_loss_stops_with_step_and_seed_and_keeps_the_weights(recipe_path, prepared):
     recipe = load_recipe(recipe_path)
