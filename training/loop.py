@@ -20,6 +20,8 @@ from training.optim.losses import LOSSES
 from training.optim.muon import Muon, hidden_weights
 from training.recipe import recipe_from
 from utils.errors import DivergedError, HarnessError
+from utils.measure.runtime import check_output
+from utils.protocol import SCALE
 from utils.zoo.checkpoints import save_atomically
 
 STATE_FILE = "state.pt"  # in the run's folder, beside the weights under the names that the registry has for them
@@ -37,6 +39,8 @@ class Trainer:
         self.trained = trained_model(recipe.model)
         self.data_range = self.trained.entry.data_range
         self.model = build(self.trained, recipe.form)
+        if not any(weight.requires_grad for weight in self.model.parameters()):
+            raise HarnessError(f"{self.trained.entry.file}: the network has no weights to train")
         if recipe.output_init:
             start_near_mean(self.model, recipe.output_init, self.data_range)
         own = own_convolutions_apply(recipe, self.device)
@@ -45,11 +49,17 @@ class Trainer:
         self.model.to(self.device, memory_format=weights_layout)
         self.average = deepcopy(self.model).requires_grad_(False) if recipe.ema_decay else None
         self.optimizers = self._make_optimizers()
-        self.forward = with_own_convolutions(self.model) if own else self.model
+        self.forward = with_own_convolutions(self.model, self._trial()) if own else self.model
         if recipe.compile and self.device.type == "cuda":
             self.forward = torch.compile(self.forward)
         self.step = 0
         self.seconds = 0.0  # spent in training, over all sittings
+
+    def _trial(self):
+        """LR patches of random pixels, to try the network on."""
+        side = self.recipe.hr_patch // SCALE
+        pixels = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+        return (self.data_range * pixels).to(memory_format=self.layout)
 
     def _make_optimizers(self):
         recipe = self.recipe
@@ -91,6 +101,7 @@ class Trainer:
         lr, hr = (x.to(torch.float32, memory_format=self.layout) / 255 for x in (lr, hr))
         with self._autocast():
             sr = self.forward(lr if self.data_range == 1 else lr * self.data_range)
+        check_trainable(sr, lr, self.trained.entry.file)
         loss = LOSSES[self.recipe.loss](sr.float() if self.data_range == 1 else sr.float() / self.data_range, hr)
         self.model.zero_grad(set_to_none=True)
         loss.backward()
@@ -207,6 +218,13 @@ def average_over_processes(tensors):
     torch._foreach_copy_(tensors, [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)])
 
 
+def check_trainable(sr, lr, file):
+    """Raise HarnessError unless a network's output is one that a loss can be taken of, and a gradient."""
+    check_output(sr, lr.shape[2:], file, len(lr))
+    if not sr.requires_grad:
+        raise HarnessError(f"{file}: no gradient comes back from its output; is it computed under torch.no_grad()?")
+
+
 def own_convolutions_apply(recipe, device):
     """Whether convolutions are made by training/cpu: in bfloat16, on a CPU where they can, without branches."""
     return (
@@ -224,13 +242,17 @@ def check_finite(loss, norm):
 def start_near_mean(model, factor, data_range=1.0):
     """Shrink the last convolution's weights by `factor` and set its bias to the RGB mean of the training data.
 
-    For networks that give the whole image, not what is added to an enlarged one. Where features live on the scale of
-    grey levels and the output in [0, 1], PyTorch's initial weights make the first output tens of times too large, and
-    the first thousand steps do nothing but shrink it.
+    For networks whose last convolution gives the whole image, not what is added to an enlarged one. Where features live
+    on the scale of grey levels and the output in [0, 1], PyTorch's initial weights make the first output tens of times
+    too large, and the first thousand steps do nothing but shrink it.
     """
-    last = [module for module in model.modules() if isinstance(module, nn.Conv2d)][-1]
+    last = next((module for module in reversed(list(model.modules())) if isinstance(module, nn.Conv2d)), None)
+    if last is None or last.out_channels % len(RGB_MEAN):
+        found = f"{last.out_channels} channels in the last convolution" if last else "no convolution"
+        raise HarnessError(f"output_init = {factor}: the network has {found}, which makes no image; set it to 0.0")
     last.weight.mul_(factor)
-    last.bias.copy_((torch.tensor(RGB_MEAN) * data_range).repeat_interleave(last.out_channels // len(RGB_MEAN)))
+    if last.bias is not None:
+        last.bias.copy_((torch.tensor(RGB_MEAN) * data_range).repeat_interleave(last.out_channels // len(RGB_MEAN)))
 
 
 def unreached_kernels(model):
@@ -241,6 +263,8 @@ def unreached_kernels(model):
     """
     kernels = {name: weight.grad for name, weight in model.named_parameters() if weight.ndim == 4}
     kernels = {name: gradient for name, gradient in kernels.items() if gradient is not None}
+    if not kernels:
+        return []
     norms = torch.stack(torch._foreach_norm(list(kernels.values())))
     unreached = (norms <= UNREACHED * norms.norm()).tolist()
     return [name for name, is_unreached in zip(kernels, unreached, strict=True) if is_unreached]

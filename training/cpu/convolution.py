@@ -71,7 +71,7 @@ def convolve(x, weight, bias):
     The numbers of channels are such as `is_possible` names; channels lie last in the result's memory; the border is of
     one zero. Inputs, and by AMX weights, are rounded to bfloat16, products summed in float32; weights' gradients are
     float32. The order of the sums, and so the last bits, hang on the Way and the number of threads alone. Raises
-    MemoryError.
+    MemoryError, and ValueError for an input of other channels or dimensions.
     """
     return Convolution.apply(x, weight, bias, "nothing", None)[0]
 
@@ -82,7 +82,11 @@ def convolve_silu(x, weight, bias):
 
 
 def convolve_attention(x, weight, bias, other):
-    """Convolve as `convolve` does, and return (z + other) * (sigmoid(z) - 0.5) of that z."""
+    """Convolve as `convolve` does, and return (z + other) * (sigmoid(z) - 0.5) of that z; `other` may be broadcast."""
+    shape = x.shape[0], weight.shape[0], *x.shape[2:]
+    if not torch.is_tensor(other) or other.shape != shape:
+        z = convolve(x, weight, bias)
+        return (z + other) * (torch.sigmoid(z) - 0.5)
     return Convolution.apply(x, weight, bias, "attention", other)[1]
 
 
@@ -91,6 +95,8 @@ class Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, then, other):
+        if x.ndim != 4 or x.shape[1] != weight.shape[1]:
+            raise ValueError(f"kernels of {weight.shape[1]} channels are no match for {tuple(x.shape)}")
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (x, weight, bias, other)]
         x, other = rounded(x), rounded(other)
         weight = weight.to(chosen().dtype).contiguous(memory_format=chosen().layout)

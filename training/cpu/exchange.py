@@ -1,8 +1,11 @@
-"""A network whose convolutions, where they can be, are those of convolution.py: `with_own_convolutions(network)`.
+"""A network whose convolutions, where they can be, are those of convolution.py: `with_own_convolutions(network, lr)`.
 
 torch.fx writes the network's forward pass down as a graph; there, convolutions are exchanged, together with a SiLU or
-the parameter-free attention of SPAN and NanoSR behind them. Weights stay those of the network.
+the parameter-free attention of SPAN and NanoSR behind them. Weights stay those of the network. What a graph does not
+hold, such as a part without gradients, would be lost: so both are tried, and must agree.
 """
+
+from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
@@ -10,16 +13,51 @@ from torch import fx, nn
 
 from training.cpu.convolution import convolve, convolve_attention, convolve_silu, is_possible
 
+# Of a network with a hundred convolutions in bfloat16, against the same by other convolutions.
+OUTPUT_ERROR, GRADIENT_ERROR = 0.05, 0.2
+SMALL_PART = 0.01  # of the whole gradient, below which a weight's is left to chance
+
 fx.wrap("convolve")
 fx.wrap("convolve_silu")
 fx.wrap("convolve_attention")
 
 
-def with_own_convolutions(network):
-    """Return what runs in a network's place: itself, if its forward pass cannot be written down.
+def with_own_convolutions(network, lr):
+    """Return what runs in a network's place: itself, if its forward pass cannot be written down, or does otherwise.
 
-    A training form that runs collapsed is returned itself, and its plain network runs so.
+    `lr` B x 3 x H x W is tried first. A training form that runs collapsed is returned itself, and its plain network
+    runs exchanged.
     """
+    try:
+        usual, copy = deepcopy(network), deepcopy(network)
+        agree = in_agreement(traced_through(usual, usual, lr), traced_through(copy, exchanged(copy), lr))
+    except Exception:  # of any kind, since the network's own code runs; the first step says what is wrong with it
+        return network
+    return exchanged(network) if agree else network
+
+
+def traced_through(network, run, lr):
+    """Return what `run` gives of a batch in bfloat16, and a random gradient's way back to the network's weights."""
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    with torch.random.fork_rng(devices=[]), torch.autocast("cpu", torch.bfloat16):
+        torch.manual_seed(0)  # for networks that draw at random, too
+        sr = run(lr).float()
+        return sr.detach(), torch.autograd.grad(sr, weights, torch.randn(sr.shape), allow_unused=True)
+
+
+def in_agreement(usual, other):
+    """Whether two networks' outputs and gradients are the same but for rounding to bfloat16."""
+    (sr, gradients), (other_sr, others) = usual, other
+    if [gradient is None for gradient in gradients] != [gradient is None for gradient in others]:
+        return False
+    pairs = [(a, b) for a, b in zip(gradients, others, strict=True) if a is not None]
+    whole = torch.stack([a.norm() for a, _ in pairs]).norm()
+    close = [(b - a).norm() <= GRADIENT_ERROR * a.norm() + SMALL_PART * whole for a, b in pairs]
+    return all(close) and bool((other_sr - sr).norm() <= OUTPUT_ERROR * sr.norm())
+
+
+def exchanged(network):
+    """Exchange a network's convolutions; return what runs in its place."""
     if callable(getattr(network, "map_plain", None)):
         network.map_plain(rewritten)
         return network

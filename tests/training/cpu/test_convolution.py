@@ -131,3 +131,18 @@ def test_saturated_sums_stay_numbers(way):
     exactly = 1e-30 if way is convolution.AMX else 1e-6  # of the largest, which shares tiles with the others
     assert near(out, F.silu(x.bfloat16().double()), 2**-8, exactly)
     assert torch.isfinite(weight.grad).all()
+
+
+@pytest.mark.parametrize(
+    "other", [0.5, torch.rand(2, 16, 1, 1), torch.rand(16, 6, 5)], ids=["number", "pixel", "image"]
+)
+def test_attention_takes_what_is_broadcast(other, way):
+    (x, weight, bias, _), _ = case(2, 16, 16, 6, 5)
+    result = convolution.convolve_attention(x, weight, bias, other)
+    assert near(result, exact_attention(x.double(), weight.double(), bias.double(), other), 2**-5, 2**-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 6, 5), (2, 64, 6, 5), (48, 6, 5)])
+def test_inputs_of_other_channels_or_dimensions_are_refused(shape, way):
+    with pytest.raises(ValueError, match="kernels of 48 channels are no match for"):
+        convolution.convolve(torch.rand(shape), torch.rand(48, 48, 3, 3), None)

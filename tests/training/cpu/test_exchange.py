@@ -40,7 +40,9 @@ def test_network_with_its_convolutions_exchanged_is_the_network(model_id, share)
     exact = outputs_and_gradients(network.double(), lambda x: network(x.double()), lr)
     network.float()
     usual = outputs_and_gradients(network, network, lr)
-    exchanged = outputs_and_gradients(network, with_own_convolutions(network), lr)
+    run = with_own_convolutions(network, lr)
+    assert isinstance(run, fx.GraphModule) or isinstance(run._frame[0], fx.GraphModule)
+    exchanged = outputs_and_gradients(network, run, lr)
     for a, b, c in zip(exact, usual, exchanged, strict=True):
         error, allowed = (c - a).norm(), share * (b - a).norm() + 1e-3 * a.norm()
         assert error <= allowed  # bfloat16 is as far from the exact numbers in torch's convolutions
@@ -83,6 +85,33 @@ def test_network_whose_path_hangs_on_its_values_stays_as_it_is():
 
     net = Net()
     assert rewritten(net) is net
+
+
+class Halved(nn.Module):
+    """A network, one half of which has gradients that no graph knows of; it counts its batches, too."""
+
+    def __init__(self, context):
+        super().__init__()
+        self.context = context
+        self.convolutions = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(2))
+        self.norm = nn.BatchNorm2d(16)
+
+    def forward(self, x):
+        first, second = self.convolutions
+        with self.context():
+            y = first(x)
+        return self.norm(y + second(x))
+
+
+@here
+@pytest.mark.parametrize(("context", "is_exchanged"), [(torch.no_grad, False), (torch.enable_grad, True)])
+def test_network_with_a_part_without_gradients_stays_as_it_is(context, is_exchanged):
+    net = Halved(context)
+    x, states = torch.rand(2, 16, 8, 8), torch.get_rng_state()
+    run = with_own_convolutions(net, x)
+    assert isinstance(run, fx.GraphModule) is is_exchanged
+    assert net.norm.num_batches_tracked == 0  # it was tried on a copy
+    assert torch.equal(torch.get_rng_state(), states)
 
 
 @pytest.mark.parametrize("way", [None, pytest.param(chosen(), marks=here)])
