@@ -84,7 +84,8 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             by_shape = defaultdict(list)
             for weight in group["params"]:
-                by_shape[weight.shape].append(weight)
+                if weight.grad is not None:
+                    by_shape[weight.shape].append(weight)
             stacks = [self._directions(weights, group["momentum"]) for weights in by_shape.values()]
             scales = [group["lr"] * ADAMW_RMS * max(stack.shape[1:]) ** 0.5 for stack in stacks]
             for weights, updates in zip(by_shape.values(), orthogonalize(stacks, scales), strict=True):
@@ -107,10 +108,11 @@ class Muon(torch.optim.Optimizer):
 def hidden_weights(model):
     """Return the convolution kernels between hidden features: what Muon is made for.
 
-    Left out are the parts of the network that touch the image: those of its direct children that hold its first and
-    its last convolution.
+    Left out are the parts of the network that touch the image, those of its direct children that hold its first and its
+    last convolution; and convolutions in groups, whose kernel is not one matrix.
     """
-    convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
-    outer = {convolutions[0].partition(".")[0], convolutions[-1].partition(".")[0]}
-    named = model.named_parameters()
-    return [weight for name, weight in named if weight.ndim == 4 and name.partition(".")[0] not in outer]
+    modules = ((name.partition(".")[0], module) for name, module in model.named_modules())
+    convolutions = [(part, module) for part, module in modules if isinstance(module, nn.Conv2d)]
+    outer = {part for part, _ in (*convolutions[:1], *convolutions[-1:])}
+    kernels = {id(module.weight) for part, module in convolutions if part not in outer and module.groups == 1}
+    return [weight for weight in model.parameters() if id(weight) in kernels]

@@ -81,3 +81,32 @@ def test_hidden_weights_are_the_kernels_between_features():
     # 18 blocks in pixel attention and conv_2 with four convolutions each, 6 feature extractors with three, conv_cat.
     assert len(hidden_weights(model)) == 19 * 4 + 6 * 3 + 1
     assert all(weight.shape[1] >= 48 for weight in hidden_weights(model))
+
+
+class Mixed(torch.nn.Module):
+    """Weights of four dimensions that are no matrix, and a kernel that is never used."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.body = torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3)
+        self.scale = torch.nn.Parameter(torch.ones(1, 8, 1, 1))
+        self.each = torch.nn.Conv2d(8, 8, 3, groups=8)
+        self.unused = torch.nn.Conv2d(8, 8, 3)
+        self.tail = torch.nn.Conv2d(8, 48, 3)
+
+    def forward(self, x):
+        return self.tail(self.each(self.body(self.head(x)) * self.scale))
+
+
+def test_scales_and_grouped_kernels_are_no_hidden_weights_and_unused_ones_stay():
+    model = Mixed()
+    hidden = hidden_weights(model)
+    assert [id(weight) for weight in hidden] == [id(model.body.weight), id(model.unused.weight)]
+    before = [weight.detach().clone() for weight in hidden]
+    model(torch.rand(1, 3, 12, 12)).square().sum().backward()
+    Muon(hidden, lr=0.1).step()
+    assert [torch.equal(weight, copy) for weight, copy in zip(hidden, before, strict=True)] == [False, True]
+
+
+def test_network_without_convolutions_has_no_hidden_weights():
+    assert hidden_weights(torch.nn.Linear(3, 48)) == []
