@@ -103,10 +103,12 @@ def measure_entry(entry, entries, dataset, device, results, args, shard):
             on_pass=bar.update,
         )
     shard.wait()  # the first process still times its steady passes, and not beside the next model
+    if reason and rules:
+        reason += f" (its output: {args.results / 'logs'})"
     if reason and not (args.isolated or args.repository):
         raise HarnessError(reason)
     if reason:
-        tqdm.write(f"{row.name}: {reason} (its output: {args.results / 'logs'})")
+        tqdm.write(f"{row.name}: {reason}")
     return row.name
 
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from training.cpu.allocator import keep_freed_memory
 from training.data.feed import Plan, make_feed
 from training.data.subimages import SubImages
+from training.forms import trained_model
 from training.log import TrainingLog
 from training.loop import STATE_FILE, Trainer, train, unreached_kernels
 from training.recipe import load_recipe
@@ -18,7 +19,7 @@ from training.validation import validation_psnr
 from utils.arguments import natural
 from utils.data.datasets import open_dataset
 from utils.data.sample import ensure_sample
-from utils.errors import DivergedError, HarnessError, exit_on_harness_error, in_one_line
+from utils.errors import DivergedError, HarnessError, exit_on_harness_error, in_one_line, line_of
 from utils.measure.environment import choose_device
 from utils.progress import progress
 from utils.zoo.checkpoints import load_state_dict, load_strictly
@@ -43,13 +44,12 @@ def main():
         run_dir = args.run_dir or Path("runs") / args.recipe.stem
         start(trainer, run_dir, args.resume, args.init)
         finished = run(trainer, make_feed(subimages, plan, device, args.workers, args.feed), validation, run_dir, args)
-    except (MemoryError, RuntimeError) as error:
-        if not is_for_want_of_memory(error):
-            raise
-        raise HarnessError(
-            f"{args.recipe}: no memory for batch = {recipe.batch} at hr_patch = {recipe.hr_patch} "
-            f"({in_one_line(error)}); lower one of them, or take --feed mapped"
-        ) from error
+    except HarnessError:
+        raise
+    except Exception as error:  # a network's code may raise anything
+        if reason := what_to_mend(error, args.recipe, recipe):
+            raise HarnessError(reason) from error
+        raise
     finally:
         if world > 1:
             dist.destroy_process_group()
@@ -58,9 +58,16 @@ def main():
         print(f"{state}; {trainer.seconds / 60:.1f} minutes of training in all; weights and curves in {run_dir}")
 
 
-def is_for_want_of_memory(error):
-    """Whether an exception is what torch, or a convolution of its own here, raises without memory."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+def what_to_mend(error, path, recipe):
+    """Return the line that an exception in a training costs; None if neither memory nor the network is to blame."""
+    # What torch, or a convolution of its own here, raises without memory.
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        tried = f"batch = {recipe.batch} at hr_patch = {recipe.hr_patch} ({in_one_line(error)})"
+        return f"{path}: no memory for {tried}; lower one of them, or take --feed mapped"
+    file = trained_model(recipe.model).entry.file
+    if line_of(error, file):
+        return f"{file}: fails in training ({in_one_line(error, file=file)})"
+    return None
 
 
 def parse():
@@ -124,7 +131,8 @@ def run(trainer, feed, validation, run_dir, args):
             mean_loss, mean_norm = torch.stack(since_last_row).mean(dim=0).tolist()
             since_last_row.clear()
             due = step % recipe.validate_every == 0 or last
-            quality = validation_psnr(trainer.weights, validation, trainer.device, trainer.data_range) if due else None
+            entry = trainer.trained.entry
+            quality = validation_psnr(trainer.weights, entry, validation, trainer.device) if due else None
             log.write(
                 step,
                 mean_loss,

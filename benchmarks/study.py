@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.peers import RECIPE, run
 from benchmarks.peers.table import print_head, print_row
-from training.forms import build, fused, trained_model
+from training.forms import build, trained_model
 from training.log import read_log
 from training.loop import STATE_FILE
 from training.recipe import load_recipe
@@ -176,7 +176,7 @@ def quality(setting, seed, dataset, out, averaged=False):
     network = build(trained, BASE.form)
     state = torch.load(run_folder(setting, seed, out) / STATE_FILE, weights_only=True)
     network.load_state_dict(state["params_ema" if averaged else "params"])
-    return validation_psnr(fused(network).eval(), dataset, "cpu", trained.entry.data_range)
+    return validation_psnr(network, trained.entry, dataset, "cpu")
 
 
 if __name__ == "__main__":

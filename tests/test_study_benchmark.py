@@ -8,6 +8,7 @@ import torch
 from benchmarks import study
 from benchmarks.peers import RECIPE, as_settings
 from models.training.nanosr import NanoSR_train
+from training.forms import trained_model
 from training.log import FIELDS
 from training.loop import STATE_FILE
 from training.recipe import load_recipe
@@ -79,7 +80,8 @@ def test_quality_is_of_the_weights_that_are_asked_for(tmp_path, pairs, averaged)
     last, average = NanoSR_train(), NanoSR_train()
     torch.save({"params": last.state_dict(), "params_ema": average.state_dict()}, run_dir / STATE_FILE)
     dataset = open_dataset(pairs)
-    psnr_last, psnr_average = (validation_psnr(network.eval(), dataset, "cpu", 1.0) for network in (last, average))
+    entry = trained_model(7).entry
+    psnr_last, psnr_average = (validation_psnr(network, entry, dataset, "cpu") for network in (last, average))
     assert abs(psnr_last - psnr_average) > 0.01
     expected = psnr_average if averaged else psnr_last
     assert study.quality(study.SETTINGS[0], 1, dataset, tmp_path, averaged) == pytest.approx(expected, abs=1e-3)

@@ -4,20 +4,25 @@ import torch
 
 from training.forms import fused
 from utils.data.datasets import read_fitting_hr
-from utils.data.images import read_rgb, to_image, to_tensor
+from utils.data.images import read_rgb
+from utils.evaluate.evaluation import restore
 from utils.evaluate.metrics import psnr
+from utils.evaluate.runner import Runner
+from utils.zoo.registry import LoadedModel
 
 
 @torch.no_grad()
-def validation_psnr(model, dataset, device, data_range=1.0):
-    """Mean PSNR [dB] of a network on a dataset with HR images, in float32; a training form is fused."""
+def validation_psnr(model, entry, dataset, device):
+    """Mean PSNR [dB] of an entry's network on a dataset with HR images, in float32; a training form is fused.
+
+    Raises HarnessError, naming the entry's file, where the network fails or gives no image of four times the size.
+    """
     plain = fused(model)
     training = plain.training
-    plain.eval()
+    runner = Runner(LoadedModel(plain.eval(), entry, None, None), device)
     results = []
     for pair in dataset.pairs:
         lr = read_rgb(pair.lr)
-        sr = to_image(plain(to_tensor(lr, data_range).to(device)), data_range)
-        results.append(psnr(sr, read_fitting_hr(pair, lr)))
+        results.append(psnr(restore(runner, lr)[0], read_fitting_hr(pair, lr)))
     plain.train(training)
     return sum(results) / len(results)

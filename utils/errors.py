@@ -1,6 +1,7 @@
 """The one error type for what a user can mend."""
 
 import sys
+import traceback
 import unicodedata
 
 
@@ -23,9 +24,23 @@ class ForeignError(Exception):
     """What a stranger's code raised in its own process; the message is the description that came from there."""
 
 
-def in_one_line(error, length=200):
-    """Describe an exception, of any type and size, in part of a line."""
-    return one_line(str(error) if isinstance(error, ForeignError) else f"{type(error).__name__}: {error}", length)
+def in_one_line(error, length=200, file=None):
+    """Describe an exception, of any type and size, in part of a line; with the line of `file` that it came through."""
+    if isinstance(error, ForeignError):
+        return one_line(str(error), length)
+    line = line_of(error, file) if file else None
+    return one_line(f"{f'line {line}: ' if line else ''}{type(error).__name__}: {error}", length)
+
+
+def line_of(error, file):
+    """Return the number of the innermost line of a Python file that an exception came through, or None."""
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if is_of(frame, file)]
+    return lines[-1] if lines else None
+
+
+def is_of(frame, file):
+    """Whether a frame runs a file's code; the file may be named from the project's folder."""
+    return frame.f_code.co_filename.endswith(str(file))
 
 
 def one_line(text, length):

@@ -67,7 +67,7 @@ def print_quality(logs, args):
 def qualities(id_, checkpoint, datasets):
     """Mean PSNR [dB] of a network of the registry with these weights on each data set."""
     loaded = load_model(find_entry(id_, read_registry()), "cpu", checkpoint)
-    return [validation_psnr(loaded.model, data, "cpu", loaded.entry.data_range) for data in datasets]
+    return [validation_psnr(loaded.model, loaded.entry, data, "cpu") for data in datasets]
 
 
 def print_cost(logs):

@@ -99,7 +99,7 @@ def test_judge_outlives_a_process_that_is_rewritten(command, stranger, pairs, tm
         (
             "calls = []",
             "calls.append(1)\n        1 / (len(calls) - 4)",
-            "fails on an LR image of 24 x 16 (ZeroDivision",
+            "fails on an LR image of 24 x 16 (line 17: ZeroDivision",
         ),
         # the first pass of the fresh process by which memory is measured
         ("", "1 / (x.shape[2:] != (16, 16))", "ZeroDivisionError"),
@@ -114,3 +114,12 @@ def test_failure_at_any_moment_costs_the_row(command, stranger, pairs, tmp_path,
     assert reason in result.stderr
     assert "Traceback" not in result.stderr
     assert reason in read_incomplete(tmp_path / "results" / "records.json")["Net"]["status"]
+
+
+def test_log_has_the_traceback_of_a_failure(command, stranger, pairs, tmp_path):
+    result = command("eval.py", *QUICK, "--data_dir", pairs, *stranger(forward="x.relu_is_no_method()"), cwd=tmp_path)
+    assert result.returncode == 2
+    assert "AttributeError: 'Tensor' object has no attribute 'relu_is_no_method') (its output: " in result.stderr
+    (log,) = (tmp_path / "results" / "logs").glob("*.log")
+    assert log.read_text().count("Traceback (most recent call last)") == 1
+    assert "x.relu_is_no_method()" in log.read_text()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from models.team00_EFDN import EFDN
 from models.team00_SPAN import SPAN
@@ -71,3 +72,17 @@ def test_first_output_is_near_the_mean():
     with torch.no_grad():
         output = network(torch.rand(1, 3, 8, 8))
     assert torch.allclose(output.mean((0, 2, 3)), torch.tensor([0.4488, 0.4371, 0.4040]), atol=1e-6)
+
+
+def test_network_whose_last_convolution_makes_no_image_is_named():
+    with pytest.raises(HarnessError, match=r"16 channels in the last convolution.* set it to 0\.0"):
+        start_near_mean(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ConvTranspose2d(16, 3, 8, 4)), 0.02)
+    with pytest.raises(HarnessError, match="no convolution"):
+        start_near_mean(nn.Linear(3, 48), 0.02)
+
+
+def test_last_convolution_may_have_no_bias():
+    network = nn.Conv2d(3, 48, 3, bias=False)
+    before = network.weight.detach().clone()
+    start_near_mean(network, 0.5)
+    assert torch.equal(network.weight, before / 2)

@@ -1,10 +1,15 @@
 """A team's own model the whole way, as the README tells it: train, measure, check, pack."""
 
 import json
+import sys
 import zipfile
 
+import pytest
+
+import train
 from tests.conftest import found_beside_times
 from tests.training.conftest import RECIPE
+from utils.errors import HarnessError
 
 TOY = '''"""A toy network for x4 super-resolution."""
 
@@ -52,3 +57,75 @@ def test_toy_network_is_trained_measured_checked_and_packed(command, prepared, p
     assert result.returncode == 0, result.stdout + result.stderr
     with zipfile.ZipFile(tmp_path / "toy.zip") as archive:
         assert {"models/team42_Toy.py", "model_zoo/team42_Toy.pth", "select_model.py"} <= set(archive.namelist())
+
+
+MISTAKEN = (
+    TOY
+    + """
+
+class Raises(Toy):
+    def forward(self, lr):
+        raise KeyError("kind")  # Raises
+
+
+class OtherChannels(Toy):
+    def forward(self, lr):
+        return self.tail(lr)  # OtherChannels
+
+
+class Tuple(Toy):
+    def forward(self, lr):
+        return super().forward(lr), lr
+
+
+class Grey(Toy):
+    def forward(self, lr):
+        return super().forward(lr).mean(1, keepdim=True)
+
+
+class WithoutGradient(Toy):
+    def forward(self, lr):
+        return super().forward(lr).detach()
+
+
+class Bicubic(nn.Module):
+    def forward(self, lr):
+        return nn.functional.interpolate(lr, scale_factor=4, mode="bicubic")
+
+
+class NotFused(Toy):
+    def fuse(self):
+        raise KeyError("kind")  # NotFused
+
+
+class OnlyTrained(Toy):
+    def forward(self, lr):
+        return super().forward(lr) if self.training else lr
+"""
+)
+COSTS = {
+    "Raises": "fails in training (line {}: KeyError: 'kind')",
+    "OtherChannels": "fails in training (line {}: RuntimeError: Given groups=1, weight of size [48, 8, 3, 3]",
+    "Tuple": "output is tuple for an LR image of 8 x 8, expected (2, 3, 32, 32)",
+    "Grey": "output is (2, 1, 32, 32) for an LR image of 8 x 8, expected (2, 3, 32, 32)",
+    "WithoutGradient": "no gradient comes back from its output",
+    "Bicubic": "the network has no weights to train",
+    "NotFused": "fails in training (line {}: KeyError: 'kind')",
+    "OnlyTrained": "output is (1, 3, 16, 24) for an LR image of 24 x 16, expected (1, 3, 64, 96)",
+}
+
+
+@pytest.mark.parametrize("name", COSTS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_mistake_in_a_network_costs_a_line(name, precision, prepared, pairs, tmp_path, monkeypatch):
+    file, run = tmp_path / "team42_Mistaken.py", tmp_path / "run"
+    file.write_text(MISTAKEN)
+    recipe = RECIPE.replace("model = 7", f'model = {{ file = "{file}", class = "{name}" }}')
+    recipe = recipe.replace('"collapsed"', '"plain"').replace("output_init = 0.02", "output_init = 0.0")
+    (tmp_path / "toy.toml").write_text(recipe.replace("float32", precision))
+    command = ("train.py", tmp_path / "toy.toml", "--data", prepared, "--validation", pairs, "--run_dir", run)
+    monkeypatch.setattr(sys, "argv", [*map(str, command), "--device", "cpu"])
+    with pytest.raises(HarnessError) as caught:
+        train.main()
+    line = next((number for number, text in enumerate(MISTAKEN.splitlines(), 1) if text.endswith(f"# {name}")), None)
+    assert str(caught.value).startswith(f"{file}: {COSTS[name].format(line)}")

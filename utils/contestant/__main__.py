@@ -6,6 +6,7 @@ carries the number, and either "answer" or "error", a line, with "mendable" if i
 
 import os
 import sys
+import traceback
 
 import torch
 
@@ -131,7 +132,8 @@ def main():
         except HarnessError as error:
             answer = {"error": str(error), "mendable": True}
         except Exception as error:  # a stranger's code may raise anything
-            answer = {"error": in_one_line(error), "mendable": False}
+            traceback.print_exc()  # into the log, for the author
+            answer = {"error": in_one_line(error, file=contestant.name), "mendable": False}
         channel.send({"number": number, **answer})
 
 

@@ -128,8 +128,8 @@ def forward(runner, lr):
     except HarnessError:
         raise
     except Exception as error:  # a model's code may raise anything
-        size = f"{lr.shape[3]} x {lr.shape[2]}"
-        raise HarnessError(f"{runner.entry.file}: fails on an LR image of {size} ({in_one_line(error)})") from error
+        file, size = runner.entry.file, f"{lr.shape[3]} x {lr.shape[2]}"
+        raise HarnessError(f"{file}: fails on an LR image of {size} ({in_one_line(error, file=file)})") from error
 
 
 def largest_lr(dataset, lr_pixels):

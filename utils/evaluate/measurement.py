@@ -178,7 +178,8 @@ def _count(runner):
     except HarnessError:
         raise
     except Exception as error:  # a stranger's code may raise anything
-        raise HarnessError(f"{runner.entry.file}: cannot be counted on {INPUT_SHAPE} ({in_one_line(error)})") from error
+        file = runner.entry.file
+        raise HarnessError(f"{file}: cannot be counted on {INPUT_SHAPE} ({in_one_line(error, file=file)})") from error
 
 
 def empty_record(entry, dataset, device, plan, process):

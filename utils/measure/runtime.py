@@ -36,12 +36,12 @@ def timed_forward(model, lr):
     return sr, start.elapsed_time(end) + (late_ms if late_ms > IDLE_MS else 0.0)
 
 
-def check_output(output, lr_size, file):
-    """Raise HarnessError unless a network's output for an LR image of (H, W) is a plain tensor of 1 x 3 x 4H x 4W.
+def check_output(output, lr_size, file, batch=1):
+    """Raise HarnessError unless a network's output for LR images of (H, W) is a plain tensor of batch x 3 x 4H x 4W.
 
     A subclass of torch.Tensor could compute when it is read, after the clock has stopped.
     """
-    expected = (1, 3, SCALE * lr_size[0], SCALE * lr_size[1])
+    expected = (batch, 3, SCALE * lr_size[0], SCALE * lr_size[1])
     plain = type(output) is torch.Tensor
     if not plain or tuple(output.shape) != expected:
         given = tuple(output.shape) if plain else type(output).__name__

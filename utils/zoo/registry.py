@@ -218,7 +218,8 @@ def build_model(entry):
             f"{entry.file}: imports {error.name}, which is not installed; install it or remove the import"
         ) from error
     except Exception as error:  # a stranger's code may raise anything
-        raise HarnessError(f"{entry.file}: cannot build {entry.class_name} ({in_one_line(error)})") from error
+        reason = in_one_line(error, file=entry.file)
+        raise HarnessError(f"{entry.file}: cannot build {entry.class_name} ({reason})") from error
 
 
 def split_arguments(arguments):
