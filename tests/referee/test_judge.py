@@ -5,9 +5,12 @@ import math
 import pytest
 import torch
 
+from utils.data.datasets import open_dataset
+from utils.errors import HarnessError
+from utils.evaluate.measurement import Plan, measure
 from utils.measure.memory import cpu_peak_mib
 from utils.referee.judge import Contestant, are_the_same
-from utils.zoo.registry import find_entry, read_registry
+from utils.zoo.registry import entry_from_file, find_entry, read_registry
 
 
 def test_memory_is_what_the_network_takes(tmp_path):
@@ -40,3 +43,22 @@ def test_transfers_grow_with_the_image(tmp_path):
         assert contestant.transfer_s(512, 1024) == 2 * seconds[-1]
         middle = (pixels[1] + pixels[2]) // 2
         assert contestant.transfer_s(1, middle) == pytest.approx((seconds[1] + seconds[2]) / 2)
+
+
+def test_judge_leaves_the_threads_to_the_network(stranger, pairs, tmp_path):
+    _, file, _, name, _, weights = stranger(constructor="print('has threads:', torch.get_num_threads())")
+    entry, log = entry_from_file(file, name, [], weights), tmp_path / "log"
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with Contestant(entry, "cpu", log) as contestant:
+            assert torch.get_num_threads() == 1
+            record = measure(contestant, open_dataset(pairs), Plan(runs=1, warmup=0, repeats=1))
+        assert record["environment"]["threads"] == torch.get_num_threads() == 3
+        with pytest.raises(HarnessError, match="no such checkpoint"), Contestant(entry, "cpu", log, checkpoint="none"):
+            pass
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    logs = log.read_text(), log.with_suffix(".memory.log").read_text()
+    assert [text.count("has threads: 3") for text in logs] == [1, 1]

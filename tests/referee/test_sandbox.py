@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.referee.conftest import needs_sandbox
+from tests.referee.test_audit import QUICK
 from utils.errors import HarnessError
 from utils.files import ROOT
 from utils.referee import sandbox
@@ -79,6 +80,12 @@ def test_command_may_write_to_its_folder_alone(tmp_path):
     run_apart([sys.executable, "-c", code], tmp_path / "own", tmp_path / "log", "require")
     assert (tmp_path / "own" / "here").exists()
     assert not (tmp_path / "there").exists()
+
+
+def test_files_may_be_named_from_where_one_is(command, stranger, pairs, tmp_path):
+    words = (getattr(word, "name", word) for word in stranger())
+    result = command("eval.py", *QUICK, "--data_dir", pairs, *words, "--sandbox", "require", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
 
 
 def test_absent_bubblewrap_is_told(monkeypatch):

@@ -210,7 +210,7 @@ def _start_record(runner, dataset, plan):
             "ignored": runner.ignored,
         },
         "repository": runner.repository,
-        "environment": describe_environment(device) | {"process": runner.process},
+        "environment": describe_environment(device) | {"threads": runner.threads, "process": runner.process},
         "dataset": {
             "label": dataset.label,
             "split": dataset.split,

@@ -1,5 +1,7 @@
 """Who runs a model: this process, for models that are trusted; `utils/referee` has the same methods for strangers'."""
 
+import torch
+
 from utils.measure.complexity import measure_complexity
 from utils.measure.memory import cpu_peak_mib, gpu_peak_mib, reset_peak
 from utils.measure.tiles import forward_within_memory
@@ -15,6 +17,7 @@ class Runner:
         self.entry, self.sha256, self.provenance = loaded.entry, loaded.sha256, loaded.provenance
         self.missing_weights, self.ignored = loaded.missing_weights, loaded.ignored
         self.repository = None  # an organizers' repository that the model comes from
+        self.threads = torch.get_num_threads()
 
     def forward(self, lr):
         """Return (output, runtime [ms], tile) of a 1 x 3 x H x W tensor on the CPU; see `forward_within_memory`."""

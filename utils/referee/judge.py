@@ -51,10 +51,20 @@ class Contestant:
     """
 
     def __init__(
-        self, entry, device, log_path, limits=None, sandbox="auto", checkpoint=None, repository=None, timed=True
+        self,
+        entry,
+        device,
+        log_path,
+        limits=None,
+        sandbox="auto",
+        checkpoint=None,
+        repository=None,
+        timed=True,
+        threads=None,
     ):
         self.entry, self.device, self.log_path = entry, torch.device(device), Path(log_path)
-        self.limits, self.sandbox, self.checkpoint = limits or Limits(), sandbox, checkpoint
+        self.limits, self.sandbox = limits or Limits(), sandbox
+        self.checkpoint = checkpoint and Path(checkpoint).resolve()  # its process has a folder of its own
         self.folder = repository and Path(repository).resolve()
         self.sha256, self.provenance, self.missing_weights, self.ignored = None, entry.provenance, None, None
         self.repository, self.notes = None, []
@@ -65,7 +75,11 @@ class Contestant:
         self.transfers = (1,), (0.0,)  # sizes [LR pixels] and what a pass takes there besides the network [s]
         self.peak_mib, self.loaded = None, False
         in_sandbox, self.process = choose_sandbox(sandbox)
+        self.own_threads = torch.get_num_threads()
+        self.threads = threads or self.own_threads  # of the network
         self._start(in_sandbox)
+        # Threads of OpenMP wait for some milliseconds without sleeping, where a pass needs their cores by then.
+        torch.set_num_threads(1)
         try:
             self._prepare(timed)
         except BaseException:
@@ -85,6 +99,7 @@ class Contestant:
 
     def close(self):
         """End the process, and everything that it has started."""
+        torch.set_num_threads(self.own_threads)
         self.watched.close()
 
     def _start(self, in_sandbox):
@@ -113,7 +128,7 @@ class Contestant:
 
     def _prepare(self, timed):
         """Set the process up and time the transfers, before any of the stranger's code is in it."""
-        self.ask("prepare", threads=torch.get_num_threads(), device=str(self.device))
+        self.ask("prepare", threads=self.threads, device=str(self.device))
         if timed:
             self.transfers = self._time_transfers()
         family = [*self.watched.descendants()]
@@ -136,7 +151,7 @@ class Contestant:
             self.entry, self.repository, self.notes = described(entry, answer)
             self.loaded = True
             return
-        checkpoint = str(Path(self.checkpoint).resolve()) if self.checkpoint else None
+        checkpoint = self.checkpoint and str(self.checkpoint)
         answer = self.ask("load", entry=asdict(self.entry), checkpoint=checkpoint)
         self.sha256, self.provenance = answer["sha256"], answer["provenance"]
         self.missing_weights, self.ignored = answer["missing_weights"], answer["ignored"]
@@ -246,7 +261,7 @@ class Contestant:
         """Peak resident growth [MiB] of a fresh contestant for one pass over 1 x 3 x H x W, seen from outside."""
         arguments = (self.entry, self.device, self.log_path.with_suffix(".memory.log"), self.limits)
         more = {"sandbox": self.sandbox, "checkpoint": self.checkpoint, "repository": self.folder}
-        with Contestant(*arguments, **more, timed=False) as fresh:
+        with Contestant(*arguments, **more, timed=False, threads=self.threads) as fresh:
             fresh.ask("echo", height=lr_shape[2], width=lr_shape[3])  # the shared images are not the network's
             fresh.forward(torch.rand(1, 3, 16, 16) * self.entry.data_range)
             before = psutil.Process(fresh.pid).memory_info().rss
