@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from utils.arguments import positive
 from utils.data.datasets import open_dataset
@@ -56,10 +57,11 @@ def compare(dataset, here, apart, rounds, folder):
     """Print the two rows of one data set."""
     forward, judged, whole = {"here": [], "apart": []}, [], {"here": [], "apart": []}
     images = [to_tensor(read_rgb(pair.lr), here.entry.data_range) for pair in dataset.pairs]
-    different = 0
+    different, threads = 0, {"here": here.threads, "apart": torch.get_num_threads()}  # the judge's, beside a contestant
     for number in range(1 + rounds):
         digests = {}
         for name, runner in (("here", here), ("apart", apart)):
+            torch.set_num_threads(threads[name])
             before, times_ms = len(apart.timings), []
             digests[name] = []
             for lr in images:  # no output is kept: memory that it holds would move the time of the next pass
@@ -72,6 +74,7 @@ def compare(dataset, here, apart, rounds, folder):
                     judged.append(np.mean([timing.judged_ms for timing in apart.timings[before:]]))
         different += sum(one != other for one, other in zip(*digests.values(), strict=True))
         for name, runner in (("here", here), ("apart", apart)):
+            torch.set_num_threads(threads[name])
             start = time.perf_counter()
             list(evaluate(runner, dataset, with_ssim=True, save_dir=folder / "images"))
             if number:

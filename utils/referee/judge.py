@@ -78,8 +78,8 @@ class Contestant:
         self.own_threads = torch.get_num_threads()
         self.threads = threads or self.own_threads  # of the network
         self._start(in_sandbox)
-        # Threads of OpenMP wait for some milliseconds without sleeping, where a pass needs their cores by then.
-        torch.set_num_threads(1)
+        if self.device.type == "cpu":  # OpenMP's threads wait awake for some milliseconds, on cores that a pass needs
+            torch.set_num_threads(1)
         try:
             self._prepare(timed)
         except BaseException:
