@@ -65,6 +65,8 @@ def what_to_mend(error, path, recipe):
         tried = f"batch = {recipe.batch} at hr_patch = {recipe.hr_patch} ({in_one_line(error)})"
         return f"{path}: no memory for {tried}; lower one of them, or take --feed mapped"
     file = trained_model(recipe.model).entry.file
+    if recipe.cuda_graph and "captur" in str(error):
+        return f"{path}: no CUDA graph of a step ({in_one_line(error, file=file)}); set cuda_graph = false"
     if line_of(error, file):
         return f"{file}: fails in training ({in_one_line(error, file=file)})"
     return None

@@ -50,13 +50,14 @@ def trained_model(model):
     return TrainedModel(entry, Path(entry.checkpoint).name, Path(plain.checkpoint).name)
 
 
-def build(trained, form):
-    """Return a network to train, with its initial weights, that runs in `form`.
+def build(trained, form=None):
+    """Return a network to train, with its initial weights, that runs in `form`; None: as it is written.
 
     Raises HarnessError if the network has no such form.
     """
     network = build_model(trained.entry)
     forms = FORMS[1:] if callable(getattr(network, "set_form", None)) else FORMS[:1]
+    form = form or forms[-1]
     if form not in forms:
         name = trained.entry.name
         raise HarnessError(f"form = {form!r}: {name} has no such form; it is trained {' or '.join(forms)}")
@@ -67,7 +68,12 @@ def build(trained, form):
 
 def fused(network):
     """Return the plain network of a training form, or a network that has none itself."""
-    return network.fuse() if fused_by_itself(network) else network
+    if not fused_by_itself(network):
+        return network
+    training = network.training
+    plain = network.eval().fuse()  # what folds a BatchNorm may insist on evaluation
+    network.train(training)
+    return plain
 
 
 def fused_by_itself(network):

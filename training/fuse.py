@@ -28,9 +28,9 @@ def main():
     trained = trained_model(model_of(args.checkpoint) if args.model_id is None else args.model_id)
     if not trained.train_file:
         raise HarnessError(f"{args.checkpoint}: {trained.entry.name} has no training form; there is nothing to fuse")
-    model = build(trained, "branches").eval()
+    model = build(trained).eval()
     load_strictly(model, load_state_dict(args.checkpoint), args.checkpoint)
-    plain = fused(model)
+    plain = fused(model).eval()
     save_atomically(plain.state_dict(), args.out)
     difference = largest_difference(model, plain, trained.entry.data_range)
     print(f"{args.out}: fused, largest difference {difference:.1e} of the output's largest value")

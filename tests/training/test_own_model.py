@@ -5,10 +5,13 @@ import sys
 import zipfile
 
 import pytest
+import torch
 
 import train
+import training.fuse
 from tests.conftest import found_beside_times
 from tests.training.conftest import RECIPE
+from training.recipe import load_recipe
 from utils.errors import HarnessError
 
 TOY = '''"""A toy network for x4 super-resolution."""
@@ -129,3 +132,58 @@ def test_mistake_in_a_network_costs_a_line(name, precision, prepared, pairs, tmp
         train.main()
     line = next((number for number, text in enumerate(MISTAKEN.splitlines(), 1) if text.endswith(f"# {name}")), None)
     assert str(caught.value).startswith(f"{file}: {COSTS[name].format(line)}")
+
+
+REPARAMETERIZED = """
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.shuffle = nn.Conv2d(3, 48, 3, padding=1), nn.PixelShuffle(4)
+
+    def forward(self, lr):
+        return self.shuffle(self.conv(lr))
+
+
+class Rep(Plain):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(48)
+
+    def forward(self, lr):
+        return self.shuffle(self.norm(self.conv(lr)))
+
+    def fuse(self):
+        plain = Plain()
+        plain.conv = fuse_conv_bn_eval(self.conv, self.norm)  # which refuses a network in training
+        return plain
+"""
+
+
+def test_network_with_fuse_is_its_own_training_form(prepared, pairs, tmp_path, monkeypatch):
+    file, run = tmp_path / "team43_Rep.py", tmp_path / "run"
+    file.write_text(REPARAMETERIZED)
+    recipe = RECIPE.replace("model = 7", f'model = {{ file = "{file}", class = "Rep" }}')
+    (tmp_path / "rep.toml").write_text(recipe.replace('"collapsed"', '"plain"'))
+    command = ("train.py", tmp_path / "rep.toml", "--data", prepared, "--validation", pairs, "--run_dir", run)
+    monkeypatch.setattr(sys, "argv", [*map(str, command), "--device", "cpu"])
+    train.main()
+    plain = torch.load(run / "team43_Rep.pth", weights_only=True)
+    assert plain.keys() == {"conv.weight", "conv.bias"}
+    average = torch.load(run / "team43_Rep_train.pth", weights_only=True)
+    shrunk = average["norm.weight"] / (average["norm.running_var"] + 1e-5).sqrt()
+    assert torch.allclose(plain["conv.weight"], average["conv.weight"] * shrunk.view(-1, 1, 1, 1), rtol=1e-5)
+    monkeypatch.setattr(sys, "argv", ["fuse", str(run / "state.pt"), "--out", str(tmp_path / "fused.pth")])
+    training.fuse.main()
+    assert torch.equal(torch.load(tmp_path / "fused.pth", weights_only=True)["conv.weight"], plain["conv.weight"])
+
+
+def test_step_that_is_no_cuda_graph_is_named(tmp_path):
+    (tmp_path / "r.toml").write_text(RECIPE.replace("cuda_graph = false", "cuda_graph = true"))
+    error = RuntimeError("CUDA error: operation not permitted when stream is capturing")
+    reason = train.what_to_mend(error, "r.toml", load_recipe(tmp_path / "r.toml"))
+    assert reason.startswith("r.toml: no CUDA graph of a step (RuntimeError: CUDA error: operation not")
+    assert reason.endswith("; set cuda_graph = false")
