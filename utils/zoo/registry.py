@@ -210,7 +210,7 @@ def build_model(entry):
     """Return an entry's network with its initial weights. Raises HarnessError, in one line, for whatever it raises."""
     positional, named = split_arguments(entry.arguments)
     try:
-        return getattr(import_model(entry), entry.class_name)(*positional, **named)
+        network = getattr(import_model(entry), entry.class_name)(*positional, **named)
     except HarnessError:
         raise
     except ModuleNotFoundError as error:
@@ -220,6 +220,10 @@ def build_model(entry):
     except Exception as error:  # a stranger's code may raise anything
         reason = in_one_line(error, file=entry.file)
         raise HarnessError(f"{entry.file}: cannot build {entry.class_name} ({reason})") from error
+    if not isinstance(network, nn.Module):
+        kind = type(network).__name__
+        raise HarnessError(f"{entry.file}: {entry.class_name} gives {kind}, which is no torch.nn.Module")
+    return network
 
 
 def split_arguments(arguments):
