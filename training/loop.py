@@ -5,7 +5,6 @@ import time
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict
-from itertools import compress
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from training.cpu.convolution import chosen
 from training.cpu.exchange import with_own_convolutions
 from training.forms import build, fused, trained_model
 from training.graph import GraphedUpdate
+from training.optim.averages import average_over_processes, follow
 from training.optim.losses import LOSSES
 from training.optim.muon import Muon, hidden_weights
 from training.recipe import recipe_from
@@ -190,32 +190,6 @@ class Trainer:
             self.average.load_state_dict(state["params_ema"])
         torch.set_rng_state(state["rng"].cpu())
         self.step, self.seconds = state["step"], state["seconds"]
-
-
-def follow(average, model, share):
-    """Move a network's weights by `share` to those of another, and its statistics, such as a BatchNorm's, with them.
-
-    What is no floating-point number, such as the count of batches, is taken over.
-    """
-    ours, theirs = (list(network.state_dict().values()) for network in (average, model))
-    numbers = [tensor.is_floating_point() for tensor in ours]
-    torch._foreach_lerp_(list(compress(ours, numbers)), list(compress(theirs, numbers)), share)
-    for tensor, other, is_number in zip(ours, theirs, numbers, strict=True):
-        if not is_number:
-            tensor.copy_(other)
-
-
-def average_over_processes(tensors):
-    """Replace float32 tensors by their means over all processes, in one exchange.
-
-    DistributedDataParallel would hide the exchange behind the backward pass, which small networks do not need; but it
-    keeps threads alive beyond the end of the group, and a finished process has ended by SIGABRT there.
-    """
-    means = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(means)
-    means /= dist.get_world_size()
-    parts = means.split([tensor.numel() for tensor in tensors])
-    torch._foreach_copy_(tensors, [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)])
 
 
 def check_trainable(sr, lr, file):

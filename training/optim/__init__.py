@@ -1,1 +1,1 @@
-"""What a step makes smaller, and how: losses, and an optimizer beside torch's."""
+"""How a step goes: losses, an optimizer beside torch's, and means over steps and processes."""
