@@ -30,13 +30,13 @@ def with_own_convolutions(network, lr):
     """
     try:
         usual, copy = deepcopy(network), deepcopy(network)
-        agree = in_agreement(traced_through(usual, usual, lr), traced_through(copy, exchanged(copy), lr))
+        agree = in_agreement(there_and_back(usual, usual, lr), there_and_back(copy, exchanged(copy), lr))
     except Exception:  # of any kind, since the network's own code runs; the first step says what is wrong with it
         return network
     return exchanged(network) if agree else network
 
 
-def traced_through(network, run, lr):
+def there_and_back(network, run, lr):
     """Return what `run` gives of a batch in bfloat16, and a random gradient's way back to the network's weights."""
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     with torch.random.fork_rng(devices=[]), torch.autocast("cpu", torch.bfloat16):
