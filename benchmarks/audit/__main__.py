@@ -35,6 +35,7 @@ MEASURE = ("--runs", 2, "--warmup", 1, "--repeats", 5)
 MEMORY_LIMIT_GIB = {"cpu": 4, "cuda": 16}
 HONEST = ("NanoSR_train", "NanoSR_inference", "EFDN", "SPAN", "PAN", "PlainUSR")
 PSNR_DB, TIME_RATIO = 0.01, 1.25  # how far from the honest network's a prevented cheat's figures may be
+HONEST_AGAIN = 3  # times that the honest network is measured anew before a cheat counts as missed
 INSIDE = {  # what is tried: the code
     "read an HR image": "open({hr!r}).read(1)",
     "read a file of the home folder": "open({home!r} + '/.profile')",
@@ -108,8 +109,11 @@ def try_cheat(folder, name, data, earlier, honest, args):
         ("left a process", left),
     ) if done]  # fmt: skip
     outcome, words = verdict(record, honest, harm)
-    if outcome == "MISSED" and not harm:  # the machine may be faster now than when the honest network was measured
-        return verdict(record, measured(folder, data, folder / "honest", NANOSR, "NanoSR_inference", args), harm)
+    for _ in range(HONEST_AGAIN):  # the machine may be faster now than when the honest network was measured
+        if outcome != "MISSED" or harm:
+            break
+        honest = measured(folder, data, folder / "honest", NANOSR, "NanoSR_inference", args)
+        outcome, words = verdict(record, honest, harm)
     return outcome, words
 
 
