@@ -103,11 +103,11 @@ def measure_entry(entry, entries, dataset, device, results, args, shard):
             on_pass=bar.update,
         )
     shard.wait()  # the first process still times its steady passes, and not beside the next model
-    if reason and rules:
-        reason += f" (its output: {args.results / 'logs'})"
-    if reason and not (args.isolated or args.repository):
-        raise HarnessError(reason)
     if reason:
+        if rules:
+            reason += f" (its output: {rules.logs})"
+        if not (args.isolated or args.repository):
+            raise HarnessError(reason)
         tqdm.write(f"{row.name}: {reason}")
     return row.name
 

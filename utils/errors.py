@@ -33,14 +33,12 @@ def in_one_line(error, length=200, file=None):
 
 
 def line_of(error, file):
-    """Return the number of the innermost line of a Python file that an exception came through, or None."""
-    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if is_of(frame, file)]
-    return lines[-1] if lines else None
+    """Return the number of the innermost line of a Python file that an exception came through, or None.
 
-
-def is_of(frame, file):
-    """Whether a frame runs a file's code; the file may be named from the project's folder."""
-    return frame.f_code.co_filename.endswith(str(file))
+    The file may be named from the project's folder.
+    """
+    places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    return next((line for name, line in reversed(places) if name.endswith(str(file))), None)
 
 
 def one_line(text, length):

@@ -118,18 +118,28 @@ COSTS = {
 }
 
 
+@pytest.fixture
+def train_here(prepared, pairs, tmp_path, monkeypatch):
+    """Trains the class of a file, as it is written, in this process, into `tmp_path`/run."""
+
+    def run(file, name, precision="float32"):
+        recipe = RECIPE.replace("model = 7", f'model = {{ file = "{file}", class = "{name}" }}')
+        recipe = recipe.replace('"collapsed"', '"plain"').replace("output_init = 0.02", "output_init = 0.0")
+        (tmp_path / "own.toml").write_text(recipe.replace("float32", precision))
+        words = ("train.py", tmp_path / "own.toml", "--data", prepared, "--validation", pairs, "--device", "cpu")
+        monkeypatch.setattr(sys, "argv", [*map(str, words), "--run_dir", str(tmp_path / "run")])
+        train.main()
+
+    return run
+
+
 @pytest.mark.parametrize("name", COSTS)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_mistake_in_a_network_costs_a_line(name, precision, prepared, pairs, tmp_path, monkeypatch):
-    file, run = tmp_path / "team42_Mistaken.py", tmp_path / "run"
+def test_mistake_in_a_network_costs_a_line(train_here, name, precision, tmp_path):
+    file = tmp_path / "team42_Mistaken.py"
     file.write_text(MISTAKEN)
-    recipe = RECIPE.replace("model = 7", f'model = {{ file = "{file}", class = "{name}" }}')
-    recipe = recipe.replace('"collapsed"', '"plain"').replace("output_init = 0.02", "output_init = 0.0")
-    (tmp_path / "toy.toml").write_text(recipe.replace("float32", precision))
-    command = ("train.py", tmp_path / "toy.toml", "--data", prepared, "--validation", pairs, "--run_dir", run)
-    monkeypatch.setattr(sys, "argv", [*map(str, command), "--device", "cpu"])
     with pytest.raises(HarnessError) as caught:
-        train.main()
+        train_here(file, name, precision)
     line = next((number for number, text in enumerate(MISTAKEN.splitlines(), 1) if text.endswith(f"# {name}")), None)
     assert str(caught.value).startswith(f"{file}: {COSTS[name].format(line)}")
 
@@ -163,14 +173,10 @@ class Rep(Plain):
 """
 
 
-def test_network_with_fuse_is_its_own_training_form(prepared, pairs, tmp_path, monkeypatch):
+def test_network_with_fuse_is_its_own_training_form(train_here, tmp_path, monkeypatch):
     file, run = tmp_path / "team43_Rep.py", tmp_path / "run"
     file.write_text(REPARAMETERIZED)
-    recipe = RECIPE.replace("model = 7", f'model = {{ file = "{file}", class = "Rep" }}')
-    (tmp_path / "rep.toml").write_text(recipe.replace('"collapsed"', '"plain"'))
-    command = ("train.py", tmp_path / "rep.toml", "--data", prepared, "--validation", pairs, "--run_dir", run)
-    monkeypatch.setattr(sys, "argv", [*map(str, command), "--device", "cpu"])
-    train.main()
+    train_here(file, "Rep")
     plain = torch.load(run / "team43_Rep.pth", weights_only=True)
     assert plain.keys() == {"conv.weight", "conv.bias"}
     average = torch.load(run / "team43_Rep_train.pth", weights_only=True)
