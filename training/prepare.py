@@ -20,7 +20,7 @@ from PIL import Image, JpegImagePlugin
 
 from training.data.subimages import write_index, write_shard
 from utils.arguments import positive
-from utils.data.images import bicubic_downscale, crop_to_multiple, read_rgb
+from utils.data.images import bicubic_downscale, crop_to_multiple, image_files, read_rgb
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.progress import progress
 from utils.protocol import SCALE
@@ -79,7 +79,7 @@ def list_images(folders):
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise HarnessError(f"{folder}: no such folder; --hr takes folders of images")
-        images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        images = image_files(folder, IMAGE_SUFFIXES)
         if not images:
             raise HarnessError(f"{folder}: holds no PNG or JPEG image")
         found += images

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from tests.conftest import photograph, write_pairs
-from utils.data.datasets import challenge_folders, open_dataset
+from utils.data.datasets import challenge_folders, open_dataset, read_fitting_hr
 from utils.data.images import read_rgb, write_png
 from utils.data.sample import PHOTOGRAPHS, default_data_dir, ensure_sample, make_sample
 from utils.errors import HarnessError
+from utils.evaluate.metrics import ssim
 
 CHALLENGE = ("DIV2K_LSDIR_valid_HR", "DIV2K_LSDIR_valid_LR")
 
@@ -98,6 +99,25 @@ def test_incomplete_folder_names_the_file(pairs, damage):
     reason = damage(pairs)
     with pytest.raises(HarnessError, match=reason):
         open_dataset(pairs)
+
+
+def test_hidden_files_of_other_systems_are_no_images(pairs):
+    for name in ("LR/._ax4.png", "HR/._a.png", "LR/.DS_Store", "HR/Thumbs.db"):
+        (pairs / name).write_bytes(b"Mac OS X")
+    assert [pair.name for pair in open_dataset(pairs).pairs] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(("side", "large_enough"), [(4, False), (5, True)])
+def test_image_without_room_for_the_window_of_ssim_is_named(pairs, side, large_enough):
+    write_png(pairs / "HR" / "a.png", photograph(4 * side, 40, 1))
+    lr = photograph(side, 10, 1)
+    pair = open_dataset(pairs).pairs[0]
+    if large_enough:
+        hr = read_fitting_hr(pair, lr)
+        assert ssim(hr, hr) == 1
+    else:
+        with pytest.raises(HarnessError, match=r"ax4\.png: 10 x 4 is too small for SSIM, which takes 5 x 5"):
+            read_fitting_hr(pair, lr)
 
 
 def test_missing_folder_is_named(tmp_path):

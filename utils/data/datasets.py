@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from utils.data.images import crop_to_multiple, read_rgb
+from utils.data.images import crop_to_multiple, image_files, read_rgb
 from utils.errors import HarnessError
 from utils.files import file_sha256
-from utils.protocol import SCALE
+from utils.protocol import SCALE, SHAVE, SSIM_WINDOW
 
 SPLITS = ("valid", "test")
 CHALLENGE_IMAGES = 200  # in DIV2K_LSDIR_valid
+SMALLEST = -(-(SSIM_WINDOW + 2 * SHAVE) // SCALE)  # side of an LR image whose SR image has room for SSIM's window
 LABEL_FILE = "dataset.json"  # {"label": …} in a data folder names it in every table
 
 
@@ -76,15 +77,11 @@ def open_dataset(folder, split="valid"):
         hr_dir, lr_dir = folder / "HR", folder / "LR"
     if not lr_dir.is_dir():
         raise HarnessError(f"{lr_dir}: no such folder; a data folder holds DIV2K_LSDIR_{split}_HR/_LR or HR/ and LR/")
-    lr_paths = _png_files(lr_dir)
+    lr_paths = image_files(lr_dir, [".png"])
     if not lr_paths:
         raise HarnessError(f"{lr_dir}: holds no PNG image; LR images are named NAMEx{SCALE}.png")
     pairs = _pair(lr_paths, hr_dir)
     return Dataset(_label(folder, split, challenge, len(pairs)), split, folder, tuple(pairs))
-
-
-def _png_files(folder):
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png")
 
 
 def _pair(lr_paths, hr_dir):
@@ -95,7 +92,7 @@ def _pair(lr_paths, hr_dir):
     lr_of = {path.stem.removesuffix(suffix): path for path in lr_paths}
     if not hr_dir.is_dir():
         return [Pair(f"{stem}.png", path, None) for stem, path in lr_of.items()]
-    hr_of = {path.stem: path for path in _png_files(hr_dir)}
+    hr_of = {path.stem: path for path in image_files(hr_dir, [".png"])}
     for stem in sorted(hr_of.keys() - lr_of.keys()):
         raise HarnessError(f"{hr_of[stem]}: has no LR image {stem}{suffix}.png; add it or remove this one")
     for stem in sorted(lr_of.keys() - hr_of.keys()):
@@ -117,7 +114,15 @@ def _label(folder, split, challenge, count):
 
 
 def read_fitting_hr(pair, lr):
-    """Read a pair's HR image, cropped to a multiple of 4. Raises HarnessError unless it is 4x as large as `lr`."""
+    """Read a pair's HR image, cropped to a multiple of 4.
+
+    Raises HarnessError unless it is 4x as large as `lr` (H x W x 3), and both are large enough to be judged.
+    """
+    if min(lr.shape[:2]) < SMALLEST:
+        raise HarnessError(
+            f"{pair.lr}: {lr.shape[1]} x {lr.shape[0]} is too small for SSIM, which takes {SMALLEST} x {SMALLEST} at "
+            "least; remove the image and its HR image"
+        )
     hr = crop_to_multiple(read_rgb(pair.hr))
     if hr.shape[:2] != (SCALE * lr.shape[0], SCALE * lr.shape[1]):
         raise HarnessError(

@@ -15,6 +15,15 @@ STRIP_BYTES = 1 << 20  # of float32 grey levels that are rounded at once: they s
 JPEG_SIGNATURE, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
+def image_files(folder, suffixes):
+    """Return the files of a folder with one of the suffixes (".png", in any case), sorted; hidden ones are left out.
+
+    A copy from macOS has a hidden `._NAME.png` beside every image, which is none.
+    """
+    files = (path for path in folder.iterdir() if path.suffix.lower() in suffixes)
+    return sorted(path for path in files if not path.name.startswith("."))
+
+
 def read_rgb(path):
     """Read an 8-bit PNG or JPEG as H x W x 3 uint8 RGB; a grey image gives three equal channels.
 

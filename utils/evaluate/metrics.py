@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 
 from models.cpu.compiler import compiled_if_possible
+from utils.protocol import SHAVE, SSIM_WINDOW
 
-SHAVE = 4  # pixels left out at each side, as many as the scale
 PEAK = 255.0
-WINDOW, SIGMA = 11, 1.5
+WINDOW, SIGMA = SSIM_WINDOW, 1.5
 STRIP = 32  # rows of SSIM computed at once: float64 maps of a whole photograph would not stay in the cache
 COMPILED_PIXELS = 1 << 20  # from this size on, compiling SSIM's C takes less time than it saves
 C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
