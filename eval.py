@@ -52,9 +52,10 @@ def run(args, shard):
     names = [measure_entry(entry, entries, dataset, device, results, args, shard) for entry in entries]
     if not shard.is_first:
         return 0
-    if args.register is not None:
+    records = current_records(results, names)
+    if args.register is not None and records[0]["status"] == "complete":
         register(entries[0])  # now that it has been seen to run
-    return show(current_records(results, names), dataset, edition, args)
+    return show(records, dataset, edition, args)
 
 
 def open_data(args, shard):
@@ -81,7 +82,8 @@ def fastest_here(entry, registry, dataset, device, args, shard):
 def measure_entry(entry, entries, dataset, device, results, args, shard):
     """Measure one model into the results; return the name of its row.
 
-    A stranger's model runs in a process of its own. What stops a model stops all, unless each is to cost its own row.
+    A stranger's model runs in a process of its own. What stops one of several models costs its row, unless it may have
+    left other processes of torchrun waiting.
     """
     rules = rules_of(entry, args) if args.isolated or is_stranger(entry, args) else None
     keep = args.save_images or args.report or not dataset.has_hr
@@ -106,7 +108,8 @@ def measure_entry(entry, entries, dataset, device, results, args, shard):
     if reason:
         if rules:
             reason += f" (its output: {rules.logs})"
-        if not (args.isolated or args.repository):
+        several = args.isolated or (len(entries) > 1 and not args.model_file)
+        if not several or shard.world > 1:
             raise HarnessError(reason)
         tqdm.write(f"{row.name}: {reason}")
     return row.name
@@ -124,13 +127,13 @@ def show(records, dataset, edition, args):
     print(f"\n{write_tables(args.results, records)}")
     print(f"Results: {args.results / RECORDS_FILE}; tables: {args.results}/factsheet.txt, .md, .tex")
     complete = [record for record in records if record["status"] == "complete"]
+    if args.report and complete:
+        write_report(args.report / "report.html", complete, dataset, args.results / "images")
+        print(f"Report: {args.report / 'report.html'}")
     if edition:
         scores = score_markdown(score_records(complete, edition), edition)
         write_text(args.results / "scores.md", scores)
         print(scores)
-    if args.report:
-        write_report(args.report / "report.html", complete, dataset, args.results / "images")
-        print(f"Report: {args.report / 'report.html'}")
     return int(len(complete) < len(records))
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sys
 import time
 
@@ -245,6 +246,19 @@ def test_model_named_twice_is_one_row(command, tmp_path, pairs):
     result = command("eval.py", *words, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert sum(line.startswith("SPAN  ") for line in result.stdout.splitlines()) == 1
+
+
+def test_model_that_fails_costs_its_row_and_the_others_keep_theirs(command, tmp_path):
+    data = write_pairs(tmp_path / "data", ["a"], size=(20, 20))  # EFDN pools what is not there any more
+    words = ("--data_dir", data, "--model_id", 0, 126, "--runs", 1, "--repeats", 1, "--device", "cpu")
+    result = command("eval.py", *words, "--report", "page", cwd=tmp_path)
+    assert result.returncode == 1, result.stderr
+    assert re.search(r"EFDN +models/team00_EFDN\.py: fails on an LR image of 5 x 5", result.stdout)
+    assert read_results(tmp_path / "results" / "records.json").keys() == {"SPAN"}
+    assert "SPAN" in (tmp_path / "page" / "report.html").read_text()
+    scored = command("eval.py", *words, "--score", "--report", "other", cwd=tmp_path)
+    assert_one_line(scored, "the baseline of 2025, EFDN, was not measured")
+    assert (tmp_path / "other" / "report.html").exists()
 
 
 def test_results_that_cannot_be_used_stop_before_the_work(run, tmp_path, pairs, weights):

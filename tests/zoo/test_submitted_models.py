@@ -88,6 +88,7 @@ def test_register_writes_the_registry_once_the_model_has_run(submit, tmp_path, m
     registered = []
     monkeypatch.setattr("utils.zoo.registry.register", registered.append)
     assert submit("--register", 42, forward="return x").returncode == 2
+    assert submit("--register", 42, "--isolated", forward="return x").returncode == 1
     assert not registered
     assert submit("--register", 42).returncode == 0
     assert [(entry.id, entry.name, entry.checkpoint) for entry in registered] == [(42, "Net", str(tmp_path / "w.pth"))]
