@@ -17,7 +17,8 @@ from training.loop import STATE_FILE, Trainer, train, unreached_kernels
 from training.recipe import load_recipe
 from training.validation import validation_psnr
 from utils.arguments import natural
-from utils.data.datasets import open_dataset
+from utils.data.datasets import open_dataset, read_fitting_hr
+from utils.data.images import read_rgb
 from utils.data.sample import ensure_sample
 from utils.errors import DivergedError, HarnessError, exit_on_harness_error, in_one_line, line_of
 from utils.measure.environment import choose_device
@@ -74,7 +75,7 @@ def what_to_mend(error, path, recipe):
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipe", type=Path)
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.toml", help="training/recipes/ has some")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="values to use instead of the recipe's"
     )
@@ -91,10 +92,12 @@ def parse():
 
 
 def open_validation(folder):
-    """Open the validation data, by default the built-in sample."""
+    """Open the validation data, by default the built-in sample, and read it all before hours have passed."""
     dataset = open_dataset(folder or ensure_sample())
     if not dataset.has_hr:
         raise HarnessError(f"{folder}: validation needs HR images; add them or name another folder")
+    for pair in dataset.pairs:
+        read_fitting_hr(pair, read_rgb(pair.lr))
     return dataset
 
 

@@ -96,6 +96,17 @@ def test_minutes_stop_at_a_checkpoint(command, recipe_path, prepared, pairs, tmp
     assert "finished" in result.stdout
 
 
+def test_validation_image_that_cannot_be_read_is_named_before_the_first_step(
+    command, recipe_path, prepared, pairs, tmp_path
+):
+    path = pairs / "HR" / "b.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    result = command(*train_command(recipe_path, prepared, tmp_path / "run", pairs))
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith(f"error: {path}: truncated PNG")
+    assert not (tmp_path / "run").exists()
+
+
 @both_kinds
 def test_a_run_is_not_overwritten_nor_its_recipe_changed(command, recipe_path, prepared, pairs, tmp_path):
     words = train_command(recipe_path, prepared, tmp_path / "run", pairs)
