@@ -82,8 +82,8 @@ def fastest_here(entry, registry, dataset, device, args, shard):
 def measure_entry(entry, entries, dataset, device, results, args, shard):
     """Measure one model into the results; return the name of its row.
 
-    A stranger's model runs in a process of its own. What stops one of several models costs its row, unless it may have
-    left other processes of torchrun waiting.
+    A stranger's model runs in a process of its own. What stops one of several models costs its row; under torchrun it
+    stops all, for other processes may be waiting for this one, and end with it.
     """
     rules = rules_of(entry, args) if args.isolated or is_stranger(entry, args) else None
     keep = args.save_images or args.report or not dataset.has_hr
@@ -104,14 +104,14 @@ def measure_entry(entry, entries, dataset, device, results, args, shard):
             save_dir=save_dir,
             on_pass=bar.update,
         )
-    shard.wait()  # the first process still times its steady passes, and not beside the next model
     if reason:
         if rules:
             reason += f" (its output: {rules.logs})"
-        several = args.isolated or (len(entries) > 1 and not args.model_file)
+        several = args.isolated or args.repository or (len(entries) > 1 and not args.model_file)
         if not several or shard.world > 1:
             raise HarnessError(reason)
         tqdm.write(f"{row.name}: {reason}")
+    shard.wait()  # the first process still times its steady passes, and not beside the next model
     return row.name
 
 

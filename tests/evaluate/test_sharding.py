@@ -23,6 +23,27 @@ def test_parts_put_together_are_the_whole(tmp_path, world):
     assert interleave(parts) == list(dataset.pairs)
 
 
+def python(*words):
+    # One thread each, as torchrun has it: another number adds up a convolution in another order.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=120)
+
+
+def two_processes():
+    return ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port()]
+
+
+@pytest.mark.parametrize("broken", ["a", "b"])  # the first process's and the other's
+def test_process_that_fails_does_not_leave_the_other_waiting(tmp_path, broken):
+    data = write_pairs(tmp_path / "data", ["a", "b"], size=(48, 64))
+    (data / "HR" / f"{broken}.png").write_bytes(b"no image")
+    words = ("eval.py", "--device", "cpu", "--data_dir", data, "--model_id", 126, "--results", tmp_path / "results")
+    result = python(*two_processes(), *words)
+    assert result.returncode != 0
+    assert f"error: {data}/HR/{broken}.png: not a readable image" in result.stderr
+
+
 def test_two_processes_give_the_results_of_one(tmp_path):
     data = write_pairs(tmp_path / "data", list("abcde"), size=(48, 64))
     torch.save(NanoSR_inference().state_dict(), tmp_path / "random.pth")
@@ -30,12 +51,8 @@ def test_two_processes_give_the_results_of_one(tmp_path):
         "eval.py", "--device", "cpu", "--data_dir", data, "--model_id", 7, "--checkpoint", tmp_path / "random.pth",
         "--runs", 2, "--repeats", 2, "--save_images", "--results",
     ]  # fmt: skip
-    two = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port()]
-    for launcher, name in (([], "one"), (two, "two")):
-        command = [sys.executable, *map(str, [*launcher, *arguments, tmp_path / name])]
-        # One thread each, as torchrun has it: another number adds up a convolution in another order.
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    for launcher, name in (([], "one"), (two_processes(), "two")):
+        result = python(*launcher, *arguments, tmp_path / name)
         assert result.returncode == 0, result.stderr
     one, two = (json.loads((tmp_path / name / "records.json").read_text())["models"] for name in ("one", "two"))
     one, two = one["NanoSR_inference"], two["NanoSR_inference"]
