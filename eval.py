@@ -1,4 +1,7 @@
-"""Measure models and print the factsheet table: python eval.py [--model_id N …] [--data_dir D]"""
+"""Measure models and print the factsheet table: python eval.py [--model_id N …] [--data_dir D]
+
+With --show nothing is measured: the views are made of what --results holds.
+"""
 
 import argparse
 from pathlib import Path
@@ -13,7 +16,7 @@ from utils.data.images import read_rgb, to_tensor
 from utils.data.sample import default_data_dir
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.evaluate.fastest import FASTEST_FILE, fastest_form
-from utils.evaluate.measurement import Plan
+from utils.evaluate.measurement import ALONE, Plan
 from utils.evaluate.sharding import joined_shard
 from utils.files import write_text
 from utils.measure.environment import choose_device
@@ -21,7 +24,7 @@ from utils.progress import progress
 from utils.referee.process import Limits
 from utils.referee.rows import Row, Rules
 from utils.referee.sandbox import MODES, choose_sandbox
-from utils.results.record import RECORDS_FILE, current_records, read_results
+from utils.results.record import RECORDS_FILE, current_records, read_incomplete, read_results
 from utils.results.report import write_report
 from utils.results.tables import write_tables
 from utils.zoo.registry import register
@@ -29,6 +32,8 @@ from utils.zoo.registry import register
 
 def main():
     args = parse()
+    if args.show:
+        return show(stored_records(args), args)
     with joined_shard() as shard:
         if (args.isolated or args.repository) and shard.world > 1:
             raise HarnessError("--isolated: measures one model after the other; leave out torchrun or --isolated")
@@ -55,10 +60,26 @@ def run(args, shard):
     records = current_records(results, names)
     if args.register is not None and records[0]["status"] == "complete":
         register(entries[0])  # now that it has been seen to run
-    return show(records, dataset, edition, args)
+    return show(records, args, dataset)
 
 
-def open_data(args, shard):
+def stored_records(args):
+    """Return the records that --show means: all that there are, or those of --model_id and the baseline."""
+    if args.model_file or args.repository or args.backend or args.precision or args.register is not None:
+        raise HarnessError("--show: measures nothing, so it takes models by --model_id alone, or all there are")
+    results = args.results / RECORDS_FILE
+    records = current_records(results, read_results(results) | read_incomplete(results))
+    if not records:
+        raise HarnessError(f"{results}: holds no results; leave out --show to measure some")
+    if not args.model_id:
+        return records
+    if unknown := set(args.model_id) - {record["model"]["id"] for record in records}:
+        raise HarnessError(f"--model_id {min(unknown)}: not in {results}; leave out --show to measure it")
+    baseline = get_edition(args.edition).baseline if args.score else None
+    return [one for one in records if one["model"]["id"] in args.model_id or one["model"]["name"] == baseline]
+
+
+def open_data(args, shard=ALONE):
     """Open the data that the arguments name, by default the sample, which the first process makes."""
     if shard.is_first and not args.data_dir:
         default_data_dir()
@@ -122,15 +143,19 @@ def rules_of(entry, args):
     return Rules(args.results / "logs", limits, args.sandbox, args.repository if is_stranger(entry, args) else None)
 
 
-def show(records, dataset, edition, args):
-    """Write and print the views of the records; return the exit status, 1 if a model has no complete one."""
+def show(records, args, dataset=None):
+    """Write and print the views of the records; return the exit status, 1 if a model has no complete one.
+
+    `dataset`, which a report shows images of, is opened here if none is given.
+    """
     print(f"\n{write_tables(args.results, records)}")
     print(f"Results: {args.results / RECORDS_FILE}; tables: {args.results}/factsheet.txt, .md, .tex")
     complete = [record for record in records if record["status"] == "complete"]
     if args.report and complete:
-        write_report(args.report / "report.html", complete, dataset, args.results / "images")
+        write_report(args.report / "report.html", complete, dataset or open_data(args), args.results / "images")
         print(f"Report: {args.report / 'report.html'}")
-    if edition:
+    if args.score:
+        edition = get_edition(args.edition)
         scores = score_markdown(score_records(complete, edition), edition)
         write_text(args.results / "scores.md", scores)
         print(scores)
@@ -138,7 +163,7 @@ def show(records, dataset, edition, args):
 
 
 def parse():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_id", type=int, nargs="+", metavar="N", help="default: all but the variants of others")
     parser.add_argument(
         "--backend",
@@ -161,6 +186,7 @@ def parse():
     parser.add_argument("--score", action="store_true", help="score against the edition's baseline, measured with them")
     parser.add_argument("--edition", type=int, default=2025, help="whose rules and baseline (default 2025)")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write a page of tables, plots and crops there")
+    parser.add_argument("--show", action="store_true", help="measure nothing; make the views of what --results holds")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
     parser.add_argument("--save_images", action="store_true", help="write restored images; always on without HR")

@@ -19,12 +19,16 @@ from utils.results.report import SIDE, crop_rows, place_of_difference, write_rep
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def model_record(id_, name, psnr):
+def model_record(id_, name, psnr, dataset):
     return record(
         model={"id": id_, "name": name, "missing_weights": None},
-        dataset={"label": "two images", "has_hr": True, "split": "valid", "images": 2},
+        dataset={"label": "two images", "has_hr": True, "split": "valid", "images": 2, "sha256": dataset.sha256},
         images={"name": ["a.png", "b.png"], "lr_pixels": [384, 384], "psnr": psnr, "ssim": [0.7, 0.8]},
     )
+
+
+def good_and_bad(dataset):
+    return [model_record(1, "Good", [26.0, 28.0], dataset), model_record(2, "<Bad> $x_1$", [26.0, 25.0], dataset)]
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def restored(pairs, tmp_path):
 
 @pytest.fixture
 def page(restored, pairs, tmp_path):
-    records = [model_record(1, "Good", [26.0, 28.0]), model_record(2, "<Bad> $x_1$", [26.0, 25.0])]
+    records = good_and_bad(open_dataset(pairs))
     write_report(tmp_path / "report" / "report.html", records, open_dataset(pairs), restored)
     return tmp_path / "report" / "report.html"
 
@@ -75,7 +79,7 @@ def test_window_lies_where_errors_differ(top, left):
 
 
 def test_crops_begin_with_the_image_that_differs_most(restored, pairs):
-    records = [model_record(1, "Good", [26.0, 28.0]), model_record(2, "<Bad> $x_1$", [26.0, 25.0])]
+    records = good_and_bad(open_dataset(pairs))
     rows = crop_rows(records, open_dataset(pairs), restored)
     assert [row.name for row in rows] == ["b.png", "a.png"]
     assert rows[0].spread > rows[1].spread == 0
@@ -94,9 +98,10 @@ def test_page_is_self_contained_and_names_are_text(page):
 
 
 def test_models_without_quality_still_get_a_page(pairs, tmp_path):
-    plain = model_record(1, "Net", [None, None])
+    dataset = open_dataset(pairs)
+    plain = model_record(1, "Net", [None, None], dataset)
     plain["images"]["ssim"] = [None, None]
-    write_report(tmp_path / "report.html", [plain], open_dataset(pairs), tmp_path)
+    write_report(tmp_path / "report.html", [plain], dataset, tmp_path)
     text = (tmp_path / "report.html").read_text()
     assert "Runtime of an image" in text
     assert "Quality against cost" not in text

@@ -36,6 +36,7 @@ def main():
     args = parser.parse_args()
     for number in progress(range(args.count), unit="image"):
         write_png(args.out / f"graphics_{number:03}.png", draw(np.random.default_rng([args.seed, number])))
+    print(f"{args.count} drawings in {args.out}")
 
 
 def draw(rng, width=WIDTH, height=HEIGHT):

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from utils.data import png
 from utils.data.datasets import read_fitting_hr
 from utils.data.images import read_rgb
+from utils.errors import HarnessError
 from utils.evaluate.metrics import psnr
 from utils.files import write_text
 from utils.protocol import SCALE
@@ -46,8 +47,13 @@ class CropRow:
 def write_report(path, records, dataset, images_dir):
     """Write the page for complete records measured on one dataset.
 
-    `images_dir`/FULL_NAME/NAME.png are the restored images of each model. Raises HarnessError if one cannot be read.
+    `images_dir`/FULL_NAME/NAME.png are the restored images of each model. Raises HarnessError if one cannot be read, or
+    if a record is of other data.
     """
+    for record in records:
+        if record["dataset"]["sha256"] != dataset.sha256:
+            name, label = record["model"]["name"], record["dataset"]["label"]
+            raise HarnessError(f"{name}: measured on {label}, not on {dataset.folder}; name its data")
     judged = [record for record in records if mean(record["images"]["psnr"]) is not None]
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
@@ -95,6 +101,8 @@ def _versions(pair, records, images_dir):
     for record in records:
         model = record["model"]
         path = images_dir / f"{model['id']:02}_{model['name']}" / pair.name
+        if not path.exists():
+            raise HarnessError(f"{path}: not there; a report needs the restored images, so measure with --report")
         versions.append((model["name"], read_rgb(path)))
     return read_fitting_hr(pair, lr), versions
 
