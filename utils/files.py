@@ -38,8 +38,12 @@ def read_json(path):
 
 def write_json(path, values):
     """Write a JSON file atomically: readers see the old one or the new one, never a part. Raises HarnessError."""
-    text = json.dumps(_map_psnr(values, lambda value: "inf" if value == math.inf else value), indent=1)
-    write_text(path, text + "\n")
+    write_text(path, json_text(values))
+
+
+def json_text(values):
+    """Return what a JSON file of a dict holds, where an infinite PSNR is "inf"."""
+    return json.dumps(_map_psnr(values, lambda value: "inf" if value == math.inf else value), indent=1) + "\n"
 
 
 def write_text(path, text):

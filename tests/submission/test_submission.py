@@ -155,16 +155,20 @@ def test_team_07_is_packed_and_runs_from_an_empty_folder(command, pairs, tmp_pat
     assert "36.02 G FLOPs" in factsheet.stdout
 
 
-@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
-def test_sources_beside_the_file_are_packed_with_it(tmp_path):
-    entry = find_entry(210, read_registry())
+def packable():
+    """A record that has what `pack` writes about."""
     steady = dict.fromkeys(("median_ms", "p10_ms", "p90_ms", "warmup", "repeats", "lr_height", "lr_width"), 1)
-    measured = record(
+    return record(
         dataset={"label": "data", "images": 2, "has_hr": True},
         runtime=record()["runtime"] | {"steady": steady},
         complexity=record()["complexity"] | {"input_shape": [1, 3, 256, 256]},
     )
-    names = pack(entry, measured, tmp_path / "a.zip")  # which runs it in an empty folder
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_sources_beside_the_file_are_packed_with_it(tmp_path):
+    entry = find_entry(210, read_registry())
+    names = pack(entry, packable(), tmp_path / "a.zip")  # which runs it in an empty folder
     files = ("cpu/nanosr_winograd.py", "cpu/nanosr_winograd.c", "team07_NanoSR.py")
     assert set(names) >= {f"models/{file}" for file in files}
 
@@ -203,11 +207,22 @@ def test_model_of_no_registry_is_checked_as_eval_measures_it(command, candidate,
     assert "name one model, by --model_id or by --model_file" in result.stderr
 
 
-def test_branch_names_class_arguments_and_key():
-    entry = replace(find_entry(7, read_registry()), arguments=[3, 3], state_key="params")
+@pytest.mark.parametrize("key", ["", "params", "params_ema"])
+def test_weights_are_found_in_the_archive_where_a_training_framework_left_them(candidate, tmp_path, key):
+    weights = {"weight": torch.ones(1)}
+    entry = candidate(weights={"iter": 3, key: weights} if key else weights)
+    pack(entry, packable(), tmp_path / "a.zip")  # which runs it in an empty folder
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        branch = archive.read("select_model.py").decode()
+    assert f"load_state_dict(state{[key] if key else ''}, strict=True)" in branch
+
+
+def test_branch_names_class_arguments_and_key(candidate):
+    entry = candidate(weights={"net_g": {"weight": torch.ones(1)}}, state_key="net_g")
+    assert "state['net_g'], strict=True" in select_model_source(entry)
+    entry = replace(find_entry(7, read_registry()), arguments=[3, 3])
     source = select_model_source(entry)
     compile(source, "select_model.py", "exec")
     assert "model = NanoSR_inference(3, 3)" in source
     assert "(3, upscale=4)" in select_model_source(replace(entry, arguments={"*": [3], "upscale": 4}))
-    assert "state['params'], strict=True" in source
     assert NanoSR_inference(3, 3)

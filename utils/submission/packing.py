@@ -1,6 +1,5 @@
 """The submission archive: what it holds, and the proof that it runs where nothing of this project is."""
 
-import json
 import sys
 import tempfile
 import zipfile
@@ -14,11 +13,12 @@ from utils.data.images import read_rgb
 from utils.data.sample import ensure_sample
 from utils.errors import HarnessError
 from utils.evaluate.evaluation import restore
-from utils.files import ROOT
+from utils.files import ROOT, json_text
 from utils.referee.judge import Contestant
 from utils.referee.sandbox import run_apart
 from utils.results.record import protocol_runtime_ms
 from utils.results.tables import latex, latex_table, markdown_table
+from utils.zoo.checkpoints import find_state_dict
 from utils.zoo.registry import source_files, split_arguments
 
 SELECT_MODEL = '''\
@@ -73,7 +73,7 @@ def pack(entry, record, path, sandbox="auto"):
         **{place_of(path): path.read_bytes() for path in source_files(entry)},
         f"model_zoo/{entry.checkpoint_path.name}": entry.checkpoint_path.read_bytes(),
         "select_model.py": select_model_source(entry).encode(),
-        "record.json": (json.dumps(record, indent=1) + "\n").encode(),
+        "record.json": json_text(record).encode(),
         "factsheet.tex": (latex_table([record]) + "\n" + complexity_paragraph(record)).encode(),
         "factsheet.md": markdown_table([record]).encode(),
     }
@@ -97,6 +97,7 @@ def select_model_source(entry):
     """Return the text of select_model.py: the organizers' function with this model's branch."""
     positional, named = split_arguments(entry.arguments)
     arguments = ", ".join([*map(repr, positional), *(f"{key}={value!r}" for key, value in named.items())])
+    key, _ = find_state_dict(entry.checkpoint_path, entry.state_key)
     branch = BRANCH.format(
         id=entry.id,
         module=".".join(Path(place_of(ROOT / entry.file)).with_suffix("").parts[1:]),
@@ -105,7 +106,7 @@ def select_model_source(entry):
         data_range=entry.data_range,
         arguments=arguments,
         checkpoint=entry.checkpoint_path.name,
-        key=f"[{entry.state_key!r}]" if entry.state_key else "",
+        key=f"[{key!r}]" if key else "",
     )
     return SELECT_MODEL.format(branch=branch)
 

@@ -17,6 +17,14 @@ NAMED_KEYS = 4  # of the missing or unexpected ones, in an error
 def load_state_dict(path, key="", trust=False):
     """Read a state dict of CPU tensors, taken from under `key`, or from `params_ema`, `params`, `state_dict`, `model`.
 
+    Raises HarnessError as `find_state_dict` does.
+    """
+    return find_state_dict(path, key, trust)[1]
+
+
+def find_state_dict(path, key="", trust=False):
+    """Return the key under which `load_state_dict` finds the state dict, "" where it is the whole file, and the dict.
+
     Nothing but tensors is unpickled (`weights_only`), unless `trust` is set: then whatever the file holds is unpickled,
     which may run code, and a whole pickled network counts as its state dict. Raises HarnessError if the file is
     missing, is not a checkpoint, or holds anything but plain tensors.
@@ -42,13 +50,13 @@ def load_state_dict(path, key="", trust=False):
     if key and not (isinstance(state, dict) and isinstance(state.get(key), dict)):
         found = ", ".join(map(str, list(state)[:NAMED_KEYS])) if isinstance(state, dict) else type(state).__name__
         raise HarnessError(f"{path}: holds nothing under {key}, but {found}; name another --state_key")
+    if not key and isinstance(state, dict):
+        key = next((key for key in WRAPPERS if isinstance(state.get(key), dict)), "")
     if key:
         state = state[key]
-    elif isinstance(state, dict):
-        state = next((state[key] for key in WRAPPERS if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise HarnessError(f"{path}: holds no state dict of tensors; save it again as model.state_dict()")
-    return state
+    return key, state
 
 
 def load_strictly(model, state, path):
