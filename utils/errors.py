@@ -59,7 +59,7 @@ def exit_on_harness_error(main):
     except HarnessError as error:
         sys.exit(_fail(str(error), error.status))
     except KeyboardInterrupt:
-        sys.exit(_fail("interrupted; what was measured is saved", 130))
+        sys.exit(_fail("interrupted; what was finished is saved", 130))
 
 
 def _fail(message, status):

@@ -3,10 +3,18 @@
 import json
 import os
 import re
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
+import psutil
+import pytest
+
 from tests.conftest import found_beside_times
+from tests.referee.conftest import needs_sandbox
 from utils.evaluate.measurement import RUNNING
+from utils.files import ROOT
 from utils.referee.rows import Row
 from utils.results.record import read_incomplete, read_results, store_record
 
@@ -38,6 +46,23 @@ def test_contestant_gets_the_figures_of_this_process(command, pairs, tmp_path):
     assert plain["audit"] is None
     assert found_beside_times(apart) == []
     assert set(os.listdir(tmp_path / "apart" / "logs")) >= {"07_NanoSR_inference.log"}
+
+
+@pytest.mark.parametrize("sandbox", ["off", pytest.param("require", marks=needs_sandbox)])
+def test_contestant_in_a_pass_without_end_goes_with_a_judge_that_is_killed(stranger, pairs, tmp_path, sandbox):
+    network = stranger(forward="print('for ever')\n        while True: pass")
+    words = (*QUICK, "--data_dir", pairs, *network, "--sandbox", sandbox, "--results", tmp_path / "results")
+    command = [sys.executable, "eval.py", *map(str, words)]
+    judge = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log, deadline = tmp_path / "results" / "logs" / "42_Net.log", time.monotonic() + 120
+    while not (log.exists() and "for ever" in log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    family = psutil.Process(judge.pid).children(recursive=True)
+    assert family
+    judge.kill()
+    judge.wait()
+    assert not psutil.wait_procs(family, timeout=10)[1]
 
 
 def test_growing_record_is_stored_as_often_as_its_file_allows(monkeypatch, tmp_path):
