@@ -22,6 +22,7 @@ from training.data.subimages import write_index, write_shard
 from utils.arguments import positive
 from utils.data.images import bicubic_downscale, crop_to_multiple, image_files, read_rgb
 from utils.errors import HarnessError, exit_on_harness_error
+from utils.processes import end_with_parent
 from utils.progress import progress
 from utils.protocol import SCALE
 
@@ -113,7 +114,7 @@ def prepare(sources, lr_of, out, cut, images_per_shard, workers, strict, halved=
     # An executor lets shards under way be finished, where a Pool would end their processes with locks in their hands.
     spawn = multiprocessing.get_context("spawn")
     try:
-        with bar, ProcessPoolExecutor(min(workers, len(jobs)), spawn) as pool:
+        with bar, ProcessPoolExecutor(min(workers, len(jobs)), spawn, end_with_parent) as pool:
             for shard in pool.map(_write_shard, jobs):
                 shards.append(shard)
                 bar.update(len(shard["sources"]))

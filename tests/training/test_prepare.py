@@ -121,13 +121,29 @@ def test_empty_folder_and_other_settings_are_refused(prepare, photographs, tmp_p
     assert "made from other images or settings" in again.stderr
 
 
-def test_process_that_is_killed_costs_one_line(photographs, tmp_path):
+@pytest.fixture
+def stuck(photographs, tmp_path):
+    """A preparation whose processes wait for an image without end; gives it and them."""
     os.mkfifo(photographs / "0.jpg")  # which nobody ever writes into
     words = map(str, ("-m", "training.prepare", "--hr", photographs, "--out", tmp_path / "out", *SMALL_CUT))
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("out/*.partial")) and process.poll() is None:
         time.sleep(0.1)
-    for child in psutil.Process(process.pid).children(recursive=True):
+    return process, psutil.Process(process.pid).children(recursive=True)
+
+
+def test_processes_end_with_a_preparation_that_is_killed(stuck):
+    process, children = stuck
+    assert children
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    assert not psutil.wait_procs(children, timeout=10)[1]
+
+
+def test_process_that_is_killed_costs_one_line(stuck):
+    process, children = stuck
+    for child in children:
         child.kill()
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 2

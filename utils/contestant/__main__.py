@@ -4,10 +4,7 @@ It answers the judge's requests in turn until the socket closes. A request is {"
 carries the number, and either "answer" or "error", a line, with "mendable" if it is a HarnessError's.
 """
 
-import contextlib
-import ctypes
 import os
-import signal
 import sys
 import traceback
 
@@ -22,9 +19,8 @@ from utils.measure.complexity import INPUT_SHAPE, measure_complexity
 from utils.measure.memory import gpu_peak_mib, peak_rss_bytes, reset_peak
 from utils.measure.runtime import check_output, timed_forward
 from utils.measure.tiles import forward_within_memory
+from utils.processes import end_with_parent
 from utils.zoo.registry import ModelEntry, import_model, load_model
-
-SET_PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
 
 class Contestant:
@@ -123,17 +119,8 @@ def import_model_quietly(entry):
         return
 
 
-def end_with_the_judge():
-    """Have the kernel kill this process when the judge is gone: a pass without end would take a core for ever.
-
-    Linux only (prctl(2)); in a sandbox that is bubblewrap's doing.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-
-
 def main():
-    end_with_the_judge()
+    end_with_parent()  # a pass without end would take a core for ever; in a sandbox bubblewrap sees to it
     channel = Channel(*map(int, sys.argv[1:]))
     contestant = Contestant(channel)
     while True:

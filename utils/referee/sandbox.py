@@ -18,8 +18,8 @@ SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternative
 HARDWARE = ("/sys/devices/system/cpu", "/sys/devices/system/node")  # what libraries read to choose their code
 GPU = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset", "/dev/dri", "/dev/kfd")
 GPU_SYSTEM = ("/sys", "/proc/driver")
-HARNESS = ("utils/__init__.py", "utils/errors.py", "utils/files.py", "utils/protocol.py", "utils/zoo", "utils/measure")
-HARNESS += ("utils/contestant", "models/__init__.py")
+HARNESS = ("utils/__init__.py", "utils/errors.py", "utils/files.py", "utils/processes.py", "utils/protocol.py")
+HARNESS += ("utils/zoo", "utils/measure", "utils/contestant", "models/__init__.py")
 
 
 def choose_sandbox(mode):
