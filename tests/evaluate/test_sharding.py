@@ -2,18 +2,15 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from models.team07_NanoSR import NanoSR_inference
 from tests.conftest import write_pairs
-from tests.training.test_train_command import free_port
+from tests.training.conftest import python, two_processes
 from utils.data.datasets import open_dataset
 from utils.evaluate.sharding import Shard, interleave
-from utils.files import ROOT
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
@@ -21,17 +18,6 @@ def test_parts_put_together_are_the_whole(tmp_path, world):
     dataset = open_dataset(write_pairs(tmp_path, list("abcde"), size=(32, 32)))
     parts = [list(Shard(rank, world).part_of(dataset).pairs) for rank in range(world)]
     assert interleave(parts) == list(dataset.pairs)
-
-
-def python(*words):
-    # One thread each, as torchrun has it: another number adds up a convolution in another order.
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=120)
-
-
-def two_processes():
-    return ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port()]
 
 
 @pytest.mark.parametrize("broken", ["a", "b"])  # the first process's and the other's
@@ -52,7 +38,8 @@ def test_two_processes_give_the_results_of_one(tmp_path):
         "--runs", 2, "--repeats", 2, "--save_images", "--results",
     ]  # fmt: skip
     for launcher, name in (([], "one"), (two_processes(), "two")):
-        result = python(*launcher, *arguments, tmp_path / name)
+        # One thread each, as torchrun has it: another number adds up a convolution in another order.
+        result = python(*launcher, *arguments, tmp_path / name, env=os.environ | {"OMP_NUM_THREADS": "1"})
         assert result.returncode == 0, result.stderr
     one, two = (json.loads((tmp_path / name / "records.json").read_text())["models"] for name in ("one", "two"))
     one, two = one["NanoSR_inference"], two["NanoSR_inference"]

@@ -1,5 +1,6 @@
 """What the training tests share: a tiny recipe, photographs, and a prepared set."""
 
+import socket
 import subprocess
 import sys
 
@@ -94,3 +95,14 @@ def python(*arguments, **options):
     return subprocess.run(
         [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=200, **options
     )
+
+
+def two_processes():
+    """The words by which torchrun runs a script twice, at a port of its own."""
+    return ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port()]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -13,7 +13,7 @@ import torch
 from models.team00_SPAN import SPAN
 from models.training.nanosr import NanoSR_train
 from models.training.span import SPAN_train
-from tests.training.conftest import FILES, both_kinds, python
+from tests.training.conftest import FILES, both_kinds, python, two_processes
 from training.log import read_log
 from utils.files import ROOT
 from utils.zoo.checkpoints import load_state_dict
@@ -125,19 +125,11 @@ def test_two_processes_follow_one_with_the_doubled_batch(recipe_path, prepared, 
     one = train_command(recipe_path, prepared, tmp_path / "one", pairs)
     assert python(*one).returncode == 0
     two = train_command(recipe_path, prepared, tmp_path / "two", pairs)
-    result = python("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port(), *two)
+    result = python(*two_processes(), *two)
     assert result.returncode == 0, result.stderr
     losses = [[float(row["loss"]) for row in read_log(tmp_path / run / "log.csv")] for run in ("one", "two")]
     assert len(losses[0]) == 6
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
-
-
-def free_port():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_full_disk_costs_one_line_and_keeps_the_old_checkpoint(recipe_path, prepared, pairs, tmp_path):
