@@ -114,7 +114,7 @@ def prepare(sources, lr_of, out, cut, images_per_shard, workers, strict, halved=
     # An executor lets shards under way be finished, where a Pool would end their processes with locks in their hands.
     spawn = multiprocessing.get_context("spawn")
     try:
-        with bar, ProcessPoolExecutor(min(workers, len(jobs)), spawn, end_with_parent) as pool:
+        with bar, ProcessPoolExecutor(min(workers, len(jobs)), spawn, end_with_parent, (os.getpid(),)) as pool:
             for shard in pool.map(_write_shard, jobs):
                 shards.append(shard)
                 bar.update(len(shard["sources"]))
