@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 find_python() {
     local candidate
-    for candidate in ${PYTHON:-} python3.{13,12,11} python3 python; do
+    for candidate in ${PYTHON:-} python3.{13,12,11,14} python3 python; do
         if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then
             echo "$candidate"
             return

@@ -11,19 +11,18 @@ import torch.distributed as dist
 from training.cpu.allocator import keep_freed_memory
 from training.data.feed import Plan, make_feed
 from training.data.subimages import SubImages
-from training.forms import trained_model
+from training.forms import load_weights, trained_model
 from training.log import TrainingLog
 from training.loop import STATE_FILE, Trainer, train, unreached_kernels
 from training.recipe import load_recipe
 from training.validation import validation_psnr
-from utils.arguments import natural
+from utils.arguments import duration, natural
 from utils.data.datasets import open_dataset, read_fitting_hr
 from utils.data.images import read_rgb
 from utils.data.sample import ensure_sample
 from utils.errors import DivergedError, HarnessError, exit_on_harness_error, in_one_line, line_of
 from utils.measure.environment import choose_device
 from utils.progress import progress
-from utils.zoo.checkpoints import load_state_dict, load_strictly
 
 LEAP = 10  # times the first row's loss: a training whose loss leaps so far does not come back
 
@@ -84,7 +83,7 @@ def parse():
     parser.add_argument("--run_dir", type=Path, help="default: runs/NAME of the recipe")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint, if it has one")
     parser.add_argument("--init", type=Path, metavar="CKPT", help="weights to start a new run from")
-    parser.add_argument("--minutes", type=float, help="stop at a checkpoint after so many minutes")
+    parser.add_argument("--minutes", type=duration, help="stop at a checkpoint after so many minutes")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--feed", default="auto", choices=("auto", "resident", "mapped"))
     parser.add_argument("--workers", type=natural, default=2, help="processes that cut patches with --feed mapped")
@@ -109,9 +108,7 @@ def start(trainer, run_dir, resume, init):
         trainer.load(run_dir)
         return
     if init:
-        state = load_state_dict(init)
-        load_strictly(trainer.model, state, init)
-        trainer.start_from(state)
+        trainer.start_from(load_weights(trainer.model, init))
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -29,6 +29,7 @@ from training.log import read_log
 from training.loop import STATE_FILE
 from training.recipe import load_recipe
 from training.validation import validation_psnr
+from utils.arguments import duration
 from utils.data.datasets import open_dataset
 from utils.errors import DivergedError, HarnessError, exit_on_harness_error
 from utils.zoo.checkpoints import save_atomically
@@ -78,7 +79,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--data", type=Path, default=Path("data/train"), help="folder that training.prepare made")
     parser.add_argument("--validation", type=Path, help="data folder for the curves (default: the sample)")
-    parser.add_argument("--minutes", type=float, help="of each run, then stop at a checkpoint")
+    parser.add_argument("--minutes", type=duration, help="of each run, then stop at a checkpoint")
     parser.add_argument("--only", nargs="+", type=int, metavar="NUMBER", help="of the settings, counted from 0")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--sets", nargs="+", type=Path, default=[], help="data folders that `table` evaluates on")

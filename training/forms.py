@@ -18,6 +18,7 @@ from torch import nn
 from models.training.reparam import FORMS as TRAINING_FORMS
 from utils.errors import HarnessError
 from utils.files import ROOT
+from utils.zoo.checkpoints import differences, load_state_dict, load_strictly
 from utils.zoo.registry import ModelEntry, build_model, find_entry, read_registry
 
 FORMS = ("plain", *TRAINING_FORMS)
@@ -64,6 +65,21 @@ def build(trained, form=None):
     if form != "plain":
         network.set_form(form)
     return network
+
+
+def load_weights(network, path):
+    """Load a checkpoint into a network to train; return the state dict.
+
+    Raises HarnessError if it does not fit, and says so if it is a training form's fused weights.
+    """
+    state = load_state_dict(path)
+    if differences(network.state_dict(), state) and not differences(fused(network).state_dict(), state):
+        raise HarnessError(
+            f"{path}: fused already, and {type(network).__name__} cannot be had from that; "
+            "give the weights of the training form"
+        )
+    load_strictly(network, state, path)
+    return state
 
 
 def fused(network):

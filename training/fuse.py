@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from training.forms import build, fused, trained_model
+from training.forms import build, fused, load_weights, trained_model
 from training.loop import STATE_FILE
 from training.recipe import model_of_state
 from utils.errors import HarnessError, exit_on_harness_error
-from utils.zoo.checkpoints import load_state_dict, load_strictly, save_atomically
+from utils.zoo.checkpoints import save_atomically
 from utils.zoo.registry import read_registry
 
 
@@ -29,7 +29,7 @@ def main():
     if not trained.train_file:
         raise HarnessError(f"{args.checkpoint}: {trained.entry.name} has no training form; there is nothing to fuse")
     model = build(trained).eval()
-    load_strictly(model, load_state_dict(args.checkpoint), args.checkpoint)
+    load_weights(model, args.checkpoint)
     plain = fused(model).eval()
     save_atomically(plain.state_dict(), args.out)
     difference = largest_difference(model, plain, trained.entry.data_range)

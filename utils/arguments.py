@@ -127,6 +127,14 @@ def amount(text):
     return value
 
 
+def duration(text):
+    """An argument's number from 0, infinity included."""
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a duration")
+    return value
+
+
 def _at_least(least, text, name):
     value = int(text)
     if value < least:

@@ -11,6 +11,7 @@ from benchmarks.peers import PEERS, RECIPE, SWEEP_FILE, read_sweep, run, run_fol
 from benchmarks.peers.table import table
 from training.log import read_log
 from training.recipe import load_recipe
+from utils.arguments import duration
 from utils.errors import DivergedError, HarnessError, exit_on_harness_error
 from utils.files import write_json
 
@@ -26,7 +27,7 @@ def main():
     parser.add_argument("--validation", type=Path, help="data folder for the curves (default: the sample)")
     parser.add_argument("--only", nargs="+", choices=[peer.name for peer in PEERS], metavar="NAME")
     parser.add_argument("--first_seed", action="store_true", help="train with the first seed alone")
-    parser.add_argument("--minutes", type=float, help="of each run, then stop at a checkpoint")
+    parser.add_argument("--minutes", type=duration, help="of each run, then stop at a checkpoint")
     parser.add_argument("--sets", nargs="+", type=Path, default=[], help="data folders that `table` evaluates on")
     parser.add_argument("--published", type=Path, help="folder of published weights, named as in the registry")
     args = parser.parse_args()

@@ -6,8 +6,9 @@ from torch import nn
 
 from models.team00_EFDN import EFDN
 from models.team00_SPAN import SPAN
+from models.team07_NanoSR import NanoSR_inference
 from models.training.nanosr import NanoSR_train
-from training.forms import build, fused, trained_model
+from training.forms import build, fused, load_weights, trained_model
 from training.loop import start_near_mean
 from training.optim.muon import hidden_weights
 from utils.errors import HarnessError
@@ -48,6 +49,17 @@ def test_model_of_a_table_comes_from_its_file():
 def test_what_is_not_there_is_named(model, form, reason):
     with pytest.raises(HarnessError, match=reason):
         build(trained_model(model), form)
+
+
+@pytest.mark.parametrize("form", ["collapsed", "branches"])
+def test_fused_weights_are_no_training_forms(tmp_path, form):
+    torch.save({"params": NanoSR_inference().state_dict()}, tmp_path / "fused.pth")
+    torch.save(SPAN().state_dict(), tmp_path / "other.pth")
+    network = build(trained_model(7), form)
+    with pytest.raises(HarnessError, match="fused already, and NanoSR_train cannot be had from that"):
+        load_weights(network, tmp_path / "fused.pth")
+    with pytest.raises(HarnessError, match="does not fit NanoSR_train"):
+        load_weights(network, tmp_path / "other.pth")
 
 
 @pytest.mark.parametrize(

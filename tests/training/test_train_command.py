@@ -96,6 +96,13 @@ def test_minutes_stop_at_a_checkpoint(command, recipe_path, prepared, pairs, tmp
     assert "finished" in result.stdout
 
 
+@pytest.mark.parametrize("minutes", ["nan", "-1"])
+def test_minutes_that_would_never_pass_are_refused(command, recipe_path, minutes):
+    result = command("train.py", recipe_path, "--minutes", minutes)
+    assert result.returncode == 2
+    assert f"--minutes: {minutes} is not a duration" in result.stderr
+
+
 def test_validation_image_that_cannot_be_read_is_named_before_the_first_step(
     command, recipe_path, prepared, pairs, tmp_path
 ):
