@@ -17,6 +17,7 @@ from utils.data.sample import default_data_dir
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.evaluate.evaluation import default_workers, evaluate, largest_lr
 from utils.evaluate.runner import Runner
+from utils.files import writing
 from utils.measure.complexity import measure_complexity
 from utils.measure.environment import choose_device
 from utils.measure.memory import measure_peak_mib, reset_peak
@@ -106,11 +107,9 @@ def run(loaded, dataset, device, args, log):
 
 def open_log(path):
     """Return a logger to the terminal and to `path`."""
-    try:
+    with writing(path, "run from another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
         handlers = [logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler()]
-    except OSError as error:
-        raise HarnessError(f"{path}: cannot be written ({error.strerror}); run from a writable folder") from error
     logging.basicConfig(
         level=logging.INFO,
         force=True,

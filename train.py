@@ -21,6 +21,7 @@ from utils.data.datasets import open_dataset, read_fitting_hr
 from utils.data.images import read_rgb
 from utils.data.sample import ensure_sample
 from utils.errors import DivergedError, HarnessError, exit_on_harness_error, in_one_line, line_of
+from utils.files import writing
 from utils.measure.environment import choose_device
 from utils.progress import progress
 
@@ -109,10 +110,8 @@ def start(trainer, run_dir, resume, init):
         return
     if init:
         trainer.start_from(load_weights(trainer.model, init))
-    try:
+    with writing(run_dir, "choose another --run_dir"):
         run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HarnessError(f"{run_dir}: cannot be made ({error.strerror}); choose another --run_dir") from error
 
 
 def run(trainer, feed, validation, run_dir, args):

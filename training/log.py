@@ -1,9 +1,12 @@
 """What a run leaves to look at: log.csv, TensorBoard events, and curves.png. The CSV is the record, the rest views."""
 
 import csv
+import io
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
+
+from utils.files import write_text, writing
 
 FIELDS = ("step", "loss", "gradient_norm", "learning_rate", "validation_psnr", "seconds")
 
@@ -11,18 +14,23 @@ FIELDS = ("step", "loss", "gradient_norm", "learning_rate", "validation_psnr", "
 class TrainingLog:
     """Appends rows to `folder`/log.csv; rows past `step`, left by a run killed after its last checkpoint, are cut.
 
-    `first_loss` is that of the run's first row, None before there is one.
+    `first_loss` is that of the run's first row, None before there is one. All that writes raises HarnessError where a
+    disk is full.
     """
 
     def __init__(self, folder, step):
         self.path = Path(folder) / "log.csv"
         rows = [row for row in read_log(self.path) if row["step"] <= step] if step else []
-        self.file = open(self.path, "w", newline="", encoding="utf-8")
-        self.writer = csv.DictWriter(self.file, FIELDS, lineterminator="\n")
-        self.writer.writeheader()
-        self.writer.writerows(rows)
+        kept = io.StringIO()
+        writer = csv.DictWriter(kept, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path, kept.getvalue())  # whole or not at all: these rows are of hours that are gone
         self.first_loss = float(rows[0]["loss"]) if rows else None
-        self.events = SummaryWriter(str(Path(folder) / "events"), purge_step=step or None)
+        with self._writing():
+            self.file = open(self.path, "a", newline="", encoding="utf-8")
+            self.events = SummaryWriter(str(Path(folder) / "events"), purge_step=step or None)
+        self.writer = csv.DictWriter(self.file, FIELDS, lineterminator="\n")
 
     def write(self, step, loss, gradient_norm, learning_rate, seconds, validation_psnr=None):
         """Add one row; `loss` is the mean since the row before, `validation_psnr` [dB] may be missing."""
@@ -34,29 +42,38 @@ class TrainingLog:
             "validation_psnr": "" if validation_psnr is None else f"{validation_psnr:.4f}",
             "seconds": f"{seconds:.1f}",
         }
-        self.writer.writerow(row)
-        self.file.flush()
         self.first_loss = loss if self.first_loss is None else self.first_loss
-        for key in FIELDS[1:]:
-            if row[key]:
-                self.events.add_scalar(key, float(row[key]), step)
+        with self._writing():
+            self.writer.writerow(row)
+            self.file.flush()
+            for key in FIELDS[1:]:
+                if row[key]:
+                    self.events.add_scalar(key, float(row[key]), step)
 
     def close(self):
         """Finish the files and draw curves.png."""
-        self.file.close()
-        self.events.close()
-        rows = read_log(self.path)
-        if rows:
-            plot_curves(rows, self.path.with_name("curves.png"))
+        with self._writing():
+            self.file.close()
+            self.events.close()
+            rows = read_log(self.path)
+            if rows:
+                plot_curves(rows, self.path.with_name("curves.png"))
+
+    def _writing(self):
+        return writing(self.path.parent, "choose another --run_dir")
 
 
 def read_log(path):
-    """Return the rows of a log.csv as dicts, `step` as int, the other values as text; no file gives no rows."""
+    """Return the rows of a log.csv as dicts, `step` as int, the other values as text; no file gives no rows.
+
+    A last row that a full disk cut short is no row.
+    """
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            return [{**row, "step": int(row["step"])} for row in csv.DictReader(file)]
+            whole = [line for line in file if line.endswith("\n")]
     except FileNotFoundError:
         return []
+    return [{**row, "step": int(row["step"])} for row in csv.DictReader(whole)]
 
 
 def plot_curves(rows, path):

@@ -22,6 +22,7 @@ from training.data.subimages import write_index, write_shard
 from utils.arguments import positive
 from utils.data.images import bicubic_downscale, crop_to_multiple, image_files, read_rgb
 from utils.errors import HarnessError, exit_on_harness_error
+from utils.files import writing
 from utils.processes import end_with_parent
 from utils.progress import progress
 from utils.protocol import SCALE
@@ -101,10 +102,8 @@ def prepare(sources, lr_of, out, cut, images_per_shard, workers, strict, halved=
 
     `halved`: the sources that are cut at half their size, too.
     """
-    try:
+    with writing(out, "choose another --out"):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HarnessError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
     jobs = [
         (out / f"shard-{number:05}", sources[first : first + images_per_shard], lr_of, cut, strict, halved)
         for number, first in enumerate(range(0, len(sources), images_per_shard))

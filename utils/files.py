@@ -8,7 +8,7 @@ import math
 import os
 from pathlib import Path
 
-from utils.errors import HarnessError
+from utils.errors import HarnessError, one_line
 
 ROOT = Path(__file__).parent.parent  # the project's folder
 
@@ -50,15 +50,26 @@ def write_text(path, text):
     """Write a text file atomically, creating its folder. Raises HarnessError if that fails."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        try:
+            with open(partial, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path, instead="choose another folder"):
+    """Turn an OSError of the block, in which `path` is written, into a HarnessError that names it."""
+    try:
+        yield
     except OSError as error:
-        raise HarnessError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from error
+        reason = error.strerror or one_line(str(error), 200)
+        raise HarnessError(f"{path}: cannot be written ({reason}); make room, or {instead}") from error
 
 
 @contextlib.contextmanager
@@ -68,11 +79,9 @@ def locked(path):
     It is a `.lock` file beside it, which goes when the lock does.
     """
     lock_path = Path(path).with_name(f".{Path(path).name}.lock")
-    try:
+    with writing(path):
         lock_path.parent.mkdir(parents=True, exist_ok=True)
         lock = _lock(lock_path)
-    except OSError as error:
-        raise HarnessError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from error
     with lock:
         try:
             yield

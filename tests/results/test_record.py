@@ -1,13 +1,16 @@
 """utils/results/record.py: nothing that was measured gets lost."""
 
+import errno
 import json
 import math
 import multiprocessing
+import os
+from unittest.mock import Mock
 
 import pytest
 
 from utils.errors import HarnessError
-from utils.files import write_json
+from utils.files import read_json, write_json
 from utils.results.record import read_results, store_record
 
 
@@ -77,3 +80,13 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(HarnessError, match="cannot be written"):
         write_json(tmp_path / "file" / "results.json", {})
+
+
+def test_full_disk_keeps_the_old_file_and_no_part_of_the_new(tmp_path, monkeypatch):
+    write_json(tmp_path / "results.json", {"old": 1})
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=full))
+    with pytest.raises(HarnessError, match=r"results\.json: cannot be written .*No space left.*make room"):
+        write_json(tmp_path / "results.json", {"new": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert read_json(tmp_path / "results.json") == {"old": 1}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import HarnessError
-from utils.files import file_sha256, read_json, write_json
+from utils.files import file_sha256, read_json, write_json, writing
 from utils.protocol import SCALE
 
 FORMAT = 1
@@ -84,7 +84,7 @@ def write_shard(stem, made_from, pairs, skipped=()):
         return found
     partial = {kind: stem.with_suffix(f".{kind}.partial") for kind in ("hr", "lr")}
     shapes = []
-    try:
+    with writing(stem, "choose another --out"):
         stem.parent.mkdir(parents=True, exist_ok=True)
         with open(partial["hr"], "wb") as hr_file, open(partial["lr"], "wb") as lr_file:
             for lr, hr in pairs:
@@ -101,10 +101,6 @@ def write_shard(stem, made_from, pairs, skipped=()):
         }
         for kind, path in partial.items():
             path.replace(stem.with_suffix(f".{kind}"))
-    except OSError as error:
-        raise HarnessError(
-            f"{stem}: cannot be written ({error.strerror}); make room, or choose another --out"
-        ) from error
     write_json(info_path, info)
     return info
 

@@ -9,6 +9,7 @@ import torch
 
 from utils.data import png
 from utils.errors import HarnessError
+from utils.files import writing
 from utils.protocol import SCALE
 
 STRIP_BYTES = 1 << 20  # of float32 grey levels that are rounded at once: they stay in the cache
@@ -59,11 +60,9 @@ def read_rgb(path):
 def write_png(path, image):
     """Write H x W x 3 uint8 RGB as PNG, creating the folder. Raises HarnessError if that fails."""
     path = Path(path)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png.encode(image))
-    except OSError as error:
-        raise HarnessError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
 
 
 def to_tensor(image, data_range=1.0):

@@ -3,7 +3,7 @@
 It lets a newcomer see the harness at work. It is not DIV2K_LSDIR_valid, and its label says so everywhere.
 """
 
-import json
+import argparse
 from pathlib import Path
 
 import skimage
@@ -11,7 +11,7 @@ import skimage
 from utils.data.datasets import LABEL_FILE, challenge_folders
 from utils.data.images import bicubic_downscale, crop_to_multiple, read_rgb, write_png
 from utils.errors import HarnessError, exit_on_harness_error
-from utils.files import ROOT
+from utils.files import ROOT, write_json
 from utils.protocol import SCALE
 
 SAMPLE_DIR = ROOT / "data" / "sample"
@@ -41,7 +41,7 @@ def make_sample(folder=SAMPLE_DIR):
         stem = Path(name).stem
         write_png(hr_dir / f"{stem}.png", hr)
         write_png(lr_dir / f"{stem}x{SCALE}.png", bicubic_downscale(hr))
-    (folder / LABEL_FILE).write_text(json.dumps({"label": LABEL}) + "\n", encoding="utf-8")
+    write_json(folder / LABEL_FILE, {"label": LABEL})
     return folder
 
 
@@ -56,5 +56,10 @@ def default_data_dir():
     return parent if challenge_folders(parent, "valid")[1].is_dir() else ensure_sample()
 
 
+def main():
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    print(f"sample: {ensure_sample()}")
+
+
 if __name__ == "__main__":
-    exit_on_harness_error(lambda: print(f"sample: {ensure_sample()}"))
+    exit_on_harness_error(main)

@@ -13,7 +13,7 @@ from utils.data.images import read_rgb
 from utils.data.sample import ensure_sample
 from utils.errors import HarnessError
 from utils.evaluate.evaluation import restore
-from utils.files import ROOT, json_text
+from utils.files import ROOT, json_text, writing
 from utils.referee.judge import Contestant
 from utils.referee.sandbox import run_apart
 from utils.results.record import protocol_runtime_ms
@@ -79,17 +79,16 @@ def pack(entry, record, path, sandbox="auto"):
     }
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
-    try:
+    with writing(path, "choose another --out"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, data in files.items():
-                archive.writestr(name, data)
-        prove(entry, partial, sandbox)
-        partial.replace(path)
-    except OSError as error:
-        raise HarnessError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        try:
+            with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+                for name, data in files.items():
+                    archive.writestr(name, data)
+            prove(entry, partial, sandbox)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     return list(files)
 
 
