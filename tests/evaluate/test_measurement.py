@@ -60,6 +60,13 @@ def test_going_on_gives_the_record_of_an_unbroken_measurement(loaded, dataset, p
         assert resumed[key] == whole[key], key
 
 
+def test_image_whose_entry_was_interrupted_is_judged_again(loaded, dataset):
+    whole = measure(loaded, dataset, Plan(2, 1, 1))
+    earlier = stopped_after(loaded, dataset, 2)
+    earlier["images"]["name"].append(whole["images"]["name"][2])  # and Ctrl-C came before the other columns
+    assert measure(loaded, dataset, Plan(2, 1, 1), earlier=earlier)["images"] == whole["images"]
+
+
 def test_interrupted_measurement_is_handed_on_as_it_is(loaded, dataset):
     handed, passes = [], iter(range(5))
 

@@ -117,9 +117,10 @@ def same_circumstances(earlier, record, save_dir):
 
 
 def _go_on(record, earlier, plan, on_pass):
-    for key in ("images", "memory"):
-        record[key] = deepcopy(earlier[key])
+    record["memory"] = deepcopy(earlier["memory"])
     record["runtime"]["runs"] = deepcopy(earlier["runtime"]["runs"][: plan.runs])
+    judged = sum(map(len, record["runtime"]["runs"][:1]))  # one whose entry was interrupted is judged again
+    record["images"] = {key: values[:judged] for key, values in earlier["images"].items()}
     record["runtime"]["sittings"] = earlier["runtime"]["sittings"] + 1
     for _ in range(sum(map(len, record["runtime"]["runs"]))):
         on_pass()
