@@ -94,7 +94,12 @@ def no_lr_folder(folder):
     return "no such folder"
 
 
-@pytest.mark.parametrize("damage", [remove_lr, remove_hr, misname_lr, empty_lr, no_lr_folder])
+def twin_hr(folder):
+    shutil.copy(folder / "HR" / "a.png", folder / "HR" / "a.PNG")
+    return r"HR/a\.png: which is the image, this or a\.PNG\? remove one of them"
+
+
+@pytest.mark.parametrize("damage", [remove_lr, remove_hr, misname_lr, empty_lr, no_lr_folder, twin_hr])
 def test_incomplete_folder_names_the_file(pairs, damage):
     reason = damage(pairs)
     with pytest.raises(HarnessError, match=reason):

@@ -66,7 +66,7 @@ def open_dataset(folder, split="valid"):
     """List the pairs of a data folder: the challenge's layout for `split`, else `HR/` and `LR/` (any split).
 
     The HR folder may be absent as a whole (LR only), a single HR or LR image may not. Raises HarnessError for a
-    missing folder, no images, or an image without its partner.
+    missing folder, no images, two files of one name, or an image without its partner.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -89,15 +89,23 @@ def _pair(lr_paths, hr_dir):
     for path in lr_paths:
         if not path.stem.endswith(suffix):
             raise HarnessError(f"{path}: LR images are named NAME{suffix}.png; rename or remove it")
-    lr_of = {path.stem.removesuffix(suffix): path for path in lr_paths}
+    lr_of = {stem.removesuffix(suffix): path for stem, path in _by_stem(lr_paths).items()}
     if not hr_dir.is_dir():
         return [Pair(f"{stem}.png", path, None) for stem, path in lr_of.items()]
-    hr_of = {path.stem: path for path in image_files(hr_dir, [".png"])}
+    hr_of = _by_stem(image_files(hr_dir, [".png"]))
     for stem in sorted(hr_of.keys() - lr_of.keys()):
         raise HarnessError(f"{hr_of[stem]}: has no LR image {stem}{suffix}.png; add it or remove this one")
     for stem in sorted(lr_of.keys() - hr_of.keys()):
         raise HarnessError(f"{lr_of[stem]}: has no HR image {stem}.png; add it or remove this one")
     return [Pair(hr_of[stem].name, lr_of[stem], hr_of[stem]) for stem in sorted(hr_of)]
+
+
+def _by_stem(paths):
+    found = {}
+    for path in paths:
+        if (twin := found.setdefault(path.stem, path)) != path:
+            raise HarnessError(f"{path}: which is the image, this or {twin.name}? remove one of them")
+    return found
 
 
 def _label(folder, split, challenge, count):
