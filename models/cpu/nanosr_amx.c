@@ -8,8 +8,9 @@
    come in both arrangements.
 
    Maps have a border of one zero pixel, rows of a multiple of 64 bytes, and some readable zeros after their end. */
-#include "maps.h"
 #include "tiles.h"
+
+#include "maps.h"
 
 enum { STEPS = 15, KERNEL = STEPS * 2 * TILE * TILE };  /* numbers of a part's kernels in an arrangement */
 enum { GROUPS = 2, SPAN = 2 * GROUPS * TILE, SHARE = (SPAN + STEPS - 1) / STEPS };  /* pixels done at once */

@@ -1,10 +1,9 @@
 /* What the files that multiply by AMX share: tiles of 16 rows x 64 bytes, and the kernel's permission to use them. */
-#include <immintrin.h>
-#include <stdint.h>
-
 #if !defined __AMX_BF16__ && !defined __AMXBF16__ /* as older clangs name it */
 #error "needs a processor with AMX and a compiler that knows it"
 #endif
+#include <immintrin.h>
+#include <stdint.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 

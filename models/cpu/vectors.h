@@ -3,7 +3,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined __AVX512F__ || defined FLOAT16
+#if defined __AVX512F__ || (defined FLOAT16 && defined __F16C__)
 #include <immintrin.h>
 #endif
 #ifdef __AVX512F__
@@ -29,22 +29,26 @@ static inline vec load_number(const number *p) {
 static inline void store_number(number *p, vec v) {
     _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
 }
-#elif defined FLOAT16
-#ifndef __F16C__
-#error "float16 takes a processor with F16C"
-#endif
+#elif defined FLOAT16 && defined __AVX512F__
 typedef uint16_t number;
-#ifdef __AVX512F__
 static inline vec load_number(const number *p) { return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 static inline void store_number(number *p, vec v) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-#else
+#elif defined FLOAT16 && defined __F16C__
+typedef uint16_t number;
 static inline vec load_number(const number *p) { return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 static inline void store_number(number *p, vec v) {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 }
+#elif defined FLOAT16
+#ifndef __aarch64__
+#error "float16 takes a processor with F16C, or a 64-bit ARM"
 #endif
+typedef _Float16 number;
+typedef number numbers __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+static inline vec load_number(const number *p) { return __builtin_convertvector(*(const numbers *)p, vec); }
+static inline void store_number(number *p, vec v) { *(numbers *)p = __builtin_convertvector(v, numbers); }
 #else
 typedef float number;
 static inline vec load_number(const number *p) { return load(p); }
