@@ -13,7 +13,15 @@ import torch
 
 from utils.errors import HarnessError
 
-INSTRUCTION_SETS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX"}
+# As /proc/cpuinfo calls them, x86's and ARM's.
+INSTRUCTION_SETS = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_bf16": "AVX512-BF16",
+    "amx_bf16": "AMX",
+    "sve": "SVE",
+    "bf16": "BF16",
+}
 LIBRARIES = {"torch": torch, "numpy": numpy, "opencv": cv2, "fvcore": fvcore, "scikit-image": skimage}
 
 
@@ -36,7 +44,7 @@ def describe_environment(device):
         "device": device.type,
         "gpu": gpu,
         "cuda": torch.version.cuda if gpu else None,
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": psutil.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
@@ -51,13 +59,18 @@ def machine_line(environment):
     return f"{environment['gpu'] or environment['cpu']}, {environment['threads']} threads"
 
 
-def _cpu_name():
-    """The processor's name, which may say little, and those of its instruction sets that decide about speed."""
+def cpu_name(cpuinfo=Path("/proc/cpuinfo")):
+    """Return the processor's name, which may say little, and those of its instruction sets that decide about speed.
+
+    Linux gives no names of ARM's, but numbers for who made it and which it is: 0x41 and 0xd40 are ARM's Neoverse V1.
+    """
     name, sets = platform.processor() or platform.machine(), []
-    cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         facts = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
         facts = {key.strip(): value.strip() for key, value in facts.items()}
+        if "CPU part" in facts:
+            name += f" {facts.get('CPU implementer')}/{facts['CPU part']}"
         name = facts.get("model name", name)
-        sets = [shown for flag, shown in INSTRUCTION_SETS.items() if flag in facts.get("flags", "").split()]
+        flags = (facts.get("flags") or facts.get("Features", "")).split()
+        sets = [shown for flag, shown in INSTRUCTION_SETS.items() if flag in flags]
     return f"{name} ({', '.join(sets)})" if sets else name

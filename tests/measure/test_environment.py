@@ -1,0 +1,37 @@
+"""utils/measure/environment.py: what a figure was measured on is told apart from other machines."""
+
+import platform
+
+import pytest
+
+from utils.measure.environment import cpu_name
+
+XEON = """processor\t: 1
+vendor_id\t: GenuineIntel
+model name\t: Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz
+flags\t\t: fpu sse2 avx2 avx512f avx512_bf16 amx_bf16 amx_tile
+"""
+GRAVITON3 = """processor\t: 0
+BogoMIPS\t: 2100.00
+Features\t: fp asimd sve svebf16 bf16
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU part\t: 0xd40
+"""
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        (XEON, "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz (AVX2, AVX-512, AVX512-BF16, AMX)"),
+        (GRAVITON3, "aarch64 0x41/0xd40 (SVE, BF16)"),
+        ("processor: 0\n", "aarch64"),
+        (None, "aarch64"),
+    ],
+)
+def test_processor_is_named_by_what_linux_knows_of_it(tmp_path, monkeypatch, cpuinfo, expected):
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert cpu_name(tmp_path / "cpuinfo") == expected
