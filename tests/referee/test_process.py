@@ -6,6 +6,7 @@ import time
 import psutil
 import pytest
 
+from utils.errors import HarnessError
 from utils.referee.process import LOG_BYTES, Limits, run_isolated
 
 GIB = 2**30
@@ -44,6 +45,7 @@ def test_command_that_ends_well_has_no_reason(run):
         ("import os; os._exit(5)", "ended with status 5"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV"),
         ("import os; os._exit(128 + 11)", "killed by SIGSEGV"),
+        ("import os; os.kill(os.getpid(), 40)", "killed by signal 40"),  # one of those without a name
         (r"import os; os.write(2, b'\xff\xfe\n'); os._exit(1)", r"\xff\xfe"),
     ],
 )
@@ -88,3 +90,14 @@ def test_endless_output_is_cut_and_does_not_block(run):
     reason, log = run("while True: print('x' * 1000)", seconds=2)
     assert "did not end" in reason
     assert len(log) == LOG_BYTES
+
+
+def test_log_on_a_full_disk_does_not_block():
+    words = [sys.executable, "-c", "print('x' * 10**6)"]
+    assert run_isolated(words, "/dev/full", Limits(seconds=20)) is None
+
+
+def test_log_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "logs").write_text("")
+    with pytest.raises(HarnessError, match=r"logs/a\.log: cannot be written"):
+        run_isolated([sys.executable, "-c", ""], tmp_path / "logs" / "a.log")

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from utils.errors import one_line
+from utils.files import writing
 
 LOG_BYTES = 1 << 20  # of a process's output that are kept
 POLL_S = 0.05
@@ -30,12 +31,15 @@ class Limits:
 class WatchedProcess:
     """A command in a session of its own. Its output, cut after `LOG_BYTES`, goes to a log; breaking a limit kills it.
 
-    `broken` is the limit that it broke, in a line, else None. `close` kills it and all that it has started.
+    `broken` is the limit that it broke, in a line, else None. `close` kills it and all that it has started. Raises
+    HarnessError if there cannot be a log.
     """
 
     def __init__(self, command, log_path, limits, **options):
         self.log_path, self.limits, self.broken = Path(log_path), limits, None
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(self.log_path):
+            self.log_path.parent.mkdir(parents=True, exist_ok=True)
+            log = open(self.log_path, "wb", buffering=0)
         self.family = {}  # every descendant ever seen, by pid and time of birth: it may leave its group, not this list
         self.process = subprocess.Popen(
             list(map(str, command)),
@@ -46,7 +50,7 @@ class WatchedProcess:
             **options,
         )
         self._deadline = time.monotonic() + limits.seconds
-        self._reader = threading.Thread(target=_keep_beginning, args=(self.process.stdout, self.log_path), daemon=True)
+        self._reader = threading.Thread(target=_keep_beginning, args=(self.process.stdout, log), daemon=True)
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._reader.start()
         self._watcher.start()
@@ -81,7 +85,7 @@ class WatchedProcess:
             return self.broken
         status = self.process.returncode
         if status < 0:
-            return f"killed by {signal.Signals(-status).name}"
+            return f"killed by {signal.Signals(-status).name if -status in {*signal.Signals} else f'signal {-status}'}"
         if status > 128 and status - 128 in {*signal.Signals}:  # as a shell, or the sandbox, tells it
             return f"killed by {signal.Signals(status - 128).name}"
         return (_last_line(self.log_path) or f"ended with status {status}") if status else None
@@ -127,15 +131,15 @@ def run_isolated(command, log_path, limits=None, **options):
     return watched.reason()
 
 
-def _keep_beginning(stream, path):
+def _keep_beginning(stream, file):
     """Copy a stream to a file up to `LOG_BYTES`; read on without keeping, so that the writer never blocks."""
-    kept = 0
-    with open(path, "wb") as file:
+    room = LOG_BYTES
+    with file:
         while chunk := stream.read1(1 << 16):
-            if kept < LOG_BYTES:
-                file.write(chunk[: LOG_BYTES - kept])
-                file.flush()
-                kept += len(chunk)
+            try:
+                room -= file.write(chunk[:room])
+            except OSError:  # a full disk is not the command's fault
+                room = 0
 
 
 def _last_line(path):
