@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from training.cpu.allocator import keep_freed_memory
-from training.data.feed import Plan, make_feed
+from training.data.feed import THREADS, Plan, make_feed
 from training.data.subimages import SubImages
 from training.forms import load_weights, trained_model
 from training.log import TrainingLog
@@ -87,7 +87,7 @@ def parse():
     parser.add_argument("--minutes", type=duration, help="stop at a checkpoint after so many minutes")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--feed", default="auto", choices=("auto", "resident", "mapped"))
-    parser.add_argument("--workers", type=natural, default=2, help="processes that cut patches with --feed mapped")
+    parser.add_argument("--workers", type=natural, default=THREADS, help="threads that cut patches with --feed mapped")
     return parser.parse_args()
 
 

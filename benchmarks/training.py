@@ -26,7 +26,7 @@ import torch
 
 from training.cpu.allocator import keep_freed_memory
 from training.cpu.convolution import chosen
-from training.data.feed import MappedFeed, Plan, ResidentFeed
+from training.data.feed import THREADS, MappedFeed, Plan, ResidentFeed
 from training.data.subimages import SubImages
 from training.graph import GraphedUpdate
 from training.loop import Trainer
@@ -194,11 +194,11 @@ def feed_rates(recipe, device, rounds):
         feeds = {
             "resident": ResidentFeed(subimages, plan, device),
             "mapped, in the training process": MappedFeed(subimages, plan, device, 0),
-            "mapped, 2 workers": MappedFeed(subimages, plan, device, 2),
+            f"mapped, {THREADS} threads": MappedFeed(subimages, plan, device, THREADS),
         }
         for name, feed in feeds.items():
             batches = feed.batches(0, 20 * rounds + 1)
-            next(batches)  # workers start with the first
+            next(batches)  # threads start with the first
             start = time.perf_counter()
             for _ in batches:
                 pass

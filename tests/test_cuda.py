@@ -70,10 +70,10 @@ class Pair:
 @pytest.mark.parametrize("candidates", [1, 3])
 def test_feed_on_the_gpu_cuts_what_the_cpu_cuts(candidates):
     plan = Plan(Pair.shapes, seed=3, batch=7, hr_patch=32, candidates=candidates)
-    on_gpu = ResidentFeed(Pair(), plan, "cuda").batches(0, 3)
-    on_cpu = MappedFeed(Pair(), plan, "cpu", 0).batches(0, 3)
-    for gpu, cpu in zip(on_gpu, on_cpu, strict=True):
-        assert all(torch.equal(a.cpu(), b) for a, b in zip(gpu, cpu, strict=True))
+    on_cpu = list(MappedFeed(Pair(), plan, "cpu", 0).batches(0, 3))
+    for feed in (ResidentFeed(Pair(), plan, "cuda"), MappedFeed(Pair(), plan, "cuda", 2)):
+        for gpu, cpu in zip(feed.batches(0, 3), on_cpu, strict=True):
+            assert all(a.is_cuda and torch.equal(a.cpu(), b) for a, b in zip(gpu, cpu, strict=True))
 
 
 def test_events_time_a_forward_pass_and_memory_has_a_peak():

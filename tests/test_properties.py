@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import photograph
+from utils.ahead import ahead
 from utils.data import png
 from utils.data.images import bicubic_downscale, crop_to_multiple, read_rgb, to_image, to_tensor
 from utils.errors import HarnessError
-from utils.evaluate.evaluation import ahead
 from utils.evaluate.metrics import SHAVE, WINDOW, psnr, ssim
 from utils.evaluate.sharding import Shard, interleave
 from utils.measure.tiles import forward_in_tiles

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from tests.conftest import write_pairs
+from utils.ahead import ahead
 from utils.data.datasets import open_dataset
 from utils.data.images import read_rgb
 from utils.errors import HarnessError
 from utils.evaluate import evaluation
-from utils.evaluate.evaluation import ahead, evaluate
+from utils.evaluate.evaluation import evaluate
 from utils.evaluate.runner import Runner
 from utils.zoo.registry import LoadedModel, ModelEntry
 

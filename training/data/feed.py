@@ -2,17 +2,21 @@
 of feeding, any number of workers and any restart give the same batches.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import psutil
 import torch
-from torch.utils.data import DataLoader, Dataset
 
+from utils.ahead import ahead
 from utils.errors import HarnessError
 from utils.protocol import SCALE
 
 RESIDENT_SHARE = 0.5  # of the free memory that the whole set may take
+THREADS = min(8, os.cpu_count() or 1)  # that cut patches from memory maps
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,9 @@ class Plan:
 
 
 def detail(images):
-    """Sum the absolute differences of neighbours in N x 3 x H x W uint8 images: N integers, equal on every device."""
-    images = images.to(torch.int16)
-    return sum(images.diff(dim=dim).abs().sum(dim=(1, 2, 3)) for dim in (2, 3)).cpu().numpy()
+    """Sum the absolute differences of neighbours in N x 3 x H x W int16 images, of NumPy or torch: N integers."""
+    down, right = images[:, :, 1:] - images[:, :, :-1], images[..., 1:] - images[..., :-1]
+    return abs(down).sum((1, 2, 3)) + abs(right).sum((1, 2, 3))
 
 
 class ResidentFeed:
@@ -115,7 +119,7 @@ class ResidentFeed:
             yield batch
 
     def _batch(self, step):
-        patches = self.plan.draw(step, lambda drawn: detail(self._gather(self.lr, drawn, SCALE)))
+        patches = self.plan.draw(step, lambda drawn: detail(self._gather(self.lr, drawn, SCALE).short()).cpu().numpy())
         return self._gather(self.lr, patches, SCALE), self._gather(self.hr, patches, 1)
 
     def _gather(self, flat, patches, shrink):
@@ -133,15 +137,29 @@ class ResidentFeed:
         return flat[pixels].permute(0, 3, 1, 2)
 
 
-class MappedFeed(Dataset):
-    """The set stays in its memory maps; worker processes cut the patches, pinned memory carries them to `device`."""
+class MappedFeed:
+    """The set stays in its memory maps; threads cut the patches, pinned memory carries them to `device`.
+
+    Threads, not processes: they copy without Python's lock, and there is no memory to be shared, of which containers
+    often have little.
+    """
 
     def __init__(self, subimages, plan, device, workers):
         self.subimages, self.plan, self.device, self.workers = subimages, plan, torch.device(device), workers
 
-    def __getitem__(self, step):
-        patches = self.plan.draw(step, lambda drawn: detail(self._cut(drawn, 0)))
-        return self._cut(patches, 0), self._cut(patches, 1)
+    def batches(self, start, stop):
+        """Yield the same batches as `ResidentFeed.batches`."""
+        with ThreadPoolExecutor(self.workers) if self.workers else nullcontext() as pool:
+            for batch in ahead(pool, self._batch, range(start, stop), 2 * self.workers):
+                yield tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
+
+    def _batch(self, step):
+        patches = self.plan.draw(step, lambda drawn: detail(self._cut(drawn, 0).numpy().astype(np.int16)))
+        batch = self._cut(patches, 0), self._cut(patches, 1)
+        if self.device.type != "cuda":
+            return batch
+        with torch.cuda.device(self.device):  # every thread begins with the first GPU
+            return [tensor.pin_memory() for tensor in batch]
 
     def _cut(self, patches, number):
         """The patches from the sub-images of LR (`number` 0) or HR (1)."""
@@ -153,19 +171,6 @@ class MappedFeed(Dataset):
             patch = image[:side, :side][:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
             cut.append(patch.swapaxes(0, 1) if transpose else patch)
         return torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2)
-
-    def batches(self, start, stop):
-        """Yield the same batches as `ResidentFeed.batches`."""
-        loader = DataLoader(
-            self,
-            batch_size=None,  # an item is a whole batch
-            sampler=range(start, stop),
-            num_workers=self.workers,
-            pin_memory=self.device.type == "cuda",
-            multiprocessing_context="spawn" if self.workers else None,
-        )
-        for lr, hr in loader:
-            yield lr.to(self.device, non_blocking=True), hr.to(self.device, non_blocking=True)
 
 
 def make_feed(subimages, plan, device, workers, kind="auto"):

@@ -1,6 +1,5 @@
 """Running a network over a data set: restore every image, time the forward pass, judge the result."""
 
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from utils.ahead import ahead
 from utils.data.datasets import read_fitting_hr
 from utils.data.images import read_rgb, to_image, to_tensor, write_png
 from utils.errors import HarnessError, in_one_line
@@ -84,28 +84,6 @@ def time_dataset(runner, dataset, workers=0):
     with ThreadPoolExecutor(workers) if workers else nullcontext() as pool:
         for lr in ahead(pool, read_rgb, (pair.lr for pair in dataset.pairs), 2 * workers):
             yield restore(runner, lr)[1]
-
-
-def ahead(pool, function, items, limit):
-    """Yield `function(item)` in order; with a `pool`, at most `limit` calls run ahead of what is taken.
-
-    When `items` fails, the calls under way are finished and yielded before the exception goes on.
-    """
-    if pool is None:
-        yield from map(function, items)
-        return
-    waiting = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > limit:
-                yield waiting.popleft().result()
-    except HarnessError:
-        while waiting:
-            yield waiting.popleft().result()
-        raise
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def restore(runner, lr):

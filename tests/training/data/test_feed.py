@@ -60,10 +60,10 @@ def test_candidates_are_kept_in_proportion_to_their_detail():
 
 
 def test_detail_is_the_sum_of_steps_between_neighbours():
-    image = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    image = np.zeros((2, 3, 4, 4), np.int16)
     image[1, 0, 1, 2] = 200  # four neighbours
     image[1, 2, 0, 0] = 255  # two
-    assert detail(image).tolist() == [0, 4 * 200 + 2 * 255]
+    assert detail(image).tolist() == detail(torch.from_numpy(image)).tolist() == [0, 4 * 200 + 2 * 255]
 
 
 def test_patch_larger_than_a_subimage_is_refused(prepared):
