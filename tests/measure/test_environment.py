@@ -2,9 +2,10 @@
 
 import platform
 
+import psutil
 import pytest
 
-from utils.measure.environment import cpu_name
+from utils.measure.environment import cpu_name, memory_bytes
 
 XEON = """processor\t: 1
 vendor_id\t: GenuineIntel
@@ -35,3 +36,25 @@ def test_processor_is_named_by_what_linux_knows_of_it(tmp_path, monkeypatch, cpu
     if cpuinfo is not None:
         (tmp_path / "cpuinfo").write_text(cpuinfo)
     assert cpu_name(tmp_path / "cpuinfo") == expected
+
+
+@pytest.mark.parametrize(
+    ("cgroups", "limits", "expected"),
+    [
+        ("0::/job/step\n", {"job/memory.max": "4096\n", "job/step/memory.max": "max\n"}, 4096),
+        ("0::/\n", {"memory.max": "2048\n"}, 2048),  # what a container sees
+        ("4:memory:/job\n0::/\n", {"memory/job/memory.limit_in_bytes": "1024\n"}, 1024),
+        ("4:memory:/docker/0a1b\n", {"memory/memory.limit_in_bytes": "512\n"}, 512),
+        ("4:memory:/\n", {"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),  # no limit
+        ("0::/\n", {}, None),
+        (None, {}, None),
+    ],
+)
+def test_memory_is_what_the_container_has(tmp_path, cgroups, limits, expected):
+    if cgroups is not None:
+        (tmp_path / "cgroup").write_text(cgroups)
+    for name, limit in limits.items():
+        (tmp_path / "sys" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sys" / name).write_text(limit)
+    expected = expected or psutil.virtual_memory().total
+    assert memory_bytes(tmp_path / "cgroup", tmp_path / "sys") == expected

@@ -13,6 +13,7 @@ import torch
 
 from utils.ahead import ahead
 from utils.errors import HarnessError
+from utils.measure.environment import memory_bytes
 from utils.protocol import SCALE
 
 RESIDENT_SHARE = 0.5  # of the free memory that the whole set may take
@@ -185,4 +186,4 @@ def make_feed(subimages, plan, device, workers, kind="auto"):
 def _free_bytes(device):
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return min(psutil.virtual_memory().available, memory_bytes())

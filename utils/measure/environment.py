@@ -1,5 +1,6 @@
 """What a figure was measured on: machine, GPU, library versions, date."""
 
+import contextlib
 import datetime
 import platform
 from pathlib import Path
@@ -47,7 +48,7 @@ def describe_environment(device):
         "cpu": cpu_name(),
         "cores": psutil.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory_gib": round(memory_bytes() / 2**30, 1),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "libraries": {name: module.__version__ for name, module in LIBRARIES.items()},
@@ -57,6 +58,23 @@ def describe_environment(device):
 def machine_line(environment):
     """The GPU's or else the CPU's name, and the number of threads, of what `describe_environment` returned."""
     return f"{environment['gpu'] or environment['cpu']}, {environment['threads']} threads"
+
+
+def memory_bytes(cgroups=Path("/proc/self/cgroup"), root=Path("/sys/fs/cgroup")):
+    """Return the bytes of memory that this process may use: the machine's, or what a container or a batch job has."""
+    limits = [psutil.virtual_memory().total]
+    for line in cgroups.read_text().splitlines() if cgroups.exists() else []:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":  # of cgroups' second version, which has one tree for all
+            folder, name = root / group.lstrip("/"), "memory.max"
+        elif controllers == "memory":
+            folder, name = root / "memory" / group.lstrip("/"), "memory.limit_in_bytes"
+        else:
+            continue
+        for limiting in (folder, *folder.parents):  # a container sees its own group as the root
+            with contextlib.suppress(OSError, ValueError):  # not a group, or "max"
+                limits.append(int((limiting / name).read_text()))
+    return min(limits)
 
 
 def cpu_name(cpuinfo=Path("/proc/cpuinfo")):

@@ -13,6 +13,7 @@ import psutil
 
 from utils.errors import one_line
 from utils.files import writing
+from utils.measure.environment import memory_bytes
 
 LOG_BYTES = 1 << 20  # of a process's output that are kept
 POLL_S = 0.05
@@ -24,7 +25,7 @@ class Limits:
     """What a process may take, its descendants included: time [s], resident memory [bytes], processes."""
 
     seconds: float = 3600.0
-    memory_bytes: float = 0.9 * psutil.virtual_memory().total
+    memory_bytes: float = 0.9 * memory_bytes()
     processes: int = 64
 
 
