@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import psutil
 import torch
@@ -17,6 +18,7 @@ from utils.measure.environment import memory_bytes
 from utils.protocol import SCALE
 
 RESIDENT_SHARE = 0.5  # of the free memory that the whole set may take
+FLIP_CODES = {(True, False): 0, (False, True): 1, (True, True): -1}  # OpenCV's, of rows and of columns
 THREADS = min(8, os.cpu_count() or 1)  # that cut patches from memory maps
 
 
@@ -166,12 +168,14 @@ class MappedFeed:
         """The patches from the sub-images of LR (`number` 0) or HR (1)."""
         scale = (1, SCALE)[number]
         side = self.plan.hr_patch // SCALE * scale
-        cut = []
-        for index, top, left, flip_rows, flip_columns, transpose in zip(*vars(patches).values(), strict=True):
+        cut = np.empty((len(patches.index), side, side, 3), np.uint8)
+        for place, index, top, left, *flips, transpose in zip(cut, *vars(patches).values(), strict=True):
             image = self.subimages.pair(index)[number][top * scale :, left * scale :]
-            patch = image[:side, :side][:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
-            cut.append(patch.swapaxes(0, 1) if transpose else patch)
-        return torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2)
+            patch = image[:side, :side]
+            if any(flips):
+                patch = cv2.flip(patch, FLIP_CODES[tuple(map(bool, flips))])  # several times as fast as by strides
+            place[:] = cv2.transpose(patch) if transpose else patch
+        return torch.from_numpy(cut).permute(0, 3, 1, 2)
 
 
 def make_feed(subimages, plan, device, workers, kind="auto"):
