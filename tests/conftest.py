@@ -1,5 +1,6 @@
 """What several tests share: running commands, small data folders, and the published material beside the project."""
 
+import errno
 import importlib.util
 import re
 import runpy
@@ -42,6 +43,11 @@ def photograph(height, width, seed=0):
     coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3))
     fine = np.kron(coarse, np.ones((8, 8, 1)))[:height, :width]
     return np.clip(fine + rng.normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def on_a_full_disk(*_arguments):
+    """Stands in for what writes."""
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def write_pairs(folder, names, size=(64, 96), layout=("HR", "LR")):

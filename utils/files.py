@@ -48,15 +48,24 @@ def json_text(values):
 
 def write_text(path, text):
     """Write a text file atomically, creating its folder. Raises HarnessError if that fails."""
+    with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path, instead="choose another folder"):
+    """Give a path beside `path`, whose folder is created; what is written there replaces it if the block ends well.
+
+    Raises HarnessError as `writing` does.
+    """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with writing(path):
+    with writing(path, instead):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(partial, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+            yield partial
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

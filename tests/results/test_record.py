@@ -1,14 +1,13 @@
 """utils/results/record.py: nothing that was measured gets lost."""
 
-import errno
 import json
 import math
 import multiprocessing
 import os
-from unittest.mock import Mock
 
 import pytest
 
+from tests.conftest import on_a_full_disk
 from utils.errors import HarnessError
 from utils.files import read_json, write_json
 from utils.results.record import read_results, store_record
@@ -84,8 +83,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 def test_full_disk_keeps_the_old_file_and_no_part_of_the_new(tmp_path, monkeypatch):
     write_json(tmp_path / "results.json", {"old": 1})
-    full = OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(os, "fsync", Mock(side_effect=full))
+    monkeypatch.setattr(os, "fsync", on_a_full_disk)
     with pytest.raises(HarnessError, match=r"results\.json: cannot be written .*No space left.*make room"):
         write_json(tmp_path / "results.json", {"new": 1})
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]

@@ -1,15 +1,12 @@
 """training/log.py: a run's rows outlive kills, and a disk that fills."""
 
-import errno
 import os
-from unittest.mock import Mock
 
 import pytest
 
+from tests.conftest import on_a_full_disk
 from training.log import TrainingLog, read_log
 from utils.errors import HarnessError
-
-FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.fixture
@@ -48,7 +45,7 @@ def test_rows_are_on_disk_before_a_resumed_run_writes_its_first(folder):
 
 
 def test_full_disk_at_the_start_of_a_resumed_run_keeps_the_rows(folder, monkeypatch):
-    monkeypatch.setattr(os, "fsync", Mock(side_effect=FULL_DISK))
+    monkeypatch.setattr(os, "fsync", on_a_full_disk)
     with pytest.raises(HarnessError, match="make room"):
         TrainingLog(folder, 3)
     assert steps(folder) == [1, 2, 3, 4]
@@ -64,6 +61,6 @@ def test_row_cut_short_by_a_full_disk_is_no_row(folder):
 
 def test_full_disk_costs_one_line(folder, monkeypatch):
     log = TrainingLog(folder, 4)
-    monkeypatch.setattr(log.file, "flush", Mock(side_effect=FULL_DISK))
+    monkeypatch.setattr(log.file, "flush", on_a_full_disk)
     with pytest.raises(HarnessError, match=r"cannot be written .* make room, or choose another --run_dir"):
         log.write(5, loss=0.1, gradient_norm=2.0, learning_rate=1e-3, seconds=5)

@@ -173,7 +173,7 @@ class MappedFeed:
             image = self.subimages.pair(index)[number][top * scale :, left * scale :]
             patch = image[:side, :side]
             if any(flips):
-                patch = cv2.flip(patch, FLIP_CODES[tuple(map(bool, flips))])  # several times as fast as by strides
+                patch = cv2.flip(patch, FLIP_CODES[*flips])  # several times as fast as by strides
             place[:] = cv2.transpose(patch) if transpose else patch
         return torch.from_numpy(cut).permute(0, 3, 1, 2)
 

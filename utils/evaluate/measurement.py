@@ -118,11 +118,11 @@ def same_circumstances(earlier, record, save_dir):
 
 def _go_on(record, earlier, plan, on_pass):
     record["memory"] = deepcopy(earlier["memory"])
-    record["runtime"]["runs"] = deepcopy(earlier["runtime"]["runs"][: plan.runs])
-    judged = sum(map(len, record["runtime"]["runs"][:1]))  # one whose entry was interrupted is judged again
+    runs = record["runtime"]["runs"] = deepcopy(earlier["runtime"]["runs"][: plan.runs])
+    judged = len(runs[0]) if runs else 0  # an image whose entry was interrupted is judged again
     record["images"] = {key: values[:judged] for key, values in earlier["images"].items()}
     record["runtime"]["sittings"] = earlier["runtime"]["sittings"] + 1
-    for _ in range(sum(map(len, record["runtime"]["runs"]))):
+    for _ in range(sum(map(len, runs))):
         on_pass()
 
 

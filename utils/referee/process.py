@@ -85,10 +85,11 @@ class WatchedProcess:
         if self.broken:
             return self.broken
         status = self.process.returncode
+        number = -status if status < 0 else status - 128  # as a shell, or the sandbox, tells it
+        if number in {*signal.Signals}:
+            return f"killed by {signal.Signals(number).name}"
         if status < 0:
-            return f"killed by {signal.Signals(-status).name if -status in {*signal.Signals} else f'signal {-status}'}"
-        if status > 128 and status - 128 in {*signal.Signals}:  # as a shell, or the sandbox, tells it
-            return f"killed by {signal.Signals(status - 128).name}"
+            return f"killed by signal {number}"
         return (_last_line(self.log_path) or f"ended with status {status}") if status else None
 
     def _watch(self):

@@ -13,7 +13,7 @@ from utils.data.images import read_rgb
 from utils.data.sample import ensure_sample
 from utils.errors import HarnessError
 from utils.evaluate.evaluation import restore
-from utils.files import ROOT, json_text, writing
+from utils.files import ROOT, json_text, replacing
 from utils.referee.judge import Contestant
 from utils.referee.sandbox import run_apart
 from utils.results.record import protocol_runtime_ms
@@ -77,18 +77,11 @@ def pack(entry, record, path, sandbox="auto"):
         "factsheet.tex": (latex_table([record]) + "\n" + complexity_paragraph(record)).encode(),
         "factsheet.md": markdown_table([record]).encode(),
     }
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    with writing(path, "choose another --out"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-                for name, data in files.items():
-                    archive.writestr(name, data)
-            prove(entry, partial, sandbox)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with replacing(path, "choose another --out") as partial:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+        prove(entry, partial, sandbox)
     return list(files)
 
 
