@@ -1,5 +1,7 @@
 """The code that runs on a GPU only; skipped where there is none."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,31 @@ def test_graph_trains_as_eager_steps_do(recipe):
     assert graphed.step == eager.step == 12
     for name, weight in eager.average.state_dict().items():
         assert torch.allclose(graphed.average.state_dict()[name], weight, atol=1e-3), name
+
+
+def test_graph_is_captured_while_threads_take_pinned_memory(recipe):
+    trainer, ended, failed = Trainer(recipe, "cuda"), threading.Event(), []
+
+    def take():
+        taken = []  # kept, so that each is asked of the driver
+        while not ended.is_set():
+            try:
+                taken.append(torch.empty(2**16, dtype=torch.uint8).pin_memory())
+            except RuntimeError as error:
+                failed.append(error)
+                return
+
+    replay, thread = GraphedUpdate(trainer), threading.Thread(target=take)
+    for step in range(3):
+        replay(*batch(step))
+    thread.start()
+    try:
+        losses = [replay(*batch(step))[0].item() for step in range(3, 6)]
+    finally:
+        ended.set()
+        thread.join()
+    assert not failed
+    assert all(map(np.isfinite, losses))
 
 
 def test_graph_names_the_first_step_that_was_not_finite(recipe):

@@ -32,7 +32,8 @@ class GraphedUpdate:
         if self.graph is None:
             self.lr, self.hr = lr.clone(), hr.clone()
             self.graph = torch.cuda.CUDAGraph()
-            with fastest_algorithms(), torch.cuda.graph(self.graph):  # records, runs nothing
+            # Recorded, not run. Of this thread alone: those that feed may take pinned memory meanwhile.
+            with fastest_algorithms(), torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.loss, self.norm = trainer.gradients(self.lr, self.hr)
                 trainer.apply()
         trainer.set_learning_rates()

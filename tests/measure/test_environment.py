@@ -4,8 +4,10 @@ import platform
 
 import psutil
 import pytest
+import torch
 
-from utils.measure.environment import cpu_name, memory_bytes
+from utils.errors import HarnessError
+from utils.measure.environment import choose_device, cpu_name, memory_bytes
 
 XEON = """processor\t: 1
 vendor_id\t: GenuineIntel
@@ -58,3 +60,13 @@ def test_memory_is_what_the_container_has(tmp_path, cgroups, limits, expected):
         (tmp_path / "sys" / name).write_text(limit)
     expected = expected or psutil.virtual_memory().total
     assert memory_bytes(tmp_path / "cgroup", tmp_path / "sys") == expected
+
+
+def test_more_processes_than_gpus_cost_a_line(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert choose_device("auto", 1) == torch.device("cuda", 1) == chosen[0]
+    with pytest.raises(HarnessError, match=r"process 3 finds 2 GPU.*--nproc_per_node 2"):
+        choose_device("auto", 2)

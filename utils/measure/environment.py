@@ -27,11 +27,16 @@ LIBRARIES = {"torch": torch, "numpy": numpy, "opencv": cv2, "fvcore": fvcore, "s
 
 
 def choose_device(name="auto", index=0):
-    """Return the torch device for "auto", "cpu" or "cuda". Raises HarnessError if "cuda" is asked for in vain."""
+    """Return the torch device for "auto", "cpu" or "cuda"; `index`: which GPU, by torchrun's count.
+
+    Raises HarnessError if "cuda" is asked for in vain, or there are fewer GPUs than processes.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise HarnessError("--device cuda: PyTorch sees no GPU here; use --device cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    if index >= (gpus := torch.cuda.device_count()):
+        raise HarnessError(f"process {index + 1} finds {gpus} GPU(s) here; start torchrun with --nproc_per_node {gpus}")
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
