@@ -60,7 +60,7 @@ def parts(data, results, device, tiny):
         robustness += ("--only", "gives a list")
         referee += ("--rounds", 1)
     else:
-        speed += ("--images", 200, "--reference_images", 20)
+        speed += ("--images", 200, "--reference_images", 5)
         training += ("--batch", 64)
         jobs = ("--jobs", max(1, (os.cpu_count() or 1) // 2))
         audit += ("--honest", 1, *jobs)
