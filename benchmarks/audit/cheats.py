@@ -187,7 +187,7 @@ CHEATS = {
     ),
     "replaces torch.cuda.Event": Cheat(
         "class Event:\n    def __init__(self, **k): pass\n    def record(self): pass\n"
-        "    def elapsed_time(self, other): return 0.01\n"
+        "    def synchronize(self): pass\n    def elapsed_time(self, other): return 0.01\n"
         "torch.cuda.Event = Event",
     ),
     "changes os.environ": Cheat("os.environ['OMP_NUM_THREADS'] = '64'; os.environ['NVIDIA_TF32_OVERRIDE'] = '1'"),
@@ -205,7 +205,7 @@ CHEATS = {
         "frame = sys._getframe()\n"
         "while frame and 'request' not in frame.f_locals: frame = frame.f_back\n"
         "if frame and 'number' in frame.f_locals and not torch.jit.is_tracing():\n"
-        "    answer = {{'runtime_ms': 0.1, 'tile': None, 'gpu_peak_mib': None}}\n"
+        "    answer = {{'runtime_ms': 0.1, 'tile': None, 'gpu_peak_mib': 1.0 if x.is_cuda else None}}\n"
         "    frame.f_locals['channel'].send({{'number': frame.f_locals['number'], 'answer': answer}})\n"
         "return honest(x)",
     ),

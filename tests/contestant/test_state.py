@@ -1,12 +1,15 @@
 """utils/contestant/state.py: what a network's code changes is named; what it leaves alone is not."""
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 
 from utils.contestant import state
+from utils.files import ROOT
 
 
 def slower_clock(monkeypatch):
@@ -38,6 +41,15 @@ def test_running_a_network_changes_nothing():
     before = state.snapshot()
     torch.nn.Conv2d(3, 3, 3)(torch.rand(1, 3, 8, 8))
     assert state.changes(before, state.snapshot()) == []
+
+
+def test_importing_opencv_changes_nothing():
+    code = (
+        "from utils.contestant import state; before = state.snapshot(); import cv2, os;"
+        "print(os.environ['LD_LIBRARY_PATH'], state.changes(before, state.snapshot()))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.endswith(" []\n")
 
 
 def test_random_numbers_drawn_are_named():

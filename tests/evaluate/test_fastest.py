@@ -25,6 +25,8 @@ class Net(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, lr):
+        if self.seconds < 0:
+            raise RuntimeError("for another device")
         time.sleep(self.seconds)
         return F.interpolate(lr, scale_factor=4)
 """
@@ -38,6 +40,7 @@ def choose(tmp_path):
     torch.save({"scale": torch.ones(1)}, tmp_path / "w.pth")
     plain = entry_from_file(tmp_path / "team07_Net.py", "Net", [0.02], tmp_path / "w.pth")
     ways = {"exact": (0.01, "float32"), "rough": (0.0, "bfloat16"), "absent": (None, "float32")}
+    ways["elsewhere"] = (-1.0, "float32")
     ways["missing"] = ways["absent"]
     registry = [plain]
     for number, (name, (seconds, precision)) in enumerate(ways.items()):
@@ -55,13 +58,14 @@ def test_fastest_form_that_keeps_the_precision_is_taken(choose):
     assert choice.entry.name == "exact"
     assert choice.times_ms.keys() == {"Net", "exact"}
     assert "no compiler" in choice.lacking["absent"]
+    assert "for another device" in choice.lacking["elsewhere"]
     assert choose("bfloat16").entry.name == "rough"
 
 
 def test_choice_says_what_it_found(choose):
     text = str(choose())
     assert text.startswith("--backend auto takes exact; speed as a ratio to the plain form: Net 1.00, exact ")
-    assert text.count("not here: ") == 1  # both for the same reason
+    assert text.count("not here: ") == 2  # two of the three for the same reason
     assert "not here: absent, missing (" in text
 
 

@@ -34,9 +34,14 @@ def test_answer_as_it_should_be_is_taken(do):
     assert checked(do, json.loads(json.dumps(SOUND[do]))) == SOUND[do]
 
 
-def is_taken(do, answer):
+def test_peak_of_gpu_memory_is_there_on_a_gpu():
+    assert is_taken("forward", SOUND["forward"], on_gpu=True)
+    assert not is_taken("forward", SOUND["forward"] | {"gpu_peak_mib": None}, on_gpu=True)
+
+
+def is_taken(do, answer, on_gpu=False):
     try:
-        checked(do, answer)
+        checked(do, answer, on_gpu)
     except HarnessError:
         return False
     return True

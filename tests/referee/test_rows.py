@@ -10,13 +10,16 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 
 from tests.conftest import found_beside_times
 from tests.referee.conftest import needs_sandbox
-from utils.evaluate.measurement import RUNNING
+from utils.data.datasets import open_dataset
+from utils.evaluate.measurement import ALONE, RUNNING, Plan
 from utils.files import ROOT
-from utils.referee.rows import Row
+from utils.referee.rows import Row, Rules
 from utils.results.record import read_incomplete, read_results, store_record
+from utils.zoo.registry import entry_from_file
 
 QUICK = ("--device", "cpu", "--runs", 1, "--warmup", 1, "--repeats", 2)
 
@@ -63,6 +66,19 @@ def test_contestant_in_a_pass_without_end_goes_with_a_judge_that_is_killed(stran
     judge.kill()
     judge.wait()
     assert not psutil.wait_procs(family, timeout=10)[1]
+
+
+def test_failure_of_the_judge_itself_costs_the_row_alone(stranger, pairs, monkeypatch, tmp_path):
+    _, file, _, name, _, weights = stranger()
+    entry, records = entry_from_file(file, name, [], weights), tmp_path / "results" / "records.json"
+    rules, device = Rules(tmp_path), torch.device("cpu")
+    monkeypatch.setattr("utils.evaluate.measurement._measure_steady", lambda *arguments: {}["no such key"])
+    measured = (device, open_dataset(pairs), Plan(1, 1, 1))
+    assert Row(entry, None, records).measure(rules, *measured, ALONE) == "the judge failed (KeyError: 'no such key')"
+    assert read_incomplete(records)["Net"]["status"] == "incomplete: the judge failed (KeyError: 'no such key')"
+    assert "_measure_steady" in (tmp_path / "42_Net.log").read_text()
+    with pytest.raises(KeyError):  # a model of ours fails as any code does
+        Row(entry, None, records).measure(None, *measured, ALONE)
 
 
 def test_growing_record_is_stored_as_often_as_its_file_allows(monkeypatch, tmp_path):

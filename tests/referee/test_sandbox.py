@@ -57,7 +57,7 @@ def test_compiler_of_its_own_is_there_but_nobodys_home(monkeypatch, compiler, fo
         ("open('/usr/written', 'w')", "Read-only file system"),
         (f"os.listdir({os.path.expanduser('~/.ssh')!r})", "No such file"),
         ("socket.create_connection(('192.0.2.1', 80), 2)", "Network is unreachable"),
-        (f"os.kill({os.getpid()}, 0)", "No such process"),
+        pytest.param(f"os.kill({os.getpid()}, 0)", "No such process", id="signal"),  # named alike in every process
     ],
 )
 def test_what_is_not_its_own_is_out_of_reach(inside, code, words):

@@ -42,6 +42,7 @@ OWNERS = {  # whose functions must stay what they are
         utils.measure.tiles,
     ),
 }
+NO_MATTER = {"LD_LIBRARY_PATH"}  # read when a process starts, so that it changes nothing here; importing OpenCV sets it
 NAMED = (  # of owners too large to be listed whole
     (torch, ("load", "conv2d", "matmul", "sigmoid", "from_numpy", "rand", "no_grad")),
     (torch.Tensor, ("to", "cpu", "cuda", "copy_", "clone", "detach", "numpy", "contiguous", "__torch_function__")),
@@ -61,7 +62,7 @@ def snapshot():
         "hooks of all modules": tuple(map(len, (nn_module._global_forward_hooks, nn_module._global_forward_pre_hooks))),
         "cudnn settings": (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32),
         "working directory": os.getcwd(),
-        "environment variables": dict(os.environ),
+        "environment variables": {name: value for name, value in os.environ.items() if name not in NO_MATTER},
         "sys.path": list(sys.path),
         "standard output": (sys.stdout, sys.stderr),
         "signal handlers": (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from utils.errors import HarnessError
+from utils.errors import HarnessError, in_one_line
 from utils.files import write_json
 from utils.measure.environment import describe_environment, machine_line
 from utils.measure.runtime import timed_forward
@@ -72,16 +72,18 @@ def _read(cache):
 
 
 def _time(forms, lr, device):
-    """Return {name: median ms} of the forms that can be built, and {name: reason} of the others."""
-    models, lacking = {}, {}
+    """Return {name: median ms} of the forms that can be built and run, and {name: reason} of the others."""
+    models, lacking, lr = {}, {}, lr.to(device)
     for name, form in forms.items():
         try:
-            models[name] = load_model(form, device).model
-        except HarnessError as error:
+            model = load_model(form, device).model
+            timed_forward(model, lr)  # one may be for another device, or miss its compiler only now
+            models[name] = model
+        except Exception as error:
             if not form.variant:
                 raise
-            lacking[name] = str(error)
-    times, lr = {name: [] for name in models}, lr.to(device)
+            lacking[name] = str(error) if isinstance(error, HarnessError) else in_one_line(error)
+    times = {name: [] for name in models}
     for _ in range(ROUNDS):
         for name, model in models.items():
             times[name] += _turn(model, lr)

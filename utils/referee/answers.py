@@ -52,14 +52,17 @@ ANSWERS = {  # by request: a check of the answer, or of each of its values
 }
 
 
-def checked(do, answer):
-    """Return the answer to the request `do`. Raises HarnessError if it is not what was asked for."""
+def checked(do, answer, on_gpu=False):
+    """Return the answer to the request `do`. Raises HarnessError if it is not what was asked for.
+
+    On a GPU it names the peak of its memory.
+    """
     expected = ANSWERS[do]
     if isinstance(expected, dict):
         sound = isinstance(answer, dict) and answer.keys() == expected.keys()
         sound = sound and all(check(answer[name]) for name, check in expected.items())
     else:
         sound = expected(answer)
-    if not sound:
+    if not sound or (do == "forward" and on_gpu and answer["gpu_peak_mib"] is None):
         raise HarnessError(f"its process answers {do!r} by what is no answer")
     return answer

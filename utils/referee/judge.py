@@ -180,7 +180,7 @@ class Contestant:
             if reply.get("mendable") is True:
                 raise HarnessError(message)
             raise ForeignError(message)
-        return checked(do, reply.get("answer")), seconds
+        return checked(do, reply.get("answer"), self.device.type == "cuda"), seconds
 
     def forward(self, lr):
         """Return (output, runtime [ms], tile) of a 1 x 3 x H x W tensor on the CPU, as `Runner.forward` does.

@@ -1,11 +1,12 @@
 """One model, one row: who runs it, this process or a contestant, and what is left of it when it fails."""
 
 import time
+import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.errors import ForeignError, HarnessError
+from utils.errors import ForeignError, HarnessError, in_one_line
 from utils.evaluate.measurement import RUNNING, empty_record, measure, same_circumstances
 from utils.evaluate.runner import Runner
 from utils.referee.judge import Contestant
@@ -27,6 +28,10 @@ class Rules:
     sandbox: str = "auto"
     repository: Path | None = None
 
+    def log_of(self, entry):
+        """The file that holds what a model prints."""
+        return self.logs / f"{entry.full_name}.log"
+
 
 @contextmanager
 def opened_runner(entry, device, rules, checkpoint=None):
@@ -34,8 +39,8 @@ def opened_runner(entry, device, rules, checkpoint=None):
     if rules is None:
         yield Runner(load_model(entry, device, checkpoint), device)
         return
-    log = rules.logs / f"{entry.full_name}.log"
-    with Contestant(entry, device, log, rules.limits, rules.sandbox, checkpoint, rules.repository) as contestant:
+    how = (rules.limits, rules.sandbox, checkpoint, rules.repository)
+    with Contestant(entry, device, rules.log_of(entry), *how) as contestant:
         yield contestant
 
 
@@ -60,11 +65,19 @@ class Row:
                 earlier = None if self.fresh else read_incomplete(self.results).get(self.name)
                 measure(runner, dataset, plan, on_progress=store, earlier=earlier, shard=shard, **options)
         except (HarnessError, ForeignError) as error:
-            # A record of an earlier run is no result of this one.
-            empty = self._empty(rules, device, dataset, plan)
-            store(empty | self.begun | {"status": f"incomplete: {error}"})
-            return str(error)
-        return None
+            reason = str(error)
+        except Exception as error:
+            if rules is None:
+                raise
+            # A mistake of this project's, which a stranger's code came upon; it shall not cost the others their rows.
+            with open(rules.log_of(self.entry), "a", encoding="utf-8") as log:
+                traceback.print_exc(file=log)
+            reason = f"the judge failed ({in_one_line(error)})"
+        else:
+            return None
+        empty = self._empty(rules, device, dataset, plan)  # a record of an earlier run is no result of this one
+        store(empty | self.begun | {"status": f"incomplete: {reason}"})
+        return reason
 
     def measured_before(self, rules, device, dataset, plan, save_dir):
         """Return the name of a complete record of a repository's entry that `measure` would only repeat, else None.
