@@ -4,8 +4,8 @@ Method. Every trial runs eval.py as a user would, on small images, with a result
 
 1. Broken input: one trial per kind. It is contained if eval.py ends with a non-zero status and without a traceback, the
    earlier record is untouched, and the reason stands in the trial's row (models, isolated) or in the last line.
-2. Kills: a measurement over 30 images is killed by SIGKILL at random moments and started again. In the end its record
-   must equal that of an unbroken one, timings aside.
+2. Kills: a measurement over 30 images is killed by SIGKILL at random moments and started again, every second time once
+   its record has begun to grow. In the end the record must equal that of an unbroken one, timings aside.
 3. Four evaluations at once on one results file, which a reader opens all the while: it must always be whole, and hold
    all four rows in the end.
 """
@@ -222,17 +222,22 @@ def try_kills(folder, quick, kills, rng):
     """Kill a measurement over 30 images again and again; return 1 unless its record ends as an unbroken one."""
     data = make_data(folder / "data", 30)
     arguments = [*quick, "--runs", 2, "--data_dir", data, "--model_id", 7, "--results"]
-    start = time.monotonic()
-    run_eval(*arguments, folder / "whole")
-    duration = time.monotonic() - start
-    moments, passes = [], []
-    for _ in range(kills):
-        process = subprocess.Popen(
-            list(map(str, [sys.executable, ROOT / "eval.py", *arguments, folder / "killed"])),
+
+    def begin(results):
+        return subprocess.Popen(
+            list(map(str, [sys.executable, ROOT / "eval.py", *arguments, results])),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        moments.append(rng.uniform(0, duration))
-        time.sleep(moments[-1])
+
+    start, process, begun = time.monotonic(), begin(folder / "whole"), 0.0
+    while process.poll() is None:
+        if not begun and (folder / "whole" / RECORDS_FILE).exists():
+            begun = time.monotonic() - start
+        time.sleep(0.01)
+    duration, passes = time.monotonic() - start, []
+    for number in range(kills):
+        process = begin(folder / "killed")
+        time.sleep(rng.uniform(begun if number % 2 else 0, duration))
         process.send_signal(signal.SIGKILL)
         process.wait()
         record = read_incomplete(folder / "killed" / RECORDS_FILE).get("NanoSR_inference")
