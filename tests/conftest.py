@@ -96,5 +96,12 @@ def command(monkeypatch, capfd):
 
 
 @pytest.fixture(autouse=True)
+def hidden_gpu(monkeypatch):
+    """Hides GPUs from a test and from what it starts: what is expected is a CPU's. tests/test_cuda.py has its own."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

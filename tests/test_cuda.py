@@ -21,6 +21,11 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU he
 
 
 @pytest.fixture
+def hidden_gpu():
+    """None is hidden here."""
+
+
+@pytest.fixture
 def recipe(tmp_path):
     (tmp_path / "tiny.toml").write_text(RECIPE)
     return load_recipe(tmp_path / "tiny.toml")

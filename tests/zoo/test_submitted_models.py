@@ -141,7 +141,6 @@ def test_what_cannot_run_costs_one_line(submit, kind):
         assert part in last
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_cuda_in_the_constructor_costs_one_line_without_a_gpu(submit):
     result = submit(constructor="self.conv.cuda()")
     assert result.returncode == 2
