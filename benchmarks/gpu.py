@@ -66,7 +66,7 @@ def parts(data, results, device, tiny):
         audit += ("--honest", 1, *jobs)
         robustness += ("--kills", 3, *jobs)
     return (
-        Part("tests", 2, ("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/test_cuda.py")),
+        Part("tests", 3, ("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/test_cuda.py")),
         Part("protocol", 2.5, evaluate),
         Part("speed", 3.5, speed),
         Part("training", 2, training),

@@ -8,7 +8,8 @@ import torch
 
 from models.nanosr_fast import NanoSR_fast
 from models.team07_NanoSR import NanoSR_inference
-from tests.training.conftest import RECIPE
+from tests.conftest import found_beside_times
+from tests.training.conftest import RECIPE, SMALL_CUT, write_photographs
 from training.data.feed import MappedFeed, Plan, ResidentFeed
 from training.graph import GraphedUpdate
 from training.loop import Trainer
@@ -16,7 +17,11 @@ from training.recipe import load_recipe
 from utils.measure.complexity import measure_complexity
 from utils.measure.memory import measure_peak_mib, reset_peak
 from utils.measure.runtime import timed_forward
+from utils.measure.tiles import SIDES, forward_within_memory
+from utils.results.record import RECORDS_FILE, read_results
 
+ON_GPU = ("--device", "cuda")
+QUICK = (*ON_GPU, "--runs", 1, "--warmup", 1, "--repeats", 1)
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 
@@ -153,3 +158,58 @@ def test_work_on_a_stream_that_no_event_waits_for_is_timed():
 
     honest_ms, hidden_ms = (min(timed_forward(run, lr)[1] for _ in range(5)) for run in (model, elsewhere))
     assert hidden_ms > 0.9 * honest_ms
+
+
+def test_want_of_memory_is_met_by_tiles():
+    model, lr = NanoSR_inference().eval().cuda(), torch.rand(1, 3, 600, 600, device="cuda")
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        whole, _, tile = forward_within_memory(model, lr)
+        assert tile is None
+        whole = whole.cpu()
+        torch.cuda.empty_cache()
+        available = 300 * 2**20  # a layer's map of the whole image takes 66 MiB
+        torch.cuda.set_per_process_memory_fraction(available / torch.cuda.get_device_properties(0).total_memory)
+        try:
+            joined, _, tile = forward_within_memory(model, lr)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    assert tile in SIDES
+    assert torch.allclose(joined, whole, rtol=0, atol=1e-4 * whole.abs().max().item())
+
+
+def test_auto_leaves_out_what_runs_on_a_cpu_alone(command, pairs, tmp_path):
+    result = command("eval.py", "--model_id", 7, "--backend", "auto", *QUICK, "--data_dir", pairs, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "not here: NanoSR_winograd" in result.stdout
+    assert set(read_results(tmp_path / "results" / RECORDS_FILE)) >= {"NanoSR_inference"}
+
+
+def test_contestant_gets_the_figures_of_this_process(command, pairs, tmp_path):
+    records = []
+    for more in ((), ("--isolated",)):
+        words = ("eval.py", "--model_id", 7, *more, *QUICK, "--data_dir", pairs, "--fresh")
+        assert command(*words, cwd=tmp_path).returncode == 0
+        records.append(read_results(tmp_path / "results" / RECORDS_FILE)["NanoSR_inference"])
+    plain, apart = records
+    for key in ("images", "complexity", "model", "dataset"):
+        assert apart[key] == plain[key], key
+    assert found_beside_times(apart) == []
+    assert plain["memory"]["peak_mib"] > 0
+    assert apart["memory"]["peak_mib"] > 0
+
+
+@pytest.mark.parametrize("feed", ["resident", "mapped"])
+def test_network_is_taught_trained_and_gone_on_with(command, tmp_path, feed):
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    write_photographs(tmp_path / "hr")
+    for words in (
+        ("-m", "training.prepare", "--hr", "hr", "--out", "set", "--workers", 1, *SMALL_CUT),
+        ("-m", "training.data.distill", "--data", "set", "--model_id", 7, "--out", "taught", *ON_GPU),
+    ):
+        assert command(*words, cwd=tmp_path).returncode == 0
+    words = ("train.py", "tiny.toml", "--data", "taught", "--feed", feed, *ON_GPU)
+    for more in (("--minutes", 0), ("--resume",)):
+        result = command(*words, "--set", "cuda_graph=true", "steps=40", *more, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("finished")
+    assert (tmp_path / "runs" / "tiny" / "log.csv").read_text().splitlines()[-1].startswith("40,")
