@@ -28,7 +28,7 @@ from benchmarks.robustness import last_line
 from utils.arguments import amount
 from utils.errors import exit_on_harness_error
 from utils.files import ROOT, write_text
-from utils.measure.environment import choose_device, describe_environment, machine_line
+from utils.measure.environment import choose_device, describe_environment, machine_line, processors
 
 SIZE, TINY_SIZE = (1356, 2040), (128, 192)  # of the HR images
 MODELS = (107, 7, 0, 126, 124, 120)  # NanoSR in both forms, and its ancestors
@@ -62,7 +62,7 @@ def parts(data, results, device, tiny):
     else:
         speed += ("--images", 200, "--reference_images", 5)
         training += ("--batch", 64)
-        jobs = ("--jobs", max(1, (os.cpu_count() or 1) // 2))
+        jobs = ("--jobs", max(1, processors() // 2))
         audit += ("--honest", 1, *jobs)
         robustness += ("--kills", 3, *jobs)
     return (

@@ -23,6 +23,7 @@ from utils.arguments import positive
 from utils.data.images import bicubic_downscale, crop_to_multiple, image_files, read_rgb
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.files import writing
+from utils.measure.environment import processors
 from utils.processes import end_with_parent
 from utils.progress import progress
 from utils.protocol import SCALE
@@ -70,7 +71,7 @@ def _parse():
     parser.add_argument("--smallest", type=int, default=Cut.smallest, help="skip images with a shorter side")
     parser.add_argument("--halves", nargs="+", metavar="FOLDER", help="of --hr: to be cut at half their size, too")
     parser.add_argument("--images-per-shard", type=positive, default=100)
-    parser.add_argument("--workers", type=positive, default=os.cpu_count())
+    parser.add_argument("--workers", type=positive, default=processors())
     parser.add_argument("--strict", action="store_true", help="stop at an unusable image instead of skipping it")
     return parser.parse_args()
 

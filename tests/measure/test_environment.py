@@ -1,5 +1,6 @@
 """utils/measure/environment.py: what a figure was measured on is told apart from other machines."""
 
+import os
 import platform
 
 import psutil
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from utils.errors import HarnessError
-from utils.measure.environment import choose_device, cpu_name, memory_bytes
+from utils.measure import environment
+from utils.measure.environment import choose_device, cpu_name, memory_bytes, processors
 
 XEON = """processor\t: 1
 vendor_id\t: GenuineIntel
@@ -40,6 +42,15 @@ def test_processor_is_named_by_what_linux_knows_of_it(tmp_path, monkeypatch, cpu
     assert cpu_name(tmp_path / "cpuinfo") == expected
 
 
+def write_groups(folder, cgroups, limits):
+    """Write what Linux says of control groups, as /proc/self/cgroup and the files of /sys/fs/cgroup."""
+    if cgroups is not None:
+        (folder / "cgroup").write_text(cgroups)
+    for name, limit in limits.items():
+        (folder / "sys" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "sys" / name).write_text(limit)
+
+
 @pytest.mark.parametrize(
     ("cgroups", "limits", "expected"),
     [
@@ -53,13 +64,45 @@ def test_processor_is_named_by_what_linux_knows_of_it(tmp_path, monkeypatch, cpu
     ],
 )
 def test_memory_is_what_the_container_has(tmp_path, cgroups, limits, expected):
-    if cgroups is not None:
-        (tmp_path / "cgroup").write_text(cgroups)
-    for name, limit in limits.items():
-        (tmp_path / "sys" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "sys" / name).write_text(limit)
+    write_groups(tmp_path, cgroups, limits)
     expected = expected or psutil.virtual_memory().total
     assert memory_bytes(tmp_path / "cgroup", tmp_path / "sys") == expected
+
+
+@pytest.mark.parametrize(
+    ("cgroups", "limits", "expected"),
+    [
+        ("0::/job/step\n", {"job/cpu.max": "200000 100000\n", "job/step/cpu.max": "max 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "350000 100000\n"}, 3),  # of a fourth there is half
+        ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
+        ("0::/\n", {"cpu.max": "99900000 100000\n"}, 64),
+        ("3:cpu,cpuacct:/job\n", {"cpu/job/cpu.cfs_quota_us": "400000\n", "cpu/job/cpu.cfs_period_us": "200000\n"}, 2),
+        ("3:cpu:/docker/0a1b\n", {"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ("3:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),  # no limit
+        ("3:cpuset:/\n", {"cpu.max": "100000 100000\n"}, 64),
+        (None, {}, 64),
+    ],
+)
+def test_processors_are_what_the_container_has(tmp_path, monkeypatch, cgroups, limits, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    write_groups(tmp_path, cgroups, limits)
+    assert processors(tmp_path / "cgroup", tmp_path / "sys") == expected
+
+
+@pytest.mark.parametrize(("set_by_user", "threads"), [({}, 3), ({"OMP_NUM_THREADS": "5"}, 5)])
+def test_torch_has_no_more_threads_than_there_are_processors(monkeypatch, set_by_user, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    for name, value in set_by_user.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(environment, "processors", lambda: 3)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(5)
+        environment.choose_device("cpu")
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_more_processes_than_gpus_cost_a_line(monkeypatch):

@@ -2,7 +2,6 @@
 of feeding, any number of workers and any restart give the same batches.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,12 +13,12 @@ import torch
 
 from utils.ahead import ahead
 from utils.errors import HarnessError
-from utils.measure.environment import memory_bytes
+from utils.measure.environment import memory_bytes, processors
 from utils.protocol import SCALE
 
 RESIDENT_SHARE = 0.5  # of the free memory that the whole set may take
 FLIP_CODES = {(True, False): 0, (False, True): 1, (True, True): -1}  # OpenCV's, of rows and of columns
-THREADS = min(8, os.cpu_count() or 1)  # that cut patches from memory maps
+THREADS = min(8, processors())  # that cut patches from memory maps
 
 
 @dataclass(frozen=True)

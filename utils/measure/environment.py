@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import os
 import platform
 from pathlib import Path
 
@@ -23,14 +24,18 @@ INSTRUCTION_SETS = {
     "sve": "SVE",
     "bf16": "BF16",
 }
+THREADS_SET_BY = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
 LIBRARIES = {"torch": torch, "numpy": numpy, "opencv": cv2, "fvcore": fvcore, "scikit-image": skimage}
 
 
 def choose_device(name="auto", index=0):
     """Return the torch device for "auto", "cpu" or "cuda"; `index`: which GPU, by torchrun's count.
 
-    Raises HarnessError if "cuda" is asked for in vain, or there are fewer GPUs than processes.
+    PyTorch starts a thread for each core of the machine; from here on it has no more than `processors`, unless the
+    user has set their number. Raises HarnessError if "cuda" is asked for in vain, or for fewer GPUs than processes.
     """
+    if not THREADS_SET_BY & os.environ.keys() and torch.get_num_threads() > processors():
+        torch.set_num_threads(processors())
     if name == "cuda" and not torch.cuda.is_available():
         raise HarnessError("--device cuda: PyTorch sees no GPU here; use --device cpu")
     if name == "cpu" or not torch.cuda.is_available():
@@ -68,18 +73,38 @@ def machine_line(environment):
 def memory_bytes(cgroups=Path("/proc/self/cgroup"), root=Path("/sys/fs/cgroup")):
     """Return the bytes of memory that this process may use: the machine's, or what a container or a batch job has."""
     limits = [psutil.virtual_memory().total]
+    for group in _groups("memory", cgroups, root):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+                limits.append(int((group / name).read_text()))
+    return min(limits)
+
+
+def processors(cgroups=Path("/proc/self/cgroup"), root=Path("/sys/fs/cgroup")):
+    """Return how many processors this process may keep busy: those it is bound to, or what a container has of them.
+
+    A container may have a share of the time of all of them, `docker run --cpus 4`: with more threads than that, all are
+    stopped again and again until their next share.
+    """
+    counts = [len(os.sched_getaffinity(0))]
+    for group in _groups("cpu", cgroups, root):
+        for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+            with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+                quota, period = (int(word) for name in names for word in (group / name).read_text().split())
+                if quota > 0:
+                    counts.append(max(1, quota // period))
+    return min(counts)
+
+
+def _groups(controller, cgroups, root):
+    """Yield the folders of this process's control groups that limit what `controller` is for, and those around them."""
     for line in cgroups.read_text().splitlines() if cgroups.exists() else []:
         _, controllers, group = line.split(":", 2)
-        if controllers == "":  # of cgroups' second version, which has one tree for all
-            folder, name = root / group.lstrip("/"), "memory.max"
-        elif controllers == "memory":
-            folder, name = root / "memory" / group.lstrip("/"), "memory.limit_in_bytes"
-        else:
+        if controllers and controller not in controllers.split(","):
             continue
-        for limiting in (folder, *folder.parents):  # a container sees its own group as the root
-            with contextlib.suppress(OSError, ValueError):  # not a group, or "max"
-                limits.append(int((limiting / name).read_text()))
-    return min(limits)
+        tree = root / controller if controllers else root  # the second version of cgroups has one tree for all
+        folder = tree / group.lstrip("/")
+        yield from (folder, *folder.parents)  # a container sees its own group as the root
 
 
 def cpu_name(cpuinfo=Path("/proc/cpuinfo")):
