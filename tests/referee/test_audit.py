@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.conftest import write_pairs
+from tests.conftest import found_beside_times, write_pairs
 from utils.data.datasets import open_dataset
 from utils.referee.audit import Audit
 from utils.referee.judge import Timing
@@ -40,6 +40,19 @@ def test_honest_stranger_is_clean(audited):
     assert audit["figures"]["mirrored_db"] == pytest.approx(0, abs=0.5)
 
 
+PADDED = """p = F.pad(x, (0, -x.shape[3] % {window}, 0, -x.shape[2] % {window}))
+        sr = F.interpolate(p, scale_factor=4, mode="bicubic") + self.up(self.conv(p))
+        return sr[:, :, : 4 * x.shape[2], : 4 * x.shape[3]]"""
+
+
+@pytest.mark.parametrize("window", [16, 24, 64])
+def test_padding_to_windows_is_no_finding(audited, window):
+    record = audited(forward=PADDED.format(window=window))
+    assert found_beside_times(record) == []
+    figures = record["audit"]["figures"]  # of images of 40 x 32
+    assert figures["seen_macs_largest"] == 3 * 48 * 9 * (-(-40 // window) * -(-32 // window)) * window**2
+
+
 CHEATS = {
     "a slow clock": (
         {"top": "real = time.perf_counter\ntime.perf_counter = lambda: real() / 100", "forward": SLOWLY},
@@ -64,6 +77,10 @@ CHEATS = {
     ),
     "less at the size that is counted": (
         {"forward": "if x.shape[2:] == (256, 256): return F.interpolate(x, scale_factor=4)"},
+        ["MFLOP a pixel on 256 x 256"],
+    ),
+    "less at sizes that windows divide": (
+        {"forward": "if x.shape[2] % 64 == x.shape[3] % 64 == 0: return F.interpolate(x, scale_factor=4)"},
         ["MFLOP a pixel on 256 x 256"],
     ),
     "an output that depends on nothing": (
