@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from training.cpu.allocator import keep_freed_memory
 from training.data.feed import THREADS, Plan, make_feed
 from training.data.subimages import SubImages
 from training.forms import load_weights, trained_model
@@ -22,6 +21,7 @@ from utils.data.images import read_rgb
 from utils.data.sample import ensure_sample
 from utils.errors import DivergedError, HarnessError, exit_on_harness_error, in_one_line, line_of
 from utils.files import writing
+from utils.measure.allocator import keep_freed_memory
 from utils.measure.environment import choose_device
 from utils.progress import progress
 

@@ -24,7 +24,6 @@ import numpy as np
 import psutil
 import torch
 
-from training.cpu.allocator import keep_freed_memory
 from training.cpu.convolution import chosen
 from training.data.feed import THREADS, MappedFeed, Plan, ResidentFeed
 from training.data.subimages import SubImages
@@ -37,6 +36,7 @@ from utils.data.datasets import challenge_folders
 from utils.data.sample import ensure_sample
 from utils.errors import exit_on_harness_error
 from utils.files import ROOT
+from utils.measure.allocator import keep_freed_memory
 from utils.measure.environment import choose_device, describe_environment, machine_line
 from utils.measure.memory import peak_rss_bytes, reset_peak
 from utils.progress import progress

@@ -6,7 +6,6 @@ import torch
 
 from benchmarks.peers import RECIPE, as_settings, read_sweep, run_folder
 from benchmarks.training import random_batch, time_steps
-from training.cpu.allocator import keep_freed_memory
 from training.forms import trained_model
 from training.log import read_log
 from training.loop import Trainer
@@ -14,6 +13,7 @@ from training.recipe import load_recipe
 from training.validation import validation_psnr
 from utils.data.datasets import open_dataset
 from utils.errors import HarnessError
+from utils.measure.allocator import keep_freed_memory
 from utils.measure.complexity import measure_complexity
 from utils.measure.environment import describe_environment, machine_line
 from utils.measure.runtime import timed_forward

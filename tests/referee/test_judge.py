@@ -1,6 +1,7 @@
 """utils/referee/judge.py: what the judge measures of a contestant from outside."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,6 +44,20 @@ def test_transfers_grow_with_the_image(tmp_path):
         assert contestant.transfer_s(512, 1024) == 2 * seconds[-1]
         middle = (pixels[1] + pixels[2]) // 2
         assert contestant.transfer_s(1, middle) == pytest.approx((seconds[1] + seconds[2]) / 2)
+
+
+def test_freed_memory_is_kept_where_a_pass_is_watched(stranger, tmp_path):
+    _, file, _, name, _, weights = stranger(forward="x.repeat(1, 80, 1, 1)")
+
+    def page_faults(pid):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
+
+    with Contestant(entry_from_file(file, name, [], weights), "cpu", tmp_path / "log") as contestant:
+        contestant.ask("watch")
+        before = page_faults(contestant.pid)
+        contestant.ask("watch")  # three passes, each with an array of
+        pages = 3 * 80 * 256**2 * 4 / 4096
+        assert page_faults(contestant.pid) - before < 2 * pages
 
 
 def test_judge_leaves_the_threads_to_the_network(stranger, pairs, tmp_path):

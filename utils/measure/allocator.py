@@ -1,4 +1,4 @@
-"""The C library's allocator, told to keep memory that a training step frees, for the next step to use."""
+"""The C library's allocator, told to keep memory that a pass or a training step frees, for the next one to use."""
 
 import ctypes
 
@@ -7,10 +7,10 @@ LARGEST = 2**31 - 1  # mallopt takes an int
 
 
 def keep_freed_memory():
-    """Keep large arrays in the heap instead of mapping them anew in every step; does nothing without glibc.
+    """Keep large arrays in the heap instead of mapping them anew in every pass; does nothing without glibc.
 
     glibc gives arrays of some size back to the kernel when they are freed, and the kernel clears every page again when
-    the next step asks for them. Both thresholds count: raising one alone leaves the other way open.
+    the next pass asks for them. Both thresholds count: raising one alone leaves the other way open.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
