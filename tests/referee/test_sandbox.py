@@ -11,7 +11,7 @@ from tests.referee.test_audit import QUICK
 from utils.errors import HarnessError
 from utils.files import ROOT
 from utils.referee import sandbox
-from utils.referee.sandbox import choose_sandbox, run_apart, sandboxed
+from utils.referee.sandbox import choose_sandbox, run_apart, sandboxed, with_what_is_hidden
 
 pytestmark = needs_sandbox
 
@@ -94,3 +94,24 @@ def test_absent_bubblewrap_is_told(monkeypatch):
     assert choose_sandbox("off") == (False, "no sandbox (--sandbox off)")
     with pytest.raises(HarnessError, match="--sandbox require: bwrap is not installed"):
         choose_sandbox("require")
+
+
+@pytest.mark.parametrize(
+    ("message", "is_hidden"),
+    [
+        ("FileNotFoundError: [Errno 2] No such file or directory: '{folder}/net.json'", True),
+        ("FileNotFoundError: [Errno 2] No such file or directory: '{folder}/nowhere.json'", False),
+        ("net.py: imports helper, which is not installed; install it or remove the import", True),
+        ("net.py: imports parts, which is not installed; install it or remove the import", True),
+        ("net.py: imports nowhere, which is not installed; install it or remove the import", False),
+        ("net.py: cannot build Net (line 3: KeyError: 'helper')", False),
+    ],
+)
+def test_what_is_there_but_hidden_is_told(tmp_path, message, is_hidden):
+    for name in ("net.json", "helper.py", "parts/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    message = message.format(folder=tmp_path)
+    told = with_what_is_hidden(message, tmp_path)
+    assert told.startswith(message)
+    assert ("it is there, but hidden" in told) == is_hidden

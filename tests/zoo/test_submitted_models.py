@@ -141,6 +141,12 @@ def test_what_cannot_run_costs_one_line(submit, kind):
         assert part in last
 
 
+def test_relative_import_is_told_what_to_do(submit):
+    result = submit(constructor="from .parts import Part")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].count("put what it imports into it") == 1
+
+
 def test_cuda_in_the_constructor_costs_one_line_without_a_gpu(submit):
     result = submit(constructor="self.conv.cuda()")
     assert result.returncode == 2

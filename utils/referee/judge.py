@@ -21,7 +21,7 @@ from utils.referee.answers import checked
 from utils.referee.audit import Audit
 from utils.referee.process import Limits, WatchedProcess
 from utils.referee.repository import described
-from utils.referee.sandbox import choose_sandbox, sandboxed
+from utils.referee.sandbox import choose_sandbox, sandboxed, with_what_is_hidden
 from utils.zoo.registry import source_files
 
 ECHO_SIDES = (64, 128, 256, 384, 512)  # of the images by which transfers are timed [LR pixels]
@@ -74,10 +74,10 @@ class Contestant:
         self.last = None  # the output taken last, as it was, and its LR size
         self.transfers = (1,), (0.0,)  # sizes [LR pixels] and what a pass takes there besides the network [s]
         self.peak_mib, self.loaded = None, False
-        in_sandbox, self.process = choose_sandbox(sandbox)
+        self.in_sandbox, self.process = choose_sandbox(sandbox)
         self.own_threads = torch.get_num_threads()
         self.threads = threads or self.own_threads  # of the network
-        self._start(in_sandbox)
+        self._start()
         if self.device.type == "cpu":  # OpenMP's threads wait awake for some milliseconds, on cores that a pass needs
             torch.set_num_threads(1)
         try:
@@ -102,12 +102,12 @@ class Contestant:
         torch.set_num_threads(self.own_threads)
         self.watched.close()
 
-    def _start(self, in_sandbox):
+    def _start(self):
         ours, theirs = socket.socketpair()
         memory = shared_memory_fds()
         command = [sys.executable, "-m", "utils.contestant", theirs.fileno(), *memory]
-        folder = "/tmp" if in_sandbox else str(ROOT)
-        if in_sandbox:
+        folder = "/tmp" if self.in_sandbox else str(ROOT)
+        if self.in_sandbox:
             command = sandboxed(command, self._readable(), self.device.type == "cuda", folder)
         environment = {
             key: value for key, value in os.environ.items() if key in PASSED_ON or key.startswith(PASSED_ON_PREFIXES)
@@ -177,6 +177,8 @@ class Contestant:
             raise HarnessError("its process answers out of turn")
         if "error" in reply:
             message = one_line(str(reply["error"]), 500)
+            if self.in_sandbox and not self.folder:
+                message = with_what_is_hidden(message, Path(self.entry.file).parent)
             if reply.get("mendable") is True:
                 raise HarnessError(message)
             raise ForeignError(message)

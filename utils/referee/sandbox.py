@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from utils.errors import HarnessError
 from utils.files import ROOT
 from utils.referee.process import run_isolated
 
+MISSED = re.compile(r"No such file or directory: '(.+?)'|imports (\w+), which is not installed")  # in an error's line
 MODES = ("auto", "require", "off")
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives", "/etc/ld.so.cache")
 HARDWARE = ("/sys/devices/system/cpu", "/sys/devices/system/node")  # what libraries read to choose their code
@@ -68,6 +70,21 @@ def sandboxed(command, readable, gpu=False, folder="/tmp", writable=()):
     for path in writable:
         words += ["--bind", str(path), str(path)]
     return [*words, "--remount-ro", "/", "--chdir", str(folder), "--", *map(str, command)]
+
+
+def with_what_is_hidden(message, folder):
+    """Return a model's error message; if what the model misses is there, but not shown inside, with a word on that.
+
+    `folder` is that of the model's file.
+    """
+    for path, module in MISSED.findall(message):
+        beside = (Path(folder) / f"{module}.py", Path(folder) / module / "__init__.py")
+        if Path(path).exists() if path else any(map(Path.is_file, beside)):
+            return (
+                f"{message}; it is there, but hidden: a model is shown its file and its checkpoint alone. Put it into "
+                "them, or name the checkout that they are from by --repository"
+            )
+    return message
 
 
 def run_apart(command, folder, log_path, mode="auto"):

@@ -219,7 +219,9 @@ def build_model(entry):
         ) from error
     except Exception as error:  # a stranger's code may raise anything
         reason = in_one_line(error, file=entry.file)
-        raise HarnessError(f"{entry.file}: cannot build {entry.class_name} ({reason})") from error
+        alone = isinstance(error, ImportError) and "relative import" in str(error)
+        mend = "; put what it imports into it, or name the checkout that it is from by --repository" if alone else ""
+        raise HarnessError(f"{entry.file}: cannot build {entry.class_name} ({reason}){mend}") from error
     if not isinstance(network, nn.Module):
         kind = type(network).__name__
         raise HarnessError(f"{entry.file}: {entry.class_name} gives {kind}, which is no torch.nn.Module")
