@@ -54,6 +54,7 @@ ACCEPTED = {
     "under params_ema": {"change": lambda state: {"params": {}, "params_ema": state}},
     "half precision": {"change": lambda state: {key: value.half() for key, value in state.items()}},
     "name with brackets": {"name": " [net] (final).py"},
+    "reads the command line": {"constructor": "import argparse; argparse.ArgumentParser().parse_args()"},
 }
 
 
@@ -139,6 +140,13 @@ def test_what_cannot_run_costs_one_line(submit, kind):
     assert last.startswith("error: ")
     for part in parts:
         assert part in last
+
+
+@pytest.mark.parametrize("prefix", ["module.", "net.model."])
+def test_keys_that_all_begin_alike_are_told_so(submit, prefix):
+    result = submit(change=lambda state: {prefix + key: value for key, value in state.items()})
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].count(f"save it again without the {prefix!r} that each key begins with") == 1
 
 
 def test_relative_import_is_told_what_to_do(submit):

@@ -127,6 +127,7 @@ def import_model_quietly(entry):
 def main():
     end_with_parent()  # a pass without end would take a core for ever; in a sandbox bubblewrap sees to it
     channel = Channel(*map(int, sys.argv[1:]))
+    del sys.argv[1:]  # not for a model file that reads its command line
     contestant = Contestant(channel)
     while True:
         try:

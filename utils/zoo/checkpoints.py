@@ -63,7 +63,9 @@ def load_strictly(model, state, path):
     """`load_state_dict(strict=True)`; a HarnessError names missing and unexpected keys and wrong shapes."""
     problems = differences(model.state_dict(), state)
     if problems:
-        raise HarnessError(f"{path}: does not fit {type(model).__name__} ({problems})")
+        prefix = prefix_of(state, model.state_dict())
+        mend = f"; save it again without the {prefix!r} that each key begins with" if prefix else ""
+        raise HarnessError(f"{path}: does not fit {type(model).__name__} ({problems}){mend}")
     model.load_state_dict(state, strict=True)
 
 
@@ -78,6 +80,12 @@ def load_leniently(model, state, path):
         raise HarnessError(f"{path}: does not fit {type(model).__name__} even leniently ({problems})")
     model.load_state_dict(state, strict=False)
     return problems or None
+
+
+def prefix_of(state, expected):
+    """Return what stands before each expected key in a state dict, as DataParallel saves them; "" if nothing does."""
+    prefix = next(iter(state), "").removesuffix(next(iter(expected), ""))
+    return prefix if state.keys() == {prefix + key for key in expected} else ""
 
 
 def differences(expected, state):
