@@ -16,8 +16,9 @@ from utils.zoo.registry import entry_from_file, find_entry, read_registry
 
 def test_memory_is_what_the_network_takes(tmp_path):
     entry, shape = find_entry(126, read_registry()), (1, 3, 64, 64)
+    here_mib = cpu_peak_mib(entry, shape)  # with as many threads as the network gets there
     with Contestant(entry, torch.device("cpu"), tmp_path / "log") as contestant:
-        assert contestant.cpu_peak_mib(shape) == pytest.approx(cpu_peak_mib(entry, shape), abs=20)
+        assert contestant.cpu_peak_mib(shape) == pytest.approx(here_mib, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,8 @@ def test_freed_memory_is_kept_where_a_pass_is_watched(stranger, tmp_path):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
 
     with Contestant(entry_from_file(file, name, [], weights), "cpu", tmp_path / "log") as contestant:
-        contestant.ask("watch")
+        for _ in range(6):  # the heap takes some arrays to find its places
+            contestant.ask("watch")
         before = page_faults(contestant.pid)
         contestant.ask("watch")  # three passes, each with an array of
         pages = 3 * 80 * 256**2 * 4 / 4096

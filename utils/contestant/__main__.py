@@ -15,7 +15,7 @@ from utils.contestant.channel import Channel
 from utils.contestant.counting import watched_pass
 from utils.contestant.selection import load_from_repository
 from utils.errors import HarnessError, in_one_line
-from utils.measure.allocator import keep_freed_memory
+from utils.measure.allocator import give_back_freed_memory, keep_freed_memory
 from utils.measure.complexity import INPUT_SHAPE, measure_complexity
 from utils.measure.memory import gpu_peak_mib, peak_rss_bytes, reset_peak
 from utils.measure.runtime import check_output, timed_forward
@@ -32,9 +32,11 @@ class Contestant:
         self.device, self.model, self.name = torch.device("cpu"), None, ""
         self.before, self.blank, self.drawn = None, None, []
 
-    def prepare(self, threads, device):
-        """Set up this process, before any of the stranger's code is here."""
+    def prepare(self, threads, device, for_memory):
+        """Set up this process, before any of the stranger's code is here; `for_memory`: to look at its memory alone."""
         torch.set_num_threads(threads)
+        if for_memory:
+            give_back_freed_memory()
         self.device = torch.device(device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)

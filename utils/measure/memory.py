@@ -9,11 +9,12 @@ import psutil
 import torch
 
 from utils.errors import HarnessError
+from utils.measure.allocator import give_back_freed_memory
 from utils.zoo.registry import load_model
 
 METHODS = {
     "cuda": "torch.cuda.max_memory_allocated over the whole run",
-    "cpu": "peak resident growth of a fresh process during one pass over the largest image (CPU)",
+    "cpu": "peak resident growth of a fresh process that keeps nothing freed, in one pass over the largest image (CPU)",
 }
 
 
@@ -37,8 +38,8 @@ def reset_peak(device):
 def cpu_peak_mib(entry, lr_shape):
     """Peak resident growth [MiB] of a fresh process that passes a random `lr_shape` image through an entry's network.
 
-    A process of its own, since memory that an allocator kept from earlier work would hide the growth. Raises
-    HarnessError if that process dies.
+    A process of its own, since memory that an allocator kept from earlier work would hide the growth; and none is kept
+    there, as a GPU's peak counts none. Raises HarnessError if that process dies.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -59,6 +60,7 @@ def cpu_peak_mib(entry, lr_shape):
 @torch.no_grad()
 def _measure_in_child(entry, lr_shape, threads, sender):
     torch.set_num_threads(threads)
+    give_back_freed_memory()
     model = load_model(entry, "cpu").model
     lr = torch.rand(lr_shape)
     model(lr[:, :, :16, :16])  # what the libraries set up once is not the network's

@@ -128,7 +128,7 @@ class Contestant:
 
     def _prepare(self, timed):
         """Set the process up and time the transfers, before any of the stranger's code is in it."""
-        self.ask("prepare", threads=self.threads, device=str(self.device))
+        self.ask("prepare", threads=self.threads, device=str(self.device), for_memory=not timed)
         if timed:
             self.transfers = self._time_transfers()
         family = [*self.watched.descendants()]
