@@ -105,6 +105,7 @@ def test_absent_bubblewrap_is_told(monkeypatch):
         ("net.py: imports parts, which is not installed; install it or remove the import", True),
         ("net.py: imports nowhere, which is not installed; install it or remove the import", False),
         ("net.py: cannot build Net (line 3: KeyError: 'helper')", False),
+        (f"No such file or directory: '{'x' * 400}'; imports {'x' * 400}, which is not installed", False),
     ],
 )
 def test_what_is_there_but_hidden_is_told(tmp_path, message, is_hidden):

@@ -78,8 +78,8 @@ def with_what_is_hidden(message, folder):
     `folder` is that of the model's file.
     """
     for path, module in MISSED.findall(message):
-        beside = (Path(folder) / f"{module}.py", Path(folder) / module / "__init__.py")
-        if Path(path).exists() if path else any(map(Path.is_file, beside)):
+        places = [path] if path else [Path(folder) / f"{module}.py", Path(folder) / module / "__init__.py"]
+        if any(map(os.path.exists, places)):  # not Path.exists, to which a name may be too long
             return (
                 f"{message}; it is there, but hidden: a model is shown its file and its checkpoint alone. Put it into "
                 "them, or name the checkout that they are from by --repository"
