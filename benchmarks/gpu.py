@@ -2,8 +2,9 @@
 
 Method. The parts run one after the other, each a process group of its own, as a user would run it; one that fails,
 hangs or finds no time left costs the others nothing. What a part prints is in OUT/PART.txt as it comes, and
-OUT/summary.md says how each ended. The data are HR images of DIV2K size made of the sample's photographs, so that
-nothing need be brought along: their times are those of real ones, their PSNR says nothing.
+OUT/summary.md says how each ended; for what found no time within --minutes there is --only. The data are HR images of
+DIV2K size made of the sample's photographs, so that nothing need be brought along: their times are those of real ones,
+their PSNR says nothing.
 
 `--tiny` tries the same commands with the smallest settings, `--device cpu` without a GPU: so that a rented hour is not
 spent on typing errors.
@@ -62,7 +63,7 @@ def parts(data, results, device, tiny):
     else:
         speed += ("--images", 200, "--reference_images", 5)
         training += ("--batch", 64)
-        jobs = ("--jobs", max(1, processors() // 2))
+        jobs = ("--jobs", max(1, processors() * 3 // 4))
         audit += ("--honest", 1, *jobs)
         robustness += ("--kills", 3, *jobs)
     return (
@@ -72,7 +73,7 @@ def parts(data, results, device, tiny):
         Part("training", 2, training),
         Part("referee", 1, referee),
         Part("robustness", 2.5, robustness),
-        Part("audit", 4, audit),
+        Part("audit", 5, audit),
     )
 
 
