@@ -167,6 +167,12 @@ def run_eval(*arguments):
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, errors="replace")
 
 
+def begin_eval(*arguments):
+    """Start eval.py, whose output nobody reads."""
+    command = [sys.executable, ROOT / "eval.py", *arguments]
+    return subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
 def last_line(text):
     """The last line of a process's words; empty if it said nothing."""
     return (text.strip().splitlines() or [""])[-1]
@@ -222,21 +228,14 @@ def try_kills(folder, quick, kills, rng):
     """Kill a measurement over 30 images again and again; return 1 unless its record ends as an unbroken one."""
     data = make_data(folder / "data", 30)
     arguments = [*quick, "--runs", 2, "--data_dir", data, "--model_id", 7, "--results"]
-
-    def begin(results):
-        return subprocess.Popen(
-            list(map(str, [sys.executable, ROOT / "eval.py", *arguments, results])),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-
-    start, process, begun = time.monotonic(), begin(folder / "whole"), 0.0
+    start, process, begun = time.monotonic(), begin_eval(*arguments, folder / "whole"), 0.0
     while process.poll() is None:
         if not begun and (folder / "whole" / RECORDS_FILE).exists():
             begun = time.monotonic() - start
         time.sleep(0.01)
     duration, passes = time.monotonic() - start, []
     for number in range(kills):
-        process = begin(folder / "killed")
+        process = begin_eval(*arguments, folder / "killed")
         time.sleep(rng.uniform(begun if number % 2 else 0, duration))
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -262,14 +261,8 @@ def try_at_once(folder, quick):
     data = make_data(folder / "data", 10)
     results = folder / "results" / RECORDS_FILE
     ids = {7: "NanoSR_inference", 0: "EFDN", 126: "SPAN", 124: "PlainUSR"}
-    processes = [
-        subprocess.Popen(
-            list(map(str, [sys.executable, ROOT / "eval.py", *quick, "--data_dir", data, "--model_id", model_id,
-                           "--results", results.parent])),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )
-        for model_id in ids
-    ]  # fmt: skip
+    arguments = [*quick, "--data_dir", data, "--results", results.parent, "--model_id"]
+    processes = [begin_eval(*arguments, model_id) for model_id in ids]
     reads = broken = 0
     while any(process.poll() is None for process in processes):
         if results.exists():

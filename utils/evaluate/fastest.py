@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from utils.errors import HarnessError, in_one_line
+from utils.errors import HarnessError
+from utils.evaluate.evaluation import forward
+from utils.evaluate.runner import Runner
 from utils.files import write_json
 from utils.measure.environment import describe_environment, machine_line
 from utils.measure.runtime import timed_forward
@@ -76,13 +78,13 @@ def _time(forms, lr, device):
     models, lacking, lr = {}, {}, lr.to(device)
     for name, form in forms.items():
         try:
-            model = load_model(form, device).model
-            timed_forward(model, lr)  # one may be for another device, or miss its compiler only now
-            models[name] = model
-        except Exception as error:
+            runner = Runner(load_model(form, device), device)
+            forward(runner, lr)  # one may be for another device, or miss its compiler only now
+            models[name] = runner.model
+        except HarnessError as error:
             if not form.variant:
                 raise
-            lacking[name] = str(error) if isinstance(error, HarnessError) else in_one_line(error)
+            lacking[name] = str(error)
     times = {name: [] for name in models}
     for _ in range(ROUNDS):
         for name, model in models.items():

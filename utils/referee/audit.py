@@ -12,6 +12,7 @@ import numpy as np
 from utils.data.datasets import read_fitting_hr
 from utils.data.images import read_rgb, to_image, to_tensor
 from utils.errors import ForeignError, HarnessError
+from utils.evaluate.evaluation import largest_lr
 from utils.evaluate.fresh import changed
 from utils.evaluate.metrics import psnr
 
@@ -167,8 +168,7 @@ class Audit:
     def _counts(self):
         counted = self.record["complexity"]["flops"]
         square = self.contestant.ask("watch")
-        largest = self.dataset.pairs[int(np.argmax(self.record["images"]["lr_pixels"]))]
-        height, width = read_rgb(largest.lr).shape[:2]
+        height, width = largest_lr(self.dataset, self.record["images"]["lr_pixels"]).shape[:2]
         macs, there = square["macs"], self._macs(height, width)
         self.figures |= {"seen_macs": macs, "seen_macs_largest": there}
         if abs(counted - macs) > COUNT_SHARE * max(macs, counted):

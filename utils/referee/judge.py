@@ -45,9 +45,9 @@ class Timing:
 class Contestant:
     """A model in a process of its own, run and timed from here. Entered as a context manager, it is `load`ed.
 
-    Its attributes are those of a Runner. If not `timed`, transfers count as passes: the images by which they are timed
-    would be the peak of the process's memory. Raises HarnessError, with the reason in a line, whenever the process
-    fails, breaks its limits, or answers nonsense.
+    Its attributes are those of a Runner. If it is `for_memory`, it keeps nothing freed, and transfers count as passes:
+    the images by which they are timed would be the peak of the process's memory. Raises HarnessError, with the reason
+    in a line, whenever the process fails, breaks its limits, or answers nonsense.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Contestant:
         sandbox="auto",
         checkpoint=None,
         repository=None,
-        timed=True,
+        for_memory=False,
         threads=None,
     ):
         self.entry, self.device, self.log_path = entry, torch.device(device), Path(log_path)
@@ -81,7 +81,7 @@ class Contestant:
         if self.device.type == "cpu":  # OpenMP's threads wait awake for some milliseconds, on cores that a pass needs
             torch.set_num_threads(1)
         try:
-            self._prepare(timed)
+            self._prepare(for_memory)
         except BaseException:
             self.close()
             raise
@@ -126,10 +126,10 @@ class Contestant:
             return [self.folder]
         return [*source_files(self.entry), self.checkpoint or self.entry.checkpoint_path]
 
-    def _prepare(self, timed):
+    def _prepare(self, for_memory):
         """Set the process up and time the transfers, before any of the stranger's code is in it."""
-        self.ask("prepare", threads=self.threads, device=str(self.device), for_memory=not timed)
-        if timed:
+        self.ask("prepare", threads=self.threads, device=str(self.device), for_memory=for_memory)
+        if not for_memory:
             self.transfers = self._time_transfers()
         family = [*self.watched.descendants()]
         self.pid = family[-1].pid if family else self.watched.process.pid  # bubblewrap's last child is ours
@@ -263,7 +263,7 @@ class Contestant:
         """Peak resident growth [MiB] of a fresh contestant for one pass over 1 x 3 x H x W, seen from outside."""
         arguments = (self.entry, self.device, self.log_path.with_suffix(".memory.log"), self.limits)
         more = {"sandbox": self.sandbox, "checkpoint": self.checkpoint, "repository": self.folder}
-        with Contestant(*arguments, **more, timed=False, threads=self.threads) as fresh:
+        with Contestant(*arguments, **more, for_memory=True, threads=self.threads) as fresh:
             fresh.ask("echo", height=lr_shape[2], width=lr_shape[3])  # the shared images are not the network's
             fresh.forward(torch.rand(1, 3, 16, 16) * self.entry.data_range)
             before = psutil.Process(fresh.pid).memory_info().rss
