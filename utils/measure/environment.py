@@ -34,8 +34,8 @@ def choose_device(name="auto", index=0):
     PyTorch starts a thread for each core of the machine; from here on it has no more than `processors`, unless the
     user has set their number. Raises HarnessError if "cuda" is asked for in vain, or for fewer GPUs than processes.
     """
-    if not THREADS_SET_BY & os.environ.keys():
-        torch.set_num_threads(min(torch.get_num_threads(), processors()))
+    if not THREADS_SET_BY & os.environ.keys() and torch.get_num_threads() > (most := processors()):
+        torch.set_num_threads(most)
     if name == "cuda" and not torch.cuda.is_available():
         raise HarnessError("--device cuda: PyTorch sees no GPU here; use --device cpu")
     if name == "cpu" or not torch.cuda.is_available():
