@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from training.data.feed import THREADS, Plan, make_feed
 from training.data.subimages import SubImages
@@ -20,6 +19,7 @@ from utils.data.datasets import open_dataset, read_fitting_hr
 from utils.data.images import read_rgb
 from utils.data.sample import ensure_sample
 from utils.errors import DivergedError, HarnessError, exit_on_harness_error, in_one_line, line_of
+from utils.evaluate.sharding import process_group
 from utils.files import writing
 from utils.measure.allocator import keep_freed_memory
 from utils.measure.environment import choose_device
@@ -38,22 +38,19 @@ def main():
         keep_freed_memory()
     plan = Plan(subimages.shapes, recipe.seed, recipe.batch, recipe.hr_patch, recipe.candidates, rank, world)
     validation = open_validation(args.validation) if rank == 0 else None
-    if world > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    run_dir = args.run_dir or Path("runs") / args.recipe.stem
     try:
-        trainer = Trainer(recipe, device, rank, world)
-        run_dir = args.run_dir or Path("runs") / args.recipe.stem
-        start(trainer, run_dir, args.resume, args.init)
-        finished = run(trainer, make_feed(subimages, plan, device, args.workers, args.feed), validation, run_dir, args)
+        with process_group("nccl" if device.type == "cuda" else "gloo", world):
+            trainer = Trainer(recipe, device, rank, world)
+            start(trainer, run_dir, args.resume, args.init)
+            feed = make_feed(subimages, plan, device, args.workers, args.feed)
+            finished = run(trainer, feed, validation, run_dir, args)
     except HarnessError:
         raise
     except Exception as error:  # a network's code may raise anything
         if reason := what_to_mend(error, args.recipe, recipe):
             raise HarnessError(reason) from error
         raise
-    finally:
-        if world > 1:
-            dist.destroy_process_group()
     if rank == 0:
         state = "finished" if finished else f"stopped at step {trainer.step} of {recipe.steps}; go on with --resume"
         print(f"{state}; {trainer.seconds / 60:.1f} minutes of training in all; weights and curves in {run_dir}")

@@ -11,6 +11,20 @@ from tests.conftest import write_pairs
 from tests.training.conftest import python, two_processes
 from utils.data.datasets import open_dataset
 from utils.evaluate.sharding import Shard, interleave
+from utils.files import ROOT
+
+LEAVES_A_GROUP = """
+from pathlib import Path
+
+import torch
+
+from utils.evaluate.sharding import process_group
+
+with process_group("gloo", 2):
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # the first optimizer imports the rest of torch
+names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+assert not any("gloo" in name for name in names), names
+"""
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
@@ -18,6 +32,12 @@ def test_parts_put_together_are_the_whole(tmp_path, world):
     dataset = open_dataset(write_pairs(tmp_path, list("abcde"), size=(32, 32)))
     parts = [list(Shard(rank, world).part_of(dataset).pairs) for rank in range(world)]
     assert interleave(parts) == list(dataset.pairs)
+
+
+def test_group_leaves_no_threads_behind(tmp_path):
+    (tmp_path / "leave.py").write_text(LEAVES_A_GROUP)
+    result = python(*two_processes(), tmp_path / "leave.py", env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("broken", ["a", "b"])  # the first process's and the other's

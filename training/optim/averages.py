@@ -22,8 +22,7 @@ def follow(average, model, share):
 def average_over_processes(tensors):
     """Replace float32 tensors by their means over all processes, in one exchange.
 
-    DistributedDataParallel would hide the exchange behind the backward pass, which small networks do not need; but it
-    keeps threads alive beyond the end of the group, and a finished process has ended by SIGABRT there.
+    DistributedDataParallel would hide the exchange behind the backward pass, which small networks do not need.
     """
     means = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(means)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch.distributed as dist
+import torch.distributed.nn.functional  # noqa: F401  see process_group
 
 TORCHRUN = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}  # what it sets, and the default without it
 
@@ -51,10 +52,22 @@ class Shard:
 def joined_shard():
     """Join the processes that torchrun started, if it did; give this one's Shard."""
     rank, world, local_rank = (int(os.environ.get(key, default)) for key, default in TORCHRUN.items())
-    if world > 1:
-        dist.init_process_group("gloo")  # figures travel, no tensors
-    try:
+    with process_group("gloo", world):  # figures travel, no tensors
         yield Shard(rank, world, local_rank)
+
+
+@contextmanager
+def process_group(backend, world):
+    """Join torch's group of `world` processes, if they are several, for as long as the context lasts.
+
+    Functions of `torch.distributed.nn` have the group of the moment of their import as a default argument. Imported
+    later, as by the first optimizer, they would keep it beyond its end, and its threads with it: one that asked for
+    Python's lock while Python ended has killed a finished process by SIGABRT.
+    """
+    if world > 1:
+        dist.init_process_group(backend)
+    try:
+        yield
     finally:
         if world > 1:
             dist.destroy_process_group()
