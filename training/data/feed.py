@@ -2,11 +2,11 @@
 of feeding, any number of workers and any restart give the same batches.
 """
 
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import psutil
 import torch
@@ -17,7 +17,6 @@ from utils.measure.environment import memory_bytes, processors
 from utils.protocol import SCALE
 
 RESIDENT_SHARE = 0.5  # of the free memory that the whole set may take
-FLIP_CODES = {(True, False): 0, (False, True): 1, (True, True): -1}  # OpenCV's, of rows and of columns
 THREADS = min(8, processors())  # that cut patches from memory maps
 
 
@@ -105,76 +104,111 @@ class ResidentFeed:
 
     def batches(self, start, stop):
         """Yield (LR B x 3 x p/4 x p/4, HR B x 3 x p x p) uint8, channels last in memory, for steps start … stop - 1."""
-        if self.device.type != "cuda":
-            yield from map(self._batch, range(start, stop))
-            return
-        # On a stream of its own: the choice among candidates is waited for, and on the training's one would be waited
-        # for until the step before is over.
-        stream, training = torch.cuda.Stream(self.device, priority=-1), torch.cuda.current_stream(self.device)
-        stream.wait_stream(training)  # which loaded the set
-        for step in range(start, stop):
-            with torch.cuda.stream(stream):
-                batch = self._batch(step)
-            training.wait_stream(stream)
-            for tensor in batch:
-                tensor.record_stream(training)  # or its memory would be given anew while a step reads it
-            yield batch
+        return loaded(self._batch, range(start, stop), self.device)
 
     def _batch(self, step):
         patches = self.plan.draw(step, lambda drawn: detail(self._gather(self.lr, drawn, SCALE).short()).cpu().numpy())
         return self._gather(self.lr, patches, SCALE), self._gather(self.hr, patches, 1)
 
     def _gather(self, flat, patches, shrink):
-        scale, side = SCALE // shrink, self.plan.hr_patch // shrink
-        width = self.subimages.shapes[patches.index, 1] // shrink
-        corner = self.subimages.starts[patches.index] // shrink**2 + scale * (patches.top * width + patches.left)
-        # A flip walks the patch backwards from its far edge; a transposition swaps the two strides.
-        first = corner + (side - 1) * (patches.flip_rows * width + patches.flip_columns)
-        row, column = np.where(patches.flip_rows, -width, width), np.where(patches.flip_columns, -1, 1)
-        down, right = np.where(patches.transpose, (column, row), (row, column))
-        walk = torch.from_numpy(np.stack([first, down, right])).to(self.device, non_blocking=True)
-        first, down, right = walk[:, :, None, None]
-        steps = torch.arange(side, device=self.device)
-        pixels = first + down * steps[:, None] + right * steps  # B x side x side
-        return flat[pixels].permute(0, 3, 1, 2)
+        return gather(flat, *corners(self.subimages, patches, shrink), patches, self.plan.hr_patch // shrink)
 
 
 class MappedFeed:
-    """The set stays in its memory maps; threads cut the patches, pinned memory carries them to `device`.
+    """The set stays in its memory maps; threads copy the patches from there, pinned memory carries them to `device`.
 
-    Threads, not processes: they copy without Python's lock, and there is no memory to be shared, of which containers
-    often have little.
+    Threads, not processes: there is no memory to be shared, of which containers often have little. They take Python's
+    lock a few times for a batch, not for a patch, or they would wait for each other all the time.
     """
 
     def __init__(self, subimages, plan, device, workers):
         self.subimages, self.plan, self.device, self.workers = subimages, plan, torch.device(device), workers
+        with warnings.catch_warnings(action="ignore"):  # of memory that cannot be written to, which nobody does
+            self.hr, self.lr = ([torch.from_numpy(shard) for shard in kind] for kind in (subimages.hr, subimages.lr))
 
     def batches(self, start, stop):
         """Yield the same batches as `ResidentFeed.batches`."""
-        with ThreadPoolExecutor(self.workers) if self.workers else nullcontext() as pool:
-            for batch in ahead(pool, self._batch, range(start, stop), 2 * self.workers):
-                yield tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
+        with self._pool() as pool:
+            cuts = ahead(pool, self._cut, range(start, stop), 2 * self.workers)
+            yield from loaded(self._load, cuts, self.device)
 
-    def _batch(self, step):
-        patches = self.plan.draw(step, lambda drawn: detail(self._cut(drawn, 0).numpy().astype(np.int16)))
-        batch = self._cut(patches, 0), self._cut(patches, 1)
-        if self.device.type != "cuda":
-            return batch
-        with torch.cuda.device(self.device):  # every thread begins with the first GPU
-            return [tensor.pin_memory() for tensor in batch]
+    def _pool(self):
+        if not self.workers:
+            return nullcontext()
+        # None of them has torch start threads of its own: there would be more than cores.
+        return ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,))
 
-    def _cut(self, patches, number):
-        """The patches from the sub-images of LR (`number` 0) or HR (1)."""
-        scale = (1, SCALE)[number]
-        side = self.plan.hr_patch // SCALE * scale
-        cut = np.empty((len(patches.index), side, side, 3), np.uint8)
-        for place, index, top, left, *flips, transpose in zip(cut, *vars(patches).values(), strict=True):
-            image = self.subimages.pair(index)[number][top * scale :, left * scale :]
-            patch = image[:side, :side]
-            if any(flips):
-                patch = cv2.flip(patch, FLIP_CODES[*flips])  # several times as fast as by strides
-            place[:] = cv2.transpose(patch) if transpose else patch
-        return torch.from_numpy(cut).permute(0, 3, 1, 2)
+    def _cut(self, step):
+        """A step's patches, and their pixels as they lie in the sub-images: LR and HR, B x side x side x 3."""
+        patches = self.plan.draw(step, self._detail)
+        return patches, self._copy(patches, SCALE), self._copy(patches, 1)
+
+    def _detail(self, patches):
+        return detail(self._copy(patches, SCALE).permute(0, 3, 1, 2).short()).numpy()  # the same in all orientations
+
+    def _copy(self, patches, shrink):
+        side = self.plan.hr_patch // shrink
+        firsts, widths = corners(self.subimages, patches, shrink)
+        shards = self.subimages.shards_of(patches.index)
+        firsts -= self.subimages.shard_starts[shards] // shrink**2
+        maps = self.hr if shrink == 1 else self.lr
+        places = zip(shards.tolist(), (3 * firsts).tolist(), (3 * widths).tolist(), strict=True)
+        views = [maps[shard].as_strided((side, side, 3), (row, 3, 1), first) for shard, first, row in places]
+        on_gpu = self.device.type == "cuda"
+        with torch.cuda.device(self.device) if on_gpu else nullcontext():  # every thread begins with the first GPU
+            copy = torch.empty((len(views), side, side, 3), dtype=torch.uint8, pin_memory=on_gpu)
+        return torch.stack(views, out=copy)
+
+    def _load(self, cut):
+        patches, *pixels = cut
+        return tuple(self._turned(cut.to(self.device, non_blocking=True), patches) for cut in pixels)
+
+    def _turned(self, cut, patches):
+        count, side = cut.shape[:2]
+        return gather(cut.view(-1, 3), np.arange(count) * side**2, np.full(count, side), patches, side)
+
+
+def loaded(load, items, device):
+    """Yield `load(item)`, a tuple of tensors on `device`; on a GPU while it works at what was yielded before."""
+    if device.type != "cuda":
+        yield from map(load, items)
+        return
+    # On a stream of its own: what is waited for there would else be waited for until the step before is over.
+    stream, training = torch.cuda.Stream(device, priority=-1), torch.cuda.current_stream(device)
+    stream.wait_stream(training)  # which may have loaded the set
+    for item in items:
+        with torch.cuda.stream(stream):
+            batch = load(item)
+        training.wait_stream(stream)
+        for tensor in batch:
+            tensor.record_stream(training)  # or its memory would be given anew while a step reads it
+        yield batch
+
+
+def corners(subimages, patches, shrink):
+    """The patches' upper left pixels, counted through all sub-images, and their sub-images' widths.
+
+    `shrink`: 1 for those of HR, SCALE for those of LR.
+    """
+    widths = subimages.shapes[patches.index, 1] // shrink
+    inside = SCALE // shrink * (patches.top * widths + patches.left)
+    return subimages.starts[patches.index] // shrink**2 + inside, widths
+
+
+def gather(flat, first, width, patches, side):
+    """Return patches in their orientation, B x 3 x side x side, channels last, from `flat` P x 3 on any device.
+
+    `first` B, their upper left pixels; `width` B, pixels from one row to the next.
+    """
+    # A flip walks the patch backwards from its far edge; a transposition swaps the two strides.
+    first = first + (side - 1) * (patches.flip_rows * width + patches.flip_columns)
+    row, column = np.where(patches.flip_rows, -width, width), np.where(patches.flip_columns, -1, 1)
+    down, right = np.where(patches.transpose, (column, row), (row, column))
+    walk = torch.from_numpy(np.stack([first, down, right])).to(flat.device, non_blocking=True)
+    first, down, right = walk[:, :, None, None]
+    steps = torch.arange(side, device=flat.device)
+    pixels = first + down * steps[:, None] + right * steps  # B x side x side
+    return flat.index_select(0, pixels.flatten()).view(*pixels.shape, -1).permute(0, 3, 1, 2)
 
 
 def make_feed(subimages, plan, device, workers, kind="auto"):

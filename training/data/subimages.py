@@ -59,10 +59,14 @@ class SubImages:
         """Bytes of all HR and LR sub-images."""
         return sum(array.nbytes for array in self.hr + self.lr)
 
+    def shards_of(self, index):
+        """Return the numbers of the shards that hold sub-images `index`, one or an array."""
+        return np.searchsorted(self.shard_starts, self.starts[index], side="right") - 1
+
     def pair(self, index):
         """Return sub-image `index` as (LR h x w x 3, HR 4h x 4w x 3), uint8 views of the memory maps."""
         height, width = self.shapes[index]
-        shard = int(np.searchsorted(self.shard_starts, self.starts[index], side="right")) - 1
+        shard = self.shards_of(index)
         start, pixels = self.starts[index] - self.shard_starts[shard], height * width
         hr = self.hr[shard][start : start + pixels].reshape(height, width, 3)
         lr = self.lr[shard][start // SCALE**2 : (start + pixels) // SCALE**2]
