@@ -8,7 +8,7 @@ from utils.files import ROOT
 
 
 def test_every_part_runs(tmp_path):
-    words = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--device", "cpu", "--out", tmp_path]
+    words = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--device", "cpu", "--minutes", 30, "--out", tmp_path]
     result = subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True)
     printed = {path.stem: path.read_text() for path in tmp_path.glob("*.txt")}
     assert result.returncode == 0, result.stdout + result.stderr + str(printed)
