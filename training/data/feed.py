@@ -135,7 +135,9 @@ class MappedFeed:
     def _pool(self):
         if not self.workers:
             return nullcontext()
-        # None of them has torch start threads of its own: there would be more than cores.
+        # None of them has torch start threads of its own: there would be more than cores. This thread asks for its
+        # number before they set theirs: one that has not asked yet takes the last that any thread has set.
+        torch.get_num_threads()
         return ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,))
 
     def _cut(self, step):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.conftest import SMALL_CUT
+from tests.training.conftest import SMALL_CUT, python
 from training.data.feed import MappedFeed, Plan, ResidentFeed, detail, make_feed
 from training.data.subimages import SubImages
 from utils.data.images import write_png
@@ -22,6 +22,16 @@ def test_resident_and_mapped_feeds_give_the_same_batches(prepared, workers, cand
         assert hr.shape == (5, 3, 32, 32)
         assert torch.equal(lr, mapped_lr)
         assert torch.equal(hr, mapped_hr)
+
+
+def test_threads_of_a_feed_leave_the_training_its_own(prepared):
+    code = (
+        "import sys, torch; from training.data.feed import MappedFeed, Plan; "
+        "from training.data.subimages import SubImages; data = SubImages(sys.argv[1]); "
+        "next(MappedFeed(data, Plan(data.shapes, 3, 2, 32), 'cpu', 2).batches(0, 4)); print(torch.get_num_threads())"
+    )
+    without = python("-c", "import torch; print(torch.get_num_threads())")
+    assert python("-c", code, prepared).stdout == without.stdout != ""
 
 
 def test_patches_are_aligned_and_come_in_all_eight_orientations(prepare, tmp_path):
