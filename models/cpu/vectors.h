@@ -18,10 +18,23 @@ static inline vec load(const float *p) { return *(const vec *)p; }
 static inline void store(float *p, vec v) { *(vec *)p = v; }
 
 /* number: what maps, tiles and kernels are made of; everything between is computed in float */
-#ifdef BFLOAT16
-#ifndef __AVX512BF16__
+#if defined BFLOAT16 && !defined __AVX512BF16__
+#ifndef ANY_PROCESSOR
 #error "bfloat16 takes a processor with AVX512_BF16"
 #endif
+typedef uint16_t number;
+typedef uint16_t numbers __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+typedef uint32_t bits __attribute__((vector_size(LANES * 4)));
+static inline vec load_number(const number *p) {
+    return (vec)(__builtin_convertvector(*(const numbers *)p, bits) << 16);
+}
+/* to the nearest, of two as near to the even one; what is no number stays none */
+static inline void store_number(number *p, vec v) {
+    const bits b = (bits)v, none = (bits)(v != v);
+    const bits nearest = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
+    *(numbers *)p = __builtin_convertvector((nearest & ~none) | (0x7fc0 & none), numbers);
+}
+#elif defined BFLOAT16
 typedef uint16_t number;
 static inline vec load_number(const number *p) {
     return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);

@@ -9,6 +9,7 @@
 #include <omp.h>
 #include <stdlib.h>
 
+#define ANY_PROCESSOR /* one without bfloat16 converts by shifts */
 #include "../../models/cpu/vectors.h"
 #include "../../models/cpu/winograd.h"
 
@@ -36,13 +37,28 @@ static struct size size_of(long h, long w) {
 static float *room(long floats) { return aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64); }
 
 /* As many channels as there are, of up to LANES; the others are zero, and are not touched. */
-ALWAYS_INLINE __mmask16 those(int left) { return left >= LANES ? 0xffff : (1 << left) - 1; }
 ALWAYS_INLINE vec load_channels(const number *p, int left) {
     if (left >= LANES) return load_number(p);
-    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(those(left), p)), 16);
+    number some[LANES] = {0};
+    memcpy(some, p, left * sizeof(number));
+    return load_number(some);
 }
 ALWAYS_INLINE void store_channels(number *p, vec v, int left) {
-    _mm256_mask_storeu_epi16(p, those(left), (__m256i)_mm512_cvtneps_pbh((__m512)v));
+    if (left >= LANES) return store_number(p, v);
+    number some[LANES];
+    store_number(some, v);
+    memcpy(p, some, left * sizeof(number));
+}
+/* The same of floats, which lie `step` apart. */
+ALWAYS_INLINE vec load_floats(const float *p, long step, int left) {
+    vec v = {};
+    for (int lane = 0; lane < LANES; lane++)
+        if (lane < left) v[lane] = p[lane * step];
+    return v;
+}
+ALWAYS_INLINE void store_floats(float *p, vec v, int left) {
+    for (int lane = 0; lane < LANES; lane++)
+        if (lane < left) p[lane] = v[lane];
 }
 
 /* To (more: add) ROWS rows of `parts` vectors: the sum over `steps` of a number of each row times vectors of b. */
@@ -96,17 +112,14 @@ static inline void kernel_1d(const vec g[3], vec u[TAKEN]) {
 ALWAYS_INLINE void transform_kernels(float *u, const float *weight, int turned) {
     const int rows = turned ? IN : OUT, columns = turned ? OUT : IN; /* vectors go along columns */
     const int width = turned ? O : I, by_row = turned ? 1 : TAPS * IN, by_column = turned ? TAPS * IN : 1;
-    const __m512i places = _mm512_mullo_epi32(_mm512_set1_epi32(by_column), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8,
-                                              9, 10, 11, 12, 13, 14, 15));
 #pragma omp for schedule(static)
     for (int row = 0; row < (turned ? I : O); row++)
         for (int c = 0; c < width; c += LANES) {
-            const __mmask16 there = row < rows ? those(columns - c) : 0;
+            const int there = row < rows ? columns - c : 0;
             vec half[TAKEN][3], g[3], k[TAKEN];
             for (int x = 0; x < 3; x++) {
                 for (int y = 0; y < 3; y++)
-                    g[y] = (vec)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), there, places,
-                                                         weight + row * by_row + c * by_column + (3 * y + x) * IN, 4);
+                    g[y] = load_floats(weight + row * by_row + c * by_column + (3 * y + x) * IN, by_column, there);
                 kernel_1d(g, k);
                 for (int y = 0; y < TAKEN; y++) half[y][x] = k[y];
             }
@@ -162,7 +175,7 @@ ALWAYS_INLINE void output_tile(const float *m, const struct output *to, struct s
     const int rows = s.h - top < GIVEN ? s.h - top : GIVEN, columns = s.w - left < GIVEN ? s.w - left : GIVEN;
     for (int c = 0; c < OUT; c += LANES) {
         const int channels = OUT - c;
-        const vec bias = to->bias ? (vec)_mm512_maskz_loadu_ps(those(channels), to->bias + c) : (vec){};
+        const vec bias = to->bias ? load_floats(to->bias + c, 1, channels) : (vec){};
         vec half[GIVEN][TAKEN], d[TAKEN], o[GIVEN];
         for (int x = 0; x < TAKEN; x++) {
             for (int y = 0; y < TAKEN; y++) d[y] = load(m + (y * TAKEN + x) * NEXT_O + c);

@@ -130,7 +130,7 @@ static void gather_kernels(float *grad_weight, const float *of_u, long next, int
             for (int y = 0; y < 3; y++) {
                 kernel_gradient_1d(half[y], g);
                 for (int x = 0; x < 3; x++)
-                    _mm512_mask_storeu_ps(grad_weight + (o * TAPS + 3 * y + x) * IN + i, those(IN - i), (__m512)g[x]);
+                    store_floats(grad_weight + (o * TAPS + 3 * y + x) * IN + i, g[x], IN - i);
             }
         }
 }
