@@ -11,7 +11,7 @@ from training.data.feed import THREADS, Plan, make_feed
 from training.data.subimages import SubImages
 from training.forms import load_weights, trained_model
 from training.log import TrainingLog
-from training.loop import STATE_FILE, Trainer, train, unreached_kernels
+from training.loop import STATE_FILE, Trainer, train, unreached_kernels, with_precision
 from training.recipe import load_recipe
 from training.validation import validation_psnr
 from utils.arguments import duration, natural
@@ -23,6 +23,7 @@ from utils.evaluate.sharding import process_group
 from utils.files import writing
 from utils.measure.allocator import keep_freed_memory
 from utils.measure.environment import choose_device
+from utils.measure.precision import cost_line
 from utils.progress import progress
 
 LEAP = 10  # times the first row's loss: a training whose loss leaps so far does not come back
@@ -39,6 +40,11 @@ def main():
     plan = Plan(subimages.shapes, recipe.seed, recipe.batch, recipe.hr_patch, recipe.candidates, rank, world)
     validation = open_validation(args.validation) if rank == 0 else None
     run_dir = args.run_dir or Path("runs") / args.recipe.stem
+    recipe = with_precision(recipe, device, run_dir / STATE_FILE if args.resume else None)
+    if rank == 0:
+        print(f"precision: {recipe.precision}")
+        if line := cost_line(device, recipe.precision):
+            print(line)
     try:
         with process_group("nccl" if device.type == "cuda" else "gloo", world):
             trainer = Trainer(recipe, device, rank, world)
@@ -116,7 +122,7 @@ def run(trainer, feed, validation, run_dir, args):
     if trainer.rank:
         return train(trainer, feed, lambda loss, norm: None, args.minutes)
     recipe = trainer.recipe
-    log = TrainingLog(run_dir, trainer.step)
+    log = TrainingLog(run_dir, trainer.step, recipe.precision)
     bar = progress(total=recipe.steps, initial=trainer.step, unit="step")
     since_last_row, dead = [], []
 

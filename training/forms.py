@@ -19,7 +19,7 @@ from models.training.reparam import FORMS as TRAINING_FORMS
 from utils.errors import HarnessError
 from utils.files import ROOT
 from utils.zoo.checkpoints import differences, load_state_dict, load_strictly
-from utils.zoo.registry import ModelEntry, build_model, find_entry, read_registry
+from utils.zoo.registry import ModelEntry, Origin, build_model, find_entry, read_registry
 
 FORMS = ("plain", *TRAINING_FORMS)
 
@@ -113,4 +113,5 @@ def _entry_of_table(table):
         data_range=float(table.get("data_range", 1.0)),
         provenance="a recipe's",
         licence="",
+        origin=Origin.FILE,
     )

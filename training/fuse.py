@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from training.forms import build, fused, load_weights, trained_model
 from training.loop import STATE_FILE
-from training.recipe import model_of_state
+from training.recipe import recipe_of_state
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.zoo.checkpoints import save_atomically
 from utils.zoo.registry import read_registry
@@ -39,7 +39,7 @@ def main():
 def model_of(checkpoint):
     """Return a recipe's `model` for a checkpoint. Raises HarnessError if nothing says which it is."""
     if checkpoint.name == STATE_FILE:
-        return model_of_state(checkpoint)
+        return recipe_of_state(checkpoint).model
     registry = read_registry()
     for entry in registry:
         if Path(entry.checkpoint).name == checkpoint.name:

@@ -4,7 +4,7 @@ import math
 import time
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -18,8 +18,9 @@ from training.graph import GraphedUpdate
 from training.optim.averages import average_over_processes, follow
 from training.optim.losses import LOSSES
 from training.optim.muon import Muon, hidden_weights
-from training.recipe import recipe_from
+from training.recipe import Recipe, recipe_from, recipe_of_state
 from utils.errors import DivergedError, HarnessError
+from utils.measure.precision import fast_precision
 from utils.measure.runtime import check_output
 from utils.protocol import SCALE
 from utils.zoo.checkpoints import save_atomically
@@ -33,7 +34,8 @@ class Trainer:
     """Trains a model by a recipe. `step` counts finished updates; all randomness hangs on the seed and `step`."""
 
     def __init__(self, recipe, device, rank=0, world=1):
-        self.recipe, self.device, self.rank, self.world = recipe, torch.device(device), rank, world
+        self.device, self.rank, self.world = torch.device(device), rank, world
+        self.recipe = recipe = with_precision(recipe, self.device)
         torch.manual_seed(recipe.seed)
         self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.trained = trained_model(recipe.model)
@@ -190,6 +192,17 @@ class Trainer:
             self.average.load_state_dict(state["params_ema"])
         torch.set_rng_state(state["rng"].cpu())
         self.step, self.seconds = state["step"], state["seconds"]
+
+
+def with_precision(recipe: Recipe, device: torch.device, state: Path | None = None) -> Recipe:
+    """Return the recipe with a precision in place of "auto": that of the run which goes on, else the device's.
+
+    `state` is the checkpoint that is gone on with, if it exists. Raises HarnessError if it cannot be read.
+    """
+    if recipe.precision != "auto":
+        return recipe
+    goes_on = state is not None and state.exists()
+    return replace(recipe, precision=recipe_of_state(state).precision if goes_on else fast_precision(device))
 
 
 def check_trainable(sr, lr, file):

@@ -12,6 +12,7 @@ import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -111,11 +112,9 @@ def prepare(sources, lr_of, out, cut, images_per_shard, workers, strict, halved=
     ]
     shards = []
     bar = progress(total=len(sources), unit="image", desc="preparing")
-    # An executor lets shards under way be finished, where a Pool would end their processes with locks in their hands.
-    spawn = multiprocessing.get_context("spawn")
     try:
-        with bar, ProcessPoolExecutor(min(workers, len(jobs)), spawn, end_with_parent, (os.getpid(),)) as pool:
-            for shard in pool.map(_write_shard, jobs):
+        with bar, _mapper(min(workers, len(jobs))) as map_jobs:
+            for shard in map_jobs(_write_shard, jobs):
                 shards.append(shard)
                 bar.update(len(shard["sources"]))
     except BrokenProcessPool as error:
@@ -130,6 +129,18 @@ def prepare(sources, lr_of, out, cut, images_per_shard, workers, strict, halved=
     if not values["subimages"]:
         raise HarnessError(f"{out}: no image could be used; first: {values['skipped'][0]}")
     return write_index(out, values, shards)
+
+
+@contextmanager
+def _mapper(workers):
+    """Give a `map` that shares its calls among processes; for a single one, this one will do."""
+    if workers == 1:
+        yield map
+        return
+    # An executor lets shards under way be finished, where a Pool would end their processes with locks in their hands.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, end_with_parent, (os.getpid(),)) as pool:
+        yield pool.map
 
 
 def _write_shard(job):

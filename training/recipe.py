@@ -14,7 +14,7 @@ from training.forms import FORMS
 from training.optim.losses import LOSSES
 from utils.errors import HarnessError
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16")
 AT_LEAST_ONE = ("batch", "candidates", "steps", "log_every", "validate_every", "checkpoint_every")
 POSITIVE = ("learning_rate", "gamma", "eps")
 NOT_NEGATIVE = ("output_init", "muon_learning_rate", "warmup", "weight_decay", "clip_norm")
@@ -48,7 +48,6 @@ class Recipe:
     ema_decay: float  # of the weights' running average, which is validated and exported, from some steps on; 0: none
     # how the step runs
     form: str  # "plain", or of a training form "collapsed" or "branches"
-    precision: str  # "float32" or "bfloat16" (autocast)
     channels_last: bool
     compile: bool  # on a GPU, let torch.compile fuse what is between convolutions; the first step takes a minute then
     cuda_graph: bool  # with one GPU, replay the whole step as one CUDA graph
@@ -56,6 +55,7 @@ class Recipe:
     log_every: int
     validate_every: int
     checkpoint_every: int
+    precision: str = "auto"  # "float32", "bfloat16" (autocast), or "auto": bfloat16 where the device has it
 
     def schedule_at(self, step):
         """Factor on the learning rates in the update that follows `step` finished ones."""
@@ -125,7 +125,8 @@ def typed(value, kind):
 def recipe_from(values, source):
     """Check a mapping of recipe values; `source` names it in errors. Raises HarnessError as `load_recipe` does."""
     fields = {field.name: field.type for field in dataclasses.fields(Recipe)}
-    for problem, keys in (("unknown", values.keys() - fields.keys()), ("missing", fields.keys() - values.keys())):
+    needed = {field.name for field in dataclasses.fields(Recipe) if field.default is dataclasses.MISSING}
+    for problem, keys in (("unknown", values.keys() - fields.keys()), ("missing", needed - values.keys())):
         if keys:
             raise HarnessError(
                 f"{source}: {problem} key {', '.join(sorted(keys))}; see training/recipe.py for the list"
@@ -161,9 +162,9 @@ def recipe_from(values, source):
     return recipe
 
 
-def model_of_state(path):
-    """Return the `model` of the recipe in a run's state. Raises HarnessError if it cannot be read."""
+def recipe_of_state(path: Path) -> Recipe:
+    """Return the recipe in a run's state. Raises HarnessError if it cannot be read."""
     try:
-        return recipe_from(torch.load(path, map_location="cpu", weights_only=True)["recipe"], path).model
+        return recipe_from(torch.load(path, map_location="cpu", weights_only=True)["recipe"], path)
     except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
         raise HarnessError(f"{path}: not a readable training state") from error

@@ -24,6 +24,8 @@ INSTRUCTION_SETS = {
     "sve": "SVE",
     "bf16": "BF16",
 }
+BFLOAT16_SETS = {"AVX512-BF16", "AMX", "BF16"}
+CPUINFO = Path("/proc/cpuinfo")
 THREADS_SET_BY = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
 LIBRARIES = {"torch": torch, "numpy": numpy, "opencv": cv2, "fvcore": fvcore, "scikit-image": skimage}
 
@@ -107,18 +109,33 @@ def _groups(controller, cgroups, root):
         yield from (folder, *folder.parents)  # a container sees its own group as the root
 
 
-def cpu_name(cpuinfo=Path("/proc/cpuinfo")):
+def cpu_name(cpuinfo=CPUINFO):
     """Return the processor's name, which may say little, and those of its instruction sets that decide about speed.
 
     Linux gives no names of ARM's, but numbers for who made it and which it is: 0x41 and 0xd40 are ARM's Neoverse V1.
     """
-    name, sets = platform.processor() or platform.machine(), []
-    if cpuinfo.exists():
-        facts = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
-        facts = {key.strip(): value.strip() for key, value in facts.items()}
-        if "CPU part" in facts:
-            name += f" {facts.get('CPU implementer')}/{facts['CPU part']}"
-        name = facts.get("model name", name)
-        flags = (facts.get("flags") or facts.get("Features", "")).split()
-        sets = [shown for flag, shown in INSTRUCTION_SETS.items() if flag in flags]
+    facts, name = _cpu_facts(cpuinfo), platform.processor() or platform.machine()
+    if "CPU part" in facts:
+        name += f" {facts.get('CPU implementer')}/{facts['CPU part']}"
+    name, sets = facts.get("model name", name), _instruction_sets(facts)
     return f"{name} ({', '.join(sets)})" if sets else name
+
+
+def has_bfloat16(device: torch.device, cpuinfo: Path = CPUINFO) -> bool:
+    """Return whether a device computes in bfloat16 by itself. PyTorch emulates it elsewhere, many times as slow."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return not BFLOAT16_SETS.isdisjoint(_instruction_sets(_cpu_facts(cpuinfo)))
+
+
+def _cpu_facts(cpuinfo):
+    """What Linux says of the last processor, by name."""
+    if not cpuinfo.exists():
+        return {}
+    facts = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in facts.items()}
+
+
+def _instruction_sets(facts):
+    flags = (facts.get("flags") or facts.get("Features", "")).split()
+    return [shown for flag, shown in INSTRUCTION_SETS.items() if flag in flags]
