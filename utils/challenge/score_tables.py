@@ -2,13 +2,29 @@
 
 import csv
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
-from utils.challenge.rules import SUB_TRACKS, Figures, rank, score
+from utils.challenge.rules import SUB_TRACKS, Edition, Figures, Score, allowed_distance, rank, score
+from utils.data.datasets import is_challenge
 from utils.errors import HarnessError
 from utils.results.record import mean, protocol_runtime_ms
 
 HEADER = ("Place", "Model", "PSNR", "Runtime", "FLOPs", "Params", "S runtime", "S FLOPs", "S params", "Score")
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Scores by model name, and what they rest on.
+
+    `estimate` is None on the challenge's images; elsewhere it names the images, by the distances on which PSNR is
+    judged. `published_weights` says whether the baseline has those to which its published PSNR belongs.
+    """
+
+    scores: dict[str, Score]
+    edition: Edition
+    estimate: str | None = None
+    published_weights: bool = True
 
 
 def figures_from_record(record):
@@ -22,29 +38,46 @@ def figures_from_record(record):
     )
 
 
-def score_records(records, edition):
-    """Return {name: Score} of records measured in one run, the edition's baseline among them.
+def score_records(records: list[dict], edition: Edition) -> Scoring:
+    """Score records measured in one run, the edition's baseline, which is the registry's, among them.
 
-    Without quality (no weights, no HR images) a model is scored but counts as not passed. Raises HarnessError if the
-    baseline is missing or a record comes from another machine or data set than the baseline's.
+    The records have distinct names. Without quality (no weights, no HR images) a model is scored but counts as not
+    passed. Raises HarnessError if the baseline is missing or a record comes from another machine or data set than the
+    baseline's.
     """
-    by_name = {record["model"]["name"]: record for record in records}
-    if edition.baseline not in by_name:
+    reference = _baseline_of(records, edition)
+    if reference is None:
         raise HarnessError(f"--score: the baseline of {edition.year}, {edition.baseline}, was not measured with them")
-    reference = by_name[edition.baseline]
-    for name, record in by_name.items():
+    for record in records:
         if _circumstances(record) != _circumstances(reference):
             raise HarnessError(
-                f"{name}: measured on another machine or data than {edition.baseline}; measure both again"
+                f"{record['model']['name']}: measured on another machine or data than {edition.baseline}; measure both "
+                "again"
             )
-    baseline = figures_from_record(reference)
-    return {name: score(figures_from_record(record), baseline, edition) for name, record in by_name.items()}
+    baseline, data = figures_from_record(reference), reference["dataset"]
+    estimate = None if is_challenge(data["label"], data["split"]) else data["label"]
+    scores = {
+        record["model"]["name"]: score(figures_from_record(record), baseline, edition, estimate is not None)
+        for record in records
+    }
+    return Scoring(scores, edition, estimate, reference["model"]["sha256"] == edition.baseline_sha256)
+
+
+def _baseline_of(records, edition):
+    """The record of the edition's baseline, by its id in the registry; with the published weights if there is one."""
+    own = [
+        record
+        for record in records
+        if record["model"]["origin"] == "registry" and record["model"]["id"] == edition.baseline_id
+    ]
+    published = [record for record in own if record["model"]["sha256"] == edition.baseline_sha256]
+    return next(iter([*published, *own]), None)
 
 
 def _circumstances(record):
     environment = record["environment"]
     machine = tuple(environment[key] for key in ("device", "gpu", "cpu", "threads"))
-    data = record["dataset"]["label"], record["dataset"].get("sha256")
+    data = record["dataset"]["label"], record["dataset"]["sha256"]
     return machine, data, environment["libraries"]["torch"]
 
 
@@ -62,16 +95,16 @@ def read_published(path):
         }
 
 
-def score_rows(scores):
-    """Return the cells of the score table, best first; a model that misses the threshold has no place."""
-    rows = []
+def score_rows(scoring: Scoring) -> list[list[str]]:
+    """Return the cells of the score table, best first; a model that misses what is to be reached has no place."""
+    rows, scores = [], scoring.scores
     for place, name in enumerate(rank(scores), start=1):
         result = scores[name]
         rows.append(
             [
                 str(place) if result.passed else "-",
                 name,
-                ", ".join(_margin(split, margin) for split, margin in result.margin.items()),
+                ", ".join(_psnr(split, margin, scoring) for split, margin in result.margin.items()),
                 *(f"{ratio:.3f}" for ratio in result.ratios),
                 *(_score(value) for value in (*result.scores, result.final)),
             ]
@@ -83,13 +116,37 @@ def _score(value):
     return f"{value:.4f}" if value < 1e5 else f"{value:.4e}"  # the exponential of a slow model's ratio has many digits
 
 
-def _margin(split, margin):
-    return f"{split} none" if margin == -math.inf else f"{split} {margin:+.4f} dB"
+def _psnr(split, margin, scoring):
+    """The distance to the threshold, or, where that does not hold, to the baseline."""
+    if margin == -math.inf:
+        return f"{split} none"
+    distance = margin + (allowed_distance(scoring.edition, split) if scoring.estimate else 0)
+    return f"{split} {distance:+.4f} dB"
 
 
-def score_markdown(scores, edition):
+def _psnr_notes(scoring):
+    edition = scoring.edition
+    if scoring.estimate is None:
+        yield "PSNR: above (+) or below (-) the threshold; a model below it, or without quality, has no place."
+        return
+    splits = {split for result in scoring.scores.values() for split in result.margin}
+    allowed = ", ".join(f"{split} {allowed_distance(edition, split):+.2f} dB" for split in sorted(splits))
+    yield (
+        f"PSNR: an estimate. The thresholds hold for the challenge's images alone; on {scoring.estimate}, the distance "
+        f"to {edition.baseline} is shown. The rules allow {allowed}. Places follow this estimate."
+    )
+    if not scoring.published_weights:
+        yield (
+            f"{edition.baseline} has weights of this project here, not the published ones. The estimate is too good by "
+            f"as much as these are worse. With the published file: --model_id {edition.baseline_id} --checkpoint FILE, "
+            "then --show --score."
+        )
+
+
+def score_markdown(scoring: Scoring) -> str:
     """Return the score table in Markdown, with the rules that it follows."""
-    rows = [list(HEADER), ["---:", "---", "---:"] + ["---:"] * (len(HEADER) - 3), *score_rows(scores)]
+    scores, edition = scoring.scores, scoring.edition
+    rows = [list(HEADER), ["---:", "---", "---:"] + ["---:"] * (len(HEADER) - 3), *score_rows(scoring)]
     weights = " + ".join(
         f"{weight:g} S {name}" for weight, name in zip(edition.weights, ("runtime", "FLOPs", "params"), strict=True)
     )
@@ -97,7 +154,7 @@ def score_markdown(scores, edition):
     notes = [
         f"Edition {edition.year}: baseline {edition.baseline}; PSNR to reach: {thresholds}, compared at two decimals.",
         f"Runtime, FLOPs, Params: ratio to the baseline; S = exp(2 ratio); Score = {weights}; lower is better.",
-        "PSNR: above (+) or below (-) the threshold; a model below it, or without quality, has no place.",
+        *_psnr_notes(scoring),
     ]
     for track in SUB_TRACKS:
         order = [name for name in rank(scores, track) if scores[name].passed]

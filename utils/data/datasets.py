@@ -108,6 +108,11 @@ def _by_stem(paths):
     return found
 
 
+def is_challenge(label: str, split: str) -> bool:
+    """Return whether a dataset's label says that it is the challenge's whole set, for which the thresholds hold."""
+    return label == f"DIV2K_LSDIR_{split} ({CHALLENGE_IMAGES} images)"
+
+
 def _label(folder, split, challenge, count):
     label_path = folder / LABEL_FILE
     if label_path.is_file():
