@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.arguments import add_model_file, amount, chosen_entries, has_checkpoint, is_stranger, natural, positive
+from utils.arguments import add_model_file, amount, chosen_entries, natural, positive
 from utils.challenge.rules import get_edition
 from utils.challenge.score_tables import score_markdown, score_records
 from utils.data.datasets import SPLITS, open_dataset
@@ -20,14 +20,15 @@ from utils.evaluate.measurement import ALONE, Plan
 from utils.evaluate.sharding import joined_shard
 from utils.files import write_text
 from utils.measure.environment import choose_device
+from utils.measure.precision import cost_line
 from utils.progress import progress
 from utils.referee.process import Limits
 from utils.referee.rows import Row, Rules
 from utils.referee.sandbox import MODES, choose_sandbox
-from utils.results.record import RECORDS_FILE, current_records, read_incomplete, read_results
+from utils.results.record import RECORDS_FILE, current_records, read_incomplete, read_results, with_distinct_names
 from utils.results.report import write_report
 from utils.results.tables import write_tables
-from utils.zoo.registry import register
+from utils.zoo.registry import Origin, register
 
 
 def main():
@@ -49,22 +50,25 @@ def run(args, shard):
     def fastest(entry, registry):
         return fastest_here(entry, registry, dataset, device, args, shard)
 
-    entries = chosen_entries(args, edition and edition.baseline, fastest)
+    entries = chosen_entries(args, edition and edition.baseline_id, fastest)
     results = args.results / RECORDS_FILE
     read_results(results)  # a file that cannot be used is better known before the work than after it
-    if shard.is_first and any(args.isolated or is_stranger(entry, args) for entry in entries):
+    if shard.is_first and any(runs_apart(entry, args) for entry in entries):
         print(f"Strangers' code: {choose_sandbox(args.sandbox)[1]}")
-    names = [measure_entry(entry, entries, dataset, device, results, args, shard) for entry in entries]
+    for precision in {entry.variant["precision"] for entry in entries if entry.variant.get("backend") == "fast"}:
+        if shard.is_first and (line := cost_line(device, precision)):
+            print(line)
+    keys = [measure_entry(entry, entries, dataset, device, results, args, shard) for entry in entries]
     if not shard.is_first:
         return 0
-    records = current_records(results, names)
+    records = current_records(results, keys)
     if args.register is not None and records[0]["status"] == "complete":
         register(entries[0])  # now that it has been seen to run
     return show(records, args, dataset)
 
 
 def stored_records(args):
-    """Return the records that --show means: all that there are, or those of --model_id and the baseline."""
+    """Return the records that --show means: all that there are, or the registry's of --model_id and the baseline."""
     if args.model_file or args.repository or args.backend or args.precision or args.register is not None:
         raise HarnessError("--show: measures nothing, so it takes models by --model_id alone, or all there are")
     results = args.results / RECORDS_FILE
@@ -73,10 +77,11 @@ def stored_records(args):
         raise HarnessError(f"{results}: holds no results; leave out --show to measure some")
     if not args.model_id:
         return records
-    if unknown := set(args.model_id) - {record["model"]["id"] for record in records}:
+    registered = [record for record in records if record["model"]["origin"] == Origin.REGISTRY]
+    if unknown := set(args.model_id) - {record["model"]["id"] for record in registered}:
         raise HarnessError(f"--model_id {min(unknown)}: not in {results}; leave out --show to measure it")
-    baseline = get_edition(args.edition).baseline if args.score else None
-    return [one for one in records if one["model"]["id"] in args.model_id or one["model"]["name"] == baseline]
+    wanted = {*args.model_id, get_edition(args.edition).baseline_id if args.score else None}
+    return [record for record in registered if record["model"]["id"] in wanted]
 
 
 def open_data(args, shard=ALONE):
@@ -101,19 +106,19 @@ def fastest_here(entry, registry, dataset, device, args, shard):
 
 
 def measure_entry(entry, entries, dataset, device, results, args, shard):
-    """Measure one model into the results; return the name of its row.
+    """Measure one model into the results; return the key of its row.
 
     A stranger's model runs in a process of its own. What stops one of several models costs its row; under torchrun it
     stops all, for other processes may be waiting for this one, and end with it.
     """
-    rules = rules_of(entry, args) if args.isolated or is_stranger(entry, args) else None
+    rules = rules_of(entry, args) if runs_apart(entry, args) else None
     keep = args.save_images or args.report or not dataset.has_hr
-    save_dir = args.results / "images" / entry.full_name if keep else None
+    save_dir = args.results / "images" / entry.slug if keep else None
     plan = Plan(args.runs, args.warmup, args.repeats, args.workers)
-    row = Row(entry, args.checkpoint if has_checkpoint(entry, entries, args) else None, results, args.fresh)
+    row = Row(entry, results, args.fresh)
     if name := row.measured_before(rules, device, dataset, plan, save_dir):
         tqdm.write(f"{name}: measured before, unchanged")
-        return name
+        return entry.key
     passes = plan.passes(len(shard.part_of(dataset).pairs))
     with progress(total=passes, desc=entry.name, disable=not shard.is_first) as bar:
         reason = row.measure(
@@ -133,14 +138,20 @@ def measure_entry(entry, entries, dataset, device, results, args, shard):
             raise HarnessError(reason)
         tqdm.write(f"{row.name}: {reason}")
     shard.wait()  # the first process still times its steady passes, and not beside the next model
-    return row.name
+    return entry.key
+
+
+def runs_apart(entry, args):
+    """Return whether an entry's code runs in a process of its own: whatever is not the registry's does."""
+    return args.isolated or entry.origin != Origin.REGISTRY
 
 
 def rules_of(entry, args):
     """How a model is run that gets a process of its own."""
     memory = args.memory_limit * 2**30 if args.memory_limit else Limits.memory_bytes
     limits = Limits(60 * args.time_limit, memory)
-    return Rules(args.results / "logs", limits, args.sandbox, args.repository if is_stranger(entry, args) else None)
+    repository = args.repository if entry.origin == Origin.REPOSITORY else None
+    return Rules(args.results / "logs", limits, args.sandbox, repository)
 
 
 def show(records, args, dataset=None):
@@ -148,6 +159,7 @@ def show(records, args, dataset=None):
 
     `dataset`, which a report shows images of, is opened here if none is given.
     """
+    records = with_distinct_names(records)
     print(f"\n{write_tables(args.results, records)}")
     print(f"Results: {args.results / RECORDS_FILE}; tables: {args.results}/factsheet.txt, .md, .tex")
     complete = [record for record in records if record["status"] == "complete"]
@@ -156,7 +168,7 @@ def show(records, args, dataset=None):
         print(f"Report: {args.report / 'report.html'}")
     if args.score:
         edition = get_edition(args.edition)
-        scores = score_markdown(score_records(complete, edition), edition)
+        scores = score_markdown(score_records(complete, edition))
         write_text(args.results / "scores.md", scores)
         print(scores)
     return int(len(complete) < len(records))

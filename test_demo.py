@@ -23,7 +23,7 @@ from utils.measure.environment import choose_device
 from utils.measure.memory import measure_peak_mib, reset_peak
 from utils.progress import progress
 from utils.results.record import mean
-from utils.zoo.registry import find_entry, load_model, read_registry
+from utils.zoo.registry import find_entry, load_model, read_registry, with_checkpoint
 
 LOG_NAME = "NTIRE-EfficientSR.log"
 
@@ -78,7 +78,8 @@ def select_model(args, device):
 
 def load_entry(args, device):
     """Load the registry's model `args.model_id`."""
-    return load_model(find_entry(args.model_id, read_registry()), device, getattr(args, "checkpoint", None))
+    entry = find_entry(args.model_id, read_registry())
+    return load_model(with_checkpoint(entry, getattr(args, "checkpoint", None)), device)
 
 
 def run(loaded, dataset, device, args, log):

@@ -62,7 +62,7 @@ def _evaluate(count, model_id, workers, device_name):
 
         peaks = []  # after each image: bytes, s
 
-        row = Row(loaded.entry, None, folder / RECORDS_FILE)
+        row = Row(loaded.entry, folder / RECORDS_FILE)
 
         def store(record):
             row.store(record)

@@ -31,7 +31,7 @@ from utils.arguments import natural, positive
 from utils.errors import exit_on_harness_error
 from utils.files import ROOT
 from utils.measure.environment import choose_device
-from utils.results.record import RECORDS_FILE, read_incomplete, read_results
+from utils.results.record import RECORDS_FILE, SCHEMA, read_incomplete, read_results, records_by_name
 
 NETWORK = """
 import os, signal, sys, threading, time
@@ -55,7 +55,8 @@ NO_ANSWER = """
 from utils.contestant.channel import Channel
 Channel.send = lambda self, message: self.connection.send_bytes(b"[" * 900_000)
 """
-EARLIER = {"status": "complete"}
+EARLIER = {"status": "complete", "model": {"name": "Earlier"}}
+KILLED = "registry 7"  # the model that is killed, as a results file names it
 QUICK = ("--runs", 1, "--warmup", 1, "--repeats", 1)
 LIMITS = {"cpu": (0.3, 2), "cuda": (0.6, 16)}  # of time [minutes] and memory [GiB]; CUDA alone takes some of both
 
@@ -209,16 +210,16 @@ def _try(folder, limited, model=None, damage=None, checkpoint=None, works=False)
         damage(data)
     results = folder / "results" / RECORDS_FILE
     results.parent.mkdir()
-    results.write_text(json.dumps({"schema": 2, "models": {"Earlier": EARLIER}, "incomplete": {}}))
+    results.write_text(json.dumps({"schema": SCHEMA, "models": {"Earlier": EARLIER}, "incomplete": {}}))
     words = ("--model_file", folder / "team42_Net.py", "--class", "Net", "--checkpoint", folder / "w.pth")
     result = run_eval("--isolated", *limited, "--data_dir", data, "--results", results.parent, *words)
     kept = read_results(results).get("Earlier") == EARLIER and not (folder / "ran").exists()
     clean = "Traceback" not in result.stdout + result.stderr
     if works:
-        done = result.returncode == 0 and read_results(results)["Net"]["status"] == "complete"
+        done = result.returncode == 0 and records_by_name(results)["Net"]["status"] == "complete"
         return kept and clean and done, "nothing; its row is complete"
-    if "Net" in read_incomplete(results):
-        told = read_incomplete(results)["Net"]["status"].removeprefix("incomplete: ")
+    if row := next(iter(read_incomplete(results).values()), None):
+        told = row["status"].removeprefix("incomplete: ")
     else:
         told = last_line(result.stderr).removeprefix("error: ")
     return kept and clean and result.returncode != 0 and bool(told), told.replace(str(folder), "…").replace("|", "/")
@@ -239,10 +240,10 @@ def try_kills(folder, quick, kills, rng):
         time.sleep(rng.uniform(begun if number % 2 else 0, duration))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        record = read_incomplete(folder / "killed" / RECORDS_FILE).get("NanoSR_inference")
+        record = read_incomplete(folder / "killed" / RECORDS_FILE).get(KILLED)
         passes.append(sum(map(len, record["runtime"]["runs"])) if record else 0)
     last = run_eval(*arguments, folder / "killed")
-    whole, killed = (read_results(folder / name / RECORDS_FILE)["NanoSR_inference"] for name in ("whole", "killed"))
+    whole, killed = (read_results(folder / name / RECORDS_FILE)[KILLED] for name in ("whole", "killed"))
     keys = ("status", "model", "dataset", "images", "complexity")
     equal = last.returncode == 0 and all(whole[key] == killed[key] for key in keys)
     equal = equal and [len(run) for run in killed["runtime"]["runs"]] == [30, 30]
@@ -260,7 +261,7 @@ def try_at_once(folder, quick):
     """Run four evaluations on one results file while reading it; return how many rows are missing or reads failed."""
     data = make_data(folder / "data", 10)
     results = folder / "results" / RECORDS_FILE
-    ids = {7: "NanoSR_inference", 0: "EFDN", 126: "SPAN", 124: "PlainUSR"}
+    ids = (7, 0, 126, 124)
     arguments = [*quick, "--data_dir", data, "--results", results.parent, "--model_id"]
     processes = [begin_eval(*arguments, model_id) for model_id in ids]
     reads = broken = 0
@@ -272,7 +273,7 @@ def try_at_once(folder, quick):
             except ValueError:
                 broken += 1
         time.sleep(0.005)
-    missing = set(ids.values()) - read_results(results).keys()
+    missing = {f"registry {model_id}" for model_id in ids} - read_results(results).keys()
     print(
         f"\n4 evaluations at once: {4 - len(missing)} rows of 4; {reads} reads meanwhile, {broken} of them unreadable"
     )

@@ -39,7 +39,7 @@ from utils.measure.environment import choose_device, describe_environment, machi
 from utils.measure.runtime import timed_forward
 from utils.progress import progress
 from utils.results.record import mean
-from utils.zoo.registry import find_entry, load_model, read_registry
+from utils.zoo.registry import find_entry, load_model, read_registry, with_checkpoint
 
 REFERENCE = 7
 BLOCK = 3  # counted passes of a variant in a row
@@ -98,7 +98,7 @@ def load_models(ids, device, checkpoint):
     models, registry = {}, read_registry()
     for id_ in ids:
         try:
-            models[id_] = load_model(find_entry(id_, registry), device, checkpoint)
+            models[id_] = load_model(with_checkpoint(find_entry(id_, registry), checkpoint), device)
         except HarnessError as error:
             if id_ == REFERENCE:
                 raise

@@ -8,7 +8,15 @@ from pathlib import Path
 
 from utils.errors import HarnessError
 from utils.referee.repository import repository_entries
-from utils.zoo.registry import entry_from_file, find_entry, find_variant, read_registry
+from utils.zoo.registry import (
+    ModelEntry,
+    Origin,
+    entry_from_file,
+    find_entry,
+    find_variant,
+    read_registry,
+    with_checkpoint,
+)
 
 
 def add_model_file(parser):
@@ -48,13 +56,14 @@ def one_entry(args):
     if args.model_file:
         return submitted_entry(args)
     entry = find_entry(args.model_id, read_registry())
-    return replace(entry, checkpoint=str(args.checkpoint.resolve())) if args.checkpoint else entry
+    return with_checkpoint(entry, args.checkpoint)
 
 
-def chosen_entries(args, baseline=None, fastest=None):
-    """Return the entries to measure, in order: those asked for, a variant's plain form, the model named `baseline`.
+def chosen_entries(args, baseline_id=None, fastest=None):
+    """Return the entries to measure, in order: those asked for, a variant's plain form, the registry's `baseline_id`.
 
-    `fastest(entry, registry)` gives the form of an entry that `--backend auto` means.
+    `fastest(entry, registry)` gives the form of an entry that `--backend auto` means. It runs the entry in this
+    process, so it is asked for the registry's alone.
     """
     registry = read_registry()
     if args.register is not None and not args.model_file:
@@ -63,6 +72,11 @@ def chosen_entries(args, baseline=None, fastest=None):
         raise HarnessError("--repository: brings files and weights of its own; leave out --model_file and --checkpoint")
     if args.checkpoint and not args.model_file and len(set(args.model_id or ())) != 1:
         raise HarnessError("--checkpoint: needs exactly one --model_id, the model that it belongs to")
+    if (args.backend or args.precision) and (args.model_file or args.repository):
+        raise HarnessError(
+            "--backend, --precision: choose among the registry's forms of a model; leave them out with --model_file "
+            "and --repository"
+        )
     if args.model_file:
         entries = [submitted_entry(args)]
         if args.register is not None:
@@ -81,16 +95,16 @@ def chosen_entries(args, baseline=None, fastest=None):
         else:
             chosen = [find_variant(entry, registry, args.backend, args.precision) for entry in entries]
         entries = [*chosen, *(entry for entry in entries if entry not in chosen)]
-    if baseline and baseline not in {entry.name for entry in entries}:
-        entries = [*entries, next(entry for entry in registry if entry.name == baseline)]
+    if args.checkpoint and args.model_id:  # it belongs to the one model that is named, in each of its forms
+        entries = [with_checkpoint(entry, args.checkpoint) for entry in entries]
+    if baseline_id is not None and not any(is_registered(entry, baseline_id) for entry in entries):
+        entries = [*entries, find_entry(baseline_id, registry)]
     return entries
 
 
-def has_checkpoint(entry, entries, args):
-    """Whether `--checkpoint` belongs to an entry: to the model it is given for, in each of its forms."""
-    if args.model_file:
-        return entry is entries[0]
-    return bool(args.model_id) and args.model_id[0] in (entry.id, entry.variant.get("of"))
+def is_registered(entry: ModelEntry, model_id: int) -> bool:
+    """Return whether an entry is the registry's of this id."""
+    return entry.origin == Origin.REGISTRY and entry.id == model_id
 
 
 def repository_models(args):
@@ -102,11 +116,6 @@ def repository_models(args):
         known = ", ".join(str(entry.id) for entry in entries)
         raise HarnessError(f"--model_id {min(unknown)}: not in {args.repository}/test_demo.py, which knows {known}")
     return [entry for entry in entries if entry.id in args.model_id]
-
-
-def is_stranger(entry, args):
-    """Whether an entry comes from `--model_file` or `--repository`, so that its code is nobody's we know."""
-    return bool(args.repository or args.model_file) and Path(entry.file).is_absolute()
 
 
 def positive(text):

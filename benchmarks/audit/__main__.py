@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -27,7 +28,7 @@ from utils.arguments import natural, positive
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.files import ROOT
 from utils.referee.sandbox import MODES, sandboxed, why_not
-from utils.results.record import RECORDS_FILE, mean, protocol_runtime_ms, read_incomplete, read_results
+from utils.results.record import RECORDS_FILE, mean, protocol_runtime_ms, records_by_name
 from utils.zoo.registry import read_registry
 
 NANOSR = ROOT / "models" / "team07_NanoSR.py"
@@ -57,6 +58,7 @@ GREEDY = {  # what would bring the machine down: the forward pass
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--honest", type=natural, default=20, help="measurements of each honest model (default 20)")
+    parser.add_argument("--busy", type=natural, default=0, metavar="N", help="busy loops beside the honest models")
     parser.add_argument("--sandbox", default="auto", choices=MODES)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--jobs", type=positive, default=1, help="cheats tried at once, where cores are idle")
@@ -67,7 +69,8 @@ def main():
         folder = Path(folder)
         data = make_data(folder / "data", 4)
         failed = try_cheats(folder, data, args)
-        failed += try_honest(folder, data, args)
+        with busy_loops(args.busy):
+            failed += try_honest(folder, data, args)
         if args.sandbox != "off" and why_not() is None:
             failed += try_inside(folder, data, args)
     print(f"\n{failed} trials failed" if failed else "\nall trials passed")
@@ -123,7 +126,7 @@ def measured(folder, data, results, file, class_name, args):
     what = ("--model_file", file, "--class", class_name, "--checkpoint", weights, "--save_images", "--fresh")
     result = run_eval(*what, "--data_dir", data, "--results", results, *measure_words(args))
     name = "Cheat" if class_name == "Cheat" else "NanoSR"
-    records = read_results(results / RECORDS_FILE) | read_incomplete(results / RECORDS_FILE)
+    records = records_by_name(results / RECORDS_FILE)
     if name not in records:
         raise HarnessError(f"eval.py made no row of {file}: {last_line(result.stderr)}")
     return records[name]
@@ -162,24 +165,38 @@ def outlived(mark):
     return bool(left)
 
 
+@contextmanager
+def busy_loops(count):
+    """Keep so many cores busy with other work."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+
+
 def try_honest(folder, data, args):
     """Print how often each honest model was clean; return how many rows were not."""
-    print("\n| honest model | clean rows | findings |\n| --- | ---: | --- |")
+    print("\n| honest model | clean rows | of these, times not judged | findings |\n| --- | ---: | ---: | --- |")
     unclean = 0
     for entry in read_registry():
         if entry.name not in HONEST or not args.honest:
             continue
-        findings = []
+        findings, busy = [], 0
         for _ in range(args.honest):
             results = folder / "honest"
             arguments = ("--model_id", entry.id, "--isolated", "--data_dir", data, "--results", results, "--fresh")
             run_eval(*arguments, *measure_words(args))
-            record = (read_results(results / RECORDS_FILE) | read_incomplete(results / RECORDS_FILE))[entry.name]
+            record = records_by_name(results / RECORDS_FILE)[entry.name]
             status = [] if record["status"] == "complete" else [record["status"]]
             if lines := [*status, *(record["audit"] or {}).get("findings", [])]:
                 findings.append("; ".join(lines))
+            else:
+                busy += record["audit"]["busy"] is not None
         unclean += len(findings)
-        print(f"| {entry.name} | {args.honest - len(findings)} of {args.honest} | {' / '.join(findings)} |", flush=True)
+        clean = args.honest - len(findings)
+        print(f"| {entry.name} | {clean} of {args.honest} | {busy} | {' / '.join(findings)} |", flush=True)
     return unclean
 
 

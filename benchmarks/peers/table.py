@@ -17,7 +17,7 @@ from utils.measure.allocator import keep_freed_memory
 from utils.measure.complexity import measure_complexity
 from utils.measure.environment import describe_environment, machine_line
 from utils.measure.runtime import timed_forward
-from utils.zoo.registry import build_model, find_entry, load_model, read_registry
+from utils.zoo.registry import build_model, find_entry, load_model, read_registry, with_checkpoint
 
 LR_SHAPE, ROUNDS = (1, 3, 339, 510), 7  # of the timed passes
 WARMUP, STEP_ROUNDS = 3, 15
@@ -66,7 +66,7 @@ def print_quality(logs, args):
 
 def qualities(id_, checkpoint, datasets):
     """Mean PSNR [dB] of a network of the registry with these weights on each data set."""
-    loaded = load_model(find_entry(id_, read_registry()), "cpu", checkpoint)
+    loaded = load_model(with_checkpoint(find_entry(id_, read_registry()), checkpoint), "cpu")
     return [validation_psnr(loaded.model, loaded.entry, data, "cpu") for data in datasets]
 
 

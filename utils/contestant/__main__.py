@@ -55,13 +55,13 @@ class Contestant:
             self.blank = torch.zeros(sr.shape, device=self.device)
         sr.copy_(self.blank)
 
-    def load(self, entry, checkpoint):
+    def load(self, entry):
         """Build the network of a ModelEntry and load its weights; what importing it draws at random is noted."""
         entry, self.blank = ModelEntry(**entry), None
         before = state.random_states()
         import_model_quietly(entry)
         self.drawn = state.changes(before, state.random_states())
-        loaded = load_model(entry, self.device, checkpoint)
+        loaded = load_model(entry, self.device)
         self.model, self.name = loaded.model, entry.file
         return {
             "sha256": loaded.sha256,

@@ -1,6 +1,7 @@
 """The audit of a row: does the contestant do for every input what its figures say? After MLPerf's audits.
 
-A finding is a line beside the figures; it never hides them. What is checked, and by what: the contestant's clock by the
+A finding is a line beside the figures; it never hides them. Times accuse nobody where the machine was busy with other
+work: then the row says so. What is checked, and by what: the contestant's clock by the
 judge's; what it might keep by inputs that it has not seen; its quality by images mirrored; fvcore's counts by torch's
 dispatcher, at two sizes; the time outside of torch's operators; and what it has changed or started.
 """
@@ -28,6 +29,7 @@ COUNT_SHARE = 0.05  # fvcore's count against the dispatcher's, and the latter's 
 WINDOWS, PADDED_SHARE = 192, 0.10
 OUTSIDE_SHARE, OUTSIDE_MS = 0.15, 5.0  # of a pass, outside of torch's operators
 SLOWER_THAN_COUNTED, SLOWER_MS = 1.6, 5.0  # a plain pass against the counted one
+BUSY_SHARE = 0.05  # of the passes' time, waited for cores that others have: from there on times say nothing
 EXACT_DB = 60.0  # no network restores a photograph that well
 LEAD = 4  # images of the protocol's order before the drawn one comes again
 PAIRS, MORE_PAIRS = 2, 4  # passes on a seen and a new input in turn; more of them before anybody is accused
@@ -42,7 +44,10 @@ class Audit:
         self.findings, self.figures = [], {}
 
     def result(self):
-        """Return {"ran", "sandbox", "notes", "findings", "figures"}; a wrong clock is replaced in the record."""
+        """Return {"ran", "sandbox", "notes", "findings", "busy", "figures"}; a wrong clock is replaced in the record.
+
+        "busy" is None, or the share of the passes' time that was waited for cores if that was too much to judge times.
+        """
         steps = (self._clock, self._new_inputs, self._mirrored, self._counts, self._processes, self._changes)
         try:
             for step in steps:
@@ -56,17 +61,24 @@ class Audit:
             "sandbox": self.contestant.process,
             "notes": list(self.contestant.notes),
             "findings": self.findings,
+            "busy": self.contestant.share_waited() if self._is_busy() else None,
             "figures": {name: value if np.isfinite(value) else None for name, value in self.figures.items()},
         }
+
+    def _is_busy(self):
+        """Return whether other processes had the cores: passes take longer and answers come late for that alone."""
+        return self.contestant.share_waited() > BUSY_SHARE
 
     def _clock(self):
         timings = self.contestant.timings
         reported, judged = (np.array([getattr(t, key) for t in timings]) for key in ("reported_ms", "judged_ms"))
         self.figures |= {"reported_ms": float(reported.sum()), "judged_ms": float(judged.sum()), "passes": len(timings)}
-        usual, mean = abs(np.median(judged - reported)), abs(np.mean(judged - reported))
+        usual, mean = np.median(judged - reported), np.mean(judged - reported)  # too long a report is no advantage
         allowed = max(CLOCK_SHARE * np.median(judged), CLOCK_MS)
         fair = mean <= max(MEAN_SHARE * np.mean(judged), MEAN_MS)
         if fair and (usual <= allowed or self._reported_is_possible()):
+            return
+        if self._is_busy():
             return
         self.findings.append(
             f"its clock says {np.median(reported):.2f} ms a pass, the judge's, shown here, {np.median(judged):.2f} ms"
@@ -105,7 +117,7 @@ class Audit:
             seen_ms, new_ms, _ = self._in_turn(lr, MORE_PAIRS)
         answer = float(np.max(differences))  # NaN, if the new image alone gives any
         self.figures |= {"seen_ms": min(seen_ms), "new_ms": min(new_ms), "answer_grey_levels": answer}
-        if min(new_ms) > SEEN_SHARE * min(seen_ms) + SEEN_MS:
+        if min(new_ms) > SEEN_SHARE * min(seen_ms) + SEEN_MS and not self._is_busy():
             self.findings.append(f"takes {min(seen_ms):.2f} ms for a seen image, {min(new_ms):.2f} ms for a new one")
         self._repeated(number, min(new_ms))
         if min(differences) == 0:
@@ -125,7 +137,7 @@ class Audit:
                 lr = read_rgb(self.dataset.pairs[(number - step) % count].lr)
                 self._judged(lr, again_ms)
             self._judged(changed(lr, self.rng), other_ms)
-        if min(other_ms) > SEEN_SHARE * min(again_ms[lead - 1 :: lead]) + SEEN_MS:
+        if min(other_ms) > SEEN_SHARE * min(again_ms[lead - 1 :: lead]) + SEEN_MS and not self._is_busy():
             self.findings.append(
                 f"repeated runs took {np.median(repeated):.2f} ms where a new input takes {min(other_ms):.2f} ms"
             )
@@ -167,7 +179,7 @@ class Audit:
 
     def _counts(self):
         counted = self.record["complexity"]["flops"]
-        square = self.contestant.ask("watch")
+        square = self.contestant.watch()
         height, width = largest_lr(self.dataset, self.record["images"]["lr_pixels"]).shape[:2]
         macs, there = square["macs"], self._macs(height, width)
         self.figures |= {"seen_macs": macs, "seen_macs_largest": there}
@@ -186,7 +198,7 @@ class Audit:
 
     def _macs(self, height, width):
         """Multiply-accumulates of a pass over an image of this size, as torch's dispatcher sees them."""
-        return self.contestant.ask("watch", height=height, width=width)["macs"]
+        return self.contestant.watch(height, width)["macs"]
 
     def _is_padding(self, per_pixel, macs, height, width):
         """Whether `macs` on an image are no more than on the next size that needs none, which is as 256 x 256 is."""
@@ -203,8 +215,10 @@ class Audit:
             slower = plain_ms > SLOWER_THAN_COUNTED * (inside_ms + outside_ms) + SLOWER_MS
             if not (hidden or slower) or attempt == PAIRS:
                 break
-            seen = self.contestant.ask("watch")  # is it the machine?
+            seen = self.contestant.watch()  # is it the machine?
         self.figures["outside_share"] = share
+        if self._is_busy():
+            return
         if hidden:
             self.findings.append(f"{share:.0%} of a pass is outside of torch's operators, where nothing is counted")
         if slower:

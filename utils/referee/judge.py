@@ -4,6 +4,7 @@ import hashlib
 import os
 import socket
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,13 +16,14 @@ import torch
 from utils.contestant.channel import Channel, shared_memory_fds
 from utils.errors import ForeignError, HarnessError, one_line
 from utils.files import ROOT
-from utils.measure.complexity import Complexity
+from utils.measure.complexity import INPUT_SHAPE, Complexity
 from utils.measure.memory import high_water_bytes
 from utils.referee.answers import checked
 from utils.referee.audit import Audit
 from utils.referee.process import Limits, WatchedProcess
 from utils.referee.repository import described
 from utils.referee.sandbox import choose_sandbox, sandboxed, with_what_is_hidden
+from utils.referee.waiting import CoreTime, core_time
 from utils.zoo.registry import source_files
 
 ECHO_SIDES = (64, 128, 256, 384, 512)  # of the images by which transfers are timed [LR pixels]
@@ -57,14 +59,12 @@ class Contestant:
         log_path,
         limits=None,
         sandbox="auto",
-        checkpoint=None,
         repository=None,
         for_memory=False,
         threads=None,
     ):
         self.entry, self.device, self.log_path = entry, torch.device(device), Path(log_path)
         self.limits, self.sandbox = limits or Limits(), sandbox
-        self.checkpoint = checkpoint and Path(checkpoint).resolve()  # its process has a folder of its own
         self.folder = repository and Path(repository).resolve()
         self.sha256, self.provenance, self.missing_weights, self.ignored = None, entry.provenance, None, None
         self.repository, self.notes = None, []
@@ -74,6 +74,7 @@ class Contestant:
         self.last = None  # the output taken last, as it was, and its LR size
         self.transfers = (1,), (0.0,)  # sizes [LR pixels] and what a pass takes there besides the network [s]
         self.peak_mib, self.loaded = None, False
+        self.core_time, self.asked_s = CoreTime(), 0.0  # of requests that run the network
         self.in_sandbox, self.process = choose_sandbox(sandbox)
         self.own_threads = torch.get_num_threads()
         self.threads = threads or self.own_threads  # of the network
@@ -124,7 +125,7 @@ class Contestant:
     def _readable(self):
         if self.folder:
             return [self.folder]
-        return [*source_files(self.entry), self.checkpoint or self.entry.checkpoint_path]
+        return [*source_files(self.entry), self.entry.checkpoint_path]
 
     def _prepare(self, for_memory):
         """Set the process up and time the transfers, before any of the stranger's code is in it."""
@@ -151,8 +152,7 @@ class Contestant:
             self.entry, self.repository, self.notes = described(entry, answer)
             self.loaded = True
             return
-        checkpoint = self.checkpoint and str(self.checkpoint)
-        answer = self.ask("load", entry=asdict(self.entry), checkpoint=checkpoint)
+        answer = self.ask("load", entry=asdict(self.entry))
         self.sha256, self.provenance = answer["sha256"], answer["provenance"]
         self.missing_weights, self.ignored = answer["missing_weights"], answer["ignored"]
         self.loaded = True
@@ -160,6 +160,27 @@ class Contestant:
     def ask(self, do, **arguments):
         """Return the contestant's answer to a request."""
         return self._timed_ask(do, **arguments)[0]
+
+    def _watched_ask(self, do, **arguments):
+        """Ask for something that runs the network, and note how long it waited for a core meanwhile."""
+        before = self._core_time()
+        start = time.perf_counter()
+        reply = self._timed_ask(do, **arguments)
+        self.asked_s += time.perf_counter() - start
+        self.core_time += self._core_time().since(before)
+        return reply
+
+    def _core_time(self):
+        """That of the process, and of this thread, which has to take the answer."""
+        return core_time(self.pid) + core_time(thread=threading.get_native_id())
+
+    def share_waited(self):
+        """Return the share of its passes' time that the network waited for cores that other processes had."""
+        return self.core_time.share_waited(self.asked_s)
+
+    def watch(self, height=INPUT_SHAPE[2], width=INPUT_SHAPE[3]):
+        """Return what torch's dispatcher sees in a pass over an image of this size."""
+        return self._watched_ask("watch", height=height, width=width)[0]
 
     def _timed_ask(self, do, **arguments):
         number = next(self.numbers)
@@ -193,7 +214,7 @@ class Contestant:
         self.check_last()
         height, width = lr.shape[2:]
         self.channel.lr(height, width).copy_(lr)
-        answer, seconds = self._timed_ask("forward", height=height, width=width)
+        answer, seconds = self._watched_ask("forward", height=height, width=width)
         output = self._taken(self.channel.sr(height, width))  # at once: what comes later does not count
         runtime_ms, tile, self.peak_mib = answer["runtime_ms"], answer["tile"], answer["gpu_peak_mib"]
         self.timings.append(Timing(runtime_ms, 1000 * max(seconds - self.transfer_s(height, width), 0.0)))
@@ -262,7 +283,7 @@ class Contestant:
     def cpu_peak_mib(self, lr_shape):
         """Peak resident growth [MiB] of a fresh contestant for one pass over 1 x 3 x H x W, seen from outside."""
         arguments = (self.entry, self.device, self.log_path.with_suffix(".memory.log"), self.limits)
-        more = {"sandbox": self.sandbox, "checkpoint": self.checkpoint, "repository": self.folder}
+        more = {"sandbox": self.sandbox, "repository": self.folder}
         with Contestant(*arguments, **more, for_memory=True, threads=self.threads) as fresh:
             fresh.ask("echo", height=lr_shape[2], width=lr_shape[3])  # the shared images are not the network's
             fresh.forward(torch.rand(1, 3, 16, 16) * self.entry.data_range)

@@ -17,6 +17,7 @@ from utils.measure.environment import memory_bytes
 
 LOG_BYTES = 1 << 20  # of a process's output that are kept
 POLL_S = 0.05
+start_process = subprocess.Popen  # which tests replace by what forks
 ENDING_S = 5
 
 
@@ -42,7 +43,7 @@ class WatchedProcess:
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
             log = open(self.log_path, "wb", buffering=0)
         self.family = {}  # every descendant ever seen, by pid and time of birth: it may leave its group, not this list
-        self.process = subprocess.Popen(
+        self.process = start_process(
             list(map(str, command)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

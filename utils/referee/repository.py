@@ -8,7 +8,7 @@ from pathlib import Path
 
 from utils.errors import HarnessError, in_one_line
 from utils.files import file_sha256
-from utils.zoo.registry import ModelEntry
+from utils.zoo.registry import ModelEntry, Origin
 
 PROGRAM, FUNCTION = "test_demo.py", "select_model"
 NAME_CHARACTERS = re.compile(r"[^\w.+-]+")  # what a row's name, which is a folder's too, does not hold
@@ -33,6 +33,7 @@ def repository_entries(folder, trust_checkpoint=False):
             data_range=1.0,
             provenance=f"{FUNCTION} of {folder.name}",
             licence="unknown",
+            origin=Origin.REPOSITORY,
             trust_checkpoint=trust_checkpoint,
         )
         for model_id, branch in _branches(folder).items()

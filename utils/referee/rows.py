@@ -30,25 +30,25 @@ class Rules:
 
     def log_of(self, entry):
         """The file that holds what a model prints."""
-        return self.logs / f"{entry.full_name}.log"
+        return self.logs / f"{entry.slug}.log"
 
 
 @contextmanager
-def opened_runner(entry, device, rules, checkpoint=None):
+def opened_runner(entry, device, rules):
     """Give the Runner of an entry: a Contestant if there are `rules` for strangers, this process if they are None."""
     if rules is None:
-        yield Runner(load_model(entry, device, checkpoint), device)
+        yield Runner(load_model(entry, device), device)
         return
-    how = (rules.limits, rules.sandbox, checkpoint, rules.repository)
-    with Contestant(entry, device, rules.log_of(entry), *how) as contestant:
+    log = rules.log_of(entry)
+    with Contestant(entry, device, log, rules.limits, rules.sandbox, rules.repository) as contestant:
         yield contestant
 
 
 class Row:
     """One model's row in a results file. A repository's model may say its `name` only once it is built."""
 
-    def __init__(self, entry, checkpoint, results, fresh=False):
-        self.entry, self.checkpoint, self.results, self.fresh = entry, checkpoint, results, fresh
+    def __init__(self, entry, results, fresh=False):
+        self.entry, self.results, self.fresh = entry, results, fresh
         self.name, self.begun = entry.name, {}
         self.next_store_s = 0.0  # of the monotonic clock
 
@@ -60,9 +60,9 @@ class Row:
         """
         store = self.store if shard.is_first else lambda record: None
         try:
-            with opened_runner(self.entry, device, rules, self.checkpoint) as runner:
+            with opened_runner(self.entry, device, rules) as runner:
                 self.name = runner.entry.name
-                earlier = None if self.fresh else read_incomplete(self.results).get(self.name)
+                earlier = None if self.fresh else read_incomplete(self.results).get(self.entry.key)
                 measure(runner, dataset, plan, on_progress=store, earlier=earlier, shard=shard, **options)
         except (HarnessError, ForeignError) as error:
             reason = str(error)
@@ -87,16 +87,12 @@ class Row:
         """
         if self.fresh or not (rules and rules.repository):
             return None
-        expected = self._empty(rules, device, dataset, plan)
-        place = str(Path(self.entry.file).parent), self.entry.id
-        for name, record in read_results(self.results).items():
-            known = record.get("repository")
-            if not known or (known["folder"], known["model_id"]) != place:
-                continue
-            same = plan.is_done_by(record) and same_circumstances(record, expected, save_dir)
-            if same and fingerprint(self.entry, known["files"]) == known:
-                return name
-        return None
+        record = read_results(self.results).get(self.entry.key)
+        if not record or not plan.is_done_by(record):
+            return None
+        known, expected = record["repository"], self._empty(rules, device, dataset, plan)
+        same = same_circumstances(record, expected, save_dir) and fingerprint(self.entry, known["files"]) == known
+        return record["model"]["name"] if same else None
 
     def _empty(self, rules, device, dataset, plan):
         process = choose_sandbox(rules.sandbox)[1] if rules else Runner.process
@@ -111,6 +107,6 @@ class Row:
         start = time.monotonic()
         if record["status"] == RUNNING and start < self.next_store_s:
             return
-        store_record(self.results, self.name, record)
+        store_record(self.results, self.entry.key, record)
         end = time.monotonic()
         self.next_store_s = end + (end - start) / STORING_SHARE

@@ -47,7 +47,7 @@ class CropRow:
 def write_report(path, records, dataset, images_dir):
     """Write the page for complete records measured on one dataset.
 
-    `images_dir`/FULL_NAME/NAME.png are the restored images of each model. Raises HarnessError if one cannot be read, or
+    `images_dir`/SLUG/NAME.png are the restored images of each model. Raises HarnessError if one cannot be read, or
     if a record is of other data.
     """
     for record in records:
@@ -100,7 +100,7 @@ def _versions(pair, records, images_dir):
     versions = [("bicubic", cv2.resize(lr, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC))]
     for record in records:
         model = record["model"]
-        path = images_dir / f"{model['id']:02}_{model['name']}" / pair.name
+        path = images_dir / model["slug"] / pair.name
         if not path.exists():
             raise HarnessError(f"{path}: not there; a report needs the restored images, so measure with --report")
         versions.append((model["name"], read_rgb(path)))

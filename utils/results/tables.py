@@ -52,14 +52,18 @@ def notes(records):
         lines.append(f"Mem: {method}")
     if inside := [record["model"]["name"] for record in records if "audit" in record and not record["audit"]]:
         lines.append(f"Not audited, run in this process as trusted: {', '.join(inside)}")
-    plain = {record["model"].get("id"): record for record in records}
+    plain = {_weights(record): record for record in records if record["model"]["origin"] == "registry"}
     for record in records:
         name = record["model"]["name"]
         lines += [f"{name}: {line}" for line in _model_notes(record)]
-        of = record["model"].get("variant_of")
-        if of in plain:
-            lines.append(f"{name}: {_against_plain(record, plain[of])}")
+        of = record["model"]["variant_of"]
+        if of is not None and (of, record["model"]["sha256"]) in plain:
+            lines.append(f"{name}: {_against_plain(record, plain[of, record['model']['sha256']])}")
     return lines
+
+
+def _weights(record):
+    return record["model"]["id"], record["model"]["sha256"]
 
 
 def _against_plain(variant, plain):
@@ -104,6 +108,11 @@ def _audit_notes(audit):
     """What the referee found, a line each, for a model that ran in a process of its own."""
     if audit:
         yield f"audit: {'clean' if not audit['findings'] else 'not clean'} ({audit['sandbox']})"
+        if audit["busy"] is not None:
+            yield (
+                f"audit: times not judged, the machine was busy ({audit['busy']:.0%} of the passes' time went to "
+                "waiting for a core); measure again when it is idle"
+            )
         yield from (f"audit: {finding}" for finding in audit["findings"])
         yield from (f"note: {note}" for note in audit["notes"])
 

@@ -20,7 +20,7 @@ from utils.results.record import RECORDS_FILE, read_results
 from utils.results.tables import latex_table
 from utils.submission.checks import FAIL, check_submission
 from utils.submission.packing import complexity_paragraph, pack
-from utils.zoo.registry import sources_sha256
+from utils.zoo.registry import Origin, sources_sha256
 
 
 def main():
@@ -66,8 +66,8 @@ def parse():
 def measured(entry, folder):
     """Return the entry's complete record. Raises HarnessError if there is none of this file with these weights."""
     path = folder / RECORDS_FILE
-    record = read_results(path).get(entry.name)
-    way = "--model_file …" if Path(entry.file).is_absolute() else f"--model_id {entry.id}"
+    record = read_results(path).get(entry.key)
+    way = f"--model_id {entry.id}" if entry.origin == Origin.REGISTRY else "--model_file …"
     if record is None:
         raise HarnessError(f"{path}: holds no results of {entry.name}; run python eval.py {way} first")
     weights = file_sha256(entry.checkpoint_path) if entry.checkpoint_path.is_file() else None

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.data.datasets import CHALLENGE_IMAGES, open_dataset
+from utils.data.datasets import is_challenge, open_dataset
 from utils.data.images import read_rgb, to_tensor
 from utils.data.sample import ensure_sample
 from utils.errors import ForeignError, HarnessError, in_one_line
@@ -22,6 +22,7 @@ from utils.referee.judge import Contestant
 from utils.referee.process import Limits
 from utils.results.record import mean
 from utils.zoo.checkpoints import load_state_dict
+from utils.zoo.registry import with_checkpoint
 
 MODEL_NAME = re.compile(r"team(\d{2})_(\w+)\.py")
 CHECKPOINT_NAME = re.compile(r"team(\d{2})_(\w+)\.(pth|pt|ckpt)")
@@ -66,9 +67,8 @@ def _checks_by_running(entry, dataset, edition, sandbox):
     """The checks that run the submission's code; if its process ends early, that is the first one's failure."""
     limits = Limits(START_S + IMAGE_S * (len(dataset.pairs) if dataset else 0))
     with tempfile.TemporaryDirectory() as folder:
-        contestant = Contestant(
-            entry, torch.device("cpu"), Path(folder) / "log", limits, sandbox, entry.checkpoint_path
-        )
+        judged = with_checkpoint(entry, entry.checkpoint_path)  # a submission without its checkpoint is an error
+        contestant = Contestant(judged, torch.device("cpu"), Path(folder) / "log", limits, sandbox)
         try:
             checks = _checks_of(contestant, entry, dataset, edition)
             contestant.ask("changed")  # whether it still answers
@@ -244,7 +244,7 @@ def _threshold(runs, dataset, edition):
     _need(runs)
     if dataset is None or edition is None or not dataset.has_hr:
         raise UncheckableError("no data given; name the challenge's folder by --data_dir")
-    if dataset.label != f"DIV2K_LSDIR_{dataset.split} ({CHALLENGE_IMAGES} images)":
+    if not is_challenge(dataset.label, dataset.split):
         raise UncheckableError(f"the threshold speaks of DIV2K_LSDIR_{dataset.split}, the data is {dataset.label}")
     psnr = mean(image.psnr for image in evaluate(runs, dataset)) or -math.inf
     wanted = edition.threshold[dataset.split]

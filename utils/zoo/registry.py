@@ -4,10 +4,12 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import json
 import re
 import sys
 import tomllib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 
 import tomli_w
@@ -27,16 +29,25 @@ INHERITED = ("checkpoint", "sha256", "data_range", "provenance", "licence")  # b
 PLAIN = {"backend": "plain", "precision": "float32"}  # how a model runs that is no variant of another
 
 
+class Origin(StrEnum):
+    """Where an entry comes from. Only code of the registry is trusted: it alone may run in this process."""
+
+    REGISTRY = "registry"
+    FILE = "file"  # --model_file, or a recipe's file
+    REPOSITORY = "repository"  # --repository, an organizers' checkout
+
+
 @dataclass(frozen=True)
 class ModelEntry:
-    """One table of the registry. `data_range` is that of the network's input and output, 1.0 or 255.0.
+    """One table of the registry, or a model described by other means; `origin` says which.
 
-    `arguments` are the class's: a list, or a table of named ones with the positional ones as a list under "*".
-    `state_key` names the checkpoint's key under which the weights lie, if it is not one that is tried anyway; `lenient`
-    loads with strict=False; `trust_checkpoint` unpickles more than tensors, and no registry can ask for it. `variant`,
-    of an entry that computes another one's function in another way, holds the other one's id as `of`, and the `backend`
-    and `precision` that choose it. `training` is the id of the entry that is trained and whose weights fuse into this
-    one's.
+    `data_range` is that of the network's input and output, 1.0 or 255.0. `arguments` are the class's: a list, or a
+    table of named ones with the positional ones as a list under "*". `state_key` names the checkpoint's key under which
+    the weights lie, if it is not one that is tried anyway; `lenient` loads with strict=False; `trust_checkpoint`
+    unpickles more than tensors, and no registry can ask for it. `variant`, of an entry that computes another one's
+    function in another way, holds the other one's id as `of`, and the `backend` and `precision` that choose it.
+    `training` is the id of the entry that is trained and whose weights fuse into this one's. `given_checkpoint` is a
+    file that the user named to be loaded in place of `checkpoint`.
     """
 
     id: int
@@ -49,22 +60,48 @@ class ModelEntry:
     data_range: float
     provenance: str
     licence: str
+    origin: Origin
     published: dict = field(default_factory=dict)
     state_key: str = ""
     lenient: bool = False
     trust_checkpoint: bool = False
     variant: dict = field(default_factory=dict)
     training: int | None = None
+    given_checkpoint: str = ""
 
     @property
-    def full_name(self):
-        """The organizers' name of the model, such as 07_NanoSR."""
+    def full_name(self) -> str:
+        """The organizers' name of the model, such as 07_NanoSR. Two models may have the same one."""
         return f"{self.id:02}_{self.name}"
 
     @property
-    def checkpoint_path(self):
+    def checkpoint_path(self) -> Path:
         """Where the checkpoint lies; relative paths count from the project's folder."""
-        return ROOT / self.checkpoint
+        return ROOT / (self.given_checkpoint or self.checkpoint)
+
+    @property
+    def key(self) -> str:
+        """The identity of the model in a results file: its origin, and what tells it from all others of that origin.
+
+        Names take no part in it. A file that is edited keeps its key; the record's sha256 tell the versions apart.
+        """
+        if self.origin == Origin.REGISTRY:
+            words = [str(self.id), self.given_checkpoint]
+        elif self.origin == Origin.REPOSITORY:
+            words = [str(Path(self.file).parent), str(self.id)]
+        else:
+            options = [self.state_key, "" if self.data_range == 1.0 else f"range {self.data_range:g}"]
+            options += ["lenient" * self.lenient, json.dumps(self.arguments) if self.arguments else ""]
+            words = [self.file, self.class_name, *options, self.checkpoint]
+        return " ".join([self.origin, *filter(None, words)])
+
+    @property
+    def slug(self) -> str:
+        """A name for this model's files, such as its log, that no other model has."""
+        if self.key == f"{Origin.REGISTRY} {self.id}":
+            return self.full_name
+        shown = Path(self.file).parent.name if self.origin == Origin.REPOSITORY else self.name
+        return f"{self.id:02}_{shown}-{hashlib.sha256(self.key.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
@@ -107,7 +144,7 @@ def read_registry(path=REGISTRY):
             if keys:
                 raise HarnessError(f"{where}: {problem} key {', '.join(sorted(keys))}")
         values = {"class_name" if key == "class" else key: value for key, value in table.items()}
-        entry = ModelEntry(**values)
+        entry = ModelEntry(**values, origin=Origin.REGISTRY)
         if entry.id in {other.id for other in entries}:
             raise HarnessError(f"{where}: id {entry.id} is taken; choose another")
         entries.append(entry)
@@ -139,21 +176,25 @@ def find_variant(entry, entries, backend=None, precision=None):
 
 
 def variants_of(entry, entries):
-    """Return (form, its backend and precision) of an entry itself and of its variants."""
-    forms = [entry, *(other for other in entries if other.variant.get("of") == entry.id)]
+    """Return (form, its backend and precision) of an entry itself and of its variants.
+
+    Only an entry of the registry has variants: a number that a file's name happens to hold opens none.
+    """
+    registered = entry.origin == Origin.REGISTRY
+    forms = [entry, *(other for other in entries if registered and other.variant.get("of") == entry.id)]
     return [(form, PLAIN | form.variant) for form in forms]
 
 
-def load_model(entry, device, checkpoint=None):
-    """Build an entry's network and load its checkpoint, or `checkpoint` in its stead, strictly.
+def load_model(entry, device):
+    """Build an entry's network and load its checkpoint, strictly.
 
     An absent checkpoint of the registry is no error: the network can still be timed and counted, and
     `missing_weights` says what is missing. Raises HarnessError if the class cannot be built or the weights do not fit.
     """
     model = build_model(entry)
-    path = Path(checkpoint) if checkpoint else entry.checkpoint_path
+    path = entry.checkpoint_path
     sha256, missing, ignored = None, None, None
-    if checkpoint is None and not path.is_file():
+    if entry.origin == Origin.REGISTRY and not entry.given_checkpoint and not path.is_file():
         missing = f"{entry.checkpoint}: no checkpoint ({entry.provenance})"
     else:
         state = load_state_dict(path, entry.state_key, entry.trust_checkpoint)
@@ -188,9 +229,15 @@ def entry_from_file(file, class_name, arguments, checkpoint, data_range=1.0, sta
         data_range=data_range,
         provenance="given by --model_file",
         licence="unknown",
+        origin=Origin.FILE,
         state_key=state_key,
         lenient=lenient,
     )
+
+
+def with_checkpoint(entry: ModelEntry, checkpoint: str | Path | None) -> ModelEntry:
+    """Return the entry with a checkpoint that the user gave in place of its own; the entry itself for None."""
+    return replace(entry, given_checkpoint=str(Path(checkpoint).resolve())) if checkpoint else entry
 
 
 def register(entry, path=REGISTRY):
