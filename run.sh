@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# bash run.sh         make the environment and the sample once, measure, print the factsheet table
-# bash run.sh test    lint and test
-# bash run.sh all     measure every model but variants of others, each in its own process: a bad one costs its own row
-# bash run.sh speed   measure the speed of evaluation and network, as ratios to the plain protocol
-# PYTHON=python3.14 bash run.sh …      make the environment with this one
-# bash run.sh COMMAND ARGUMENTS …    run a command in the environment, such as: bash run.sh python eval.py --model_id 7
+# bash run.sh                make the environment and the sample once, measure, print the factsheet table
+# bash run.sh test           lint and test; it takes minutes
+# bash run.sh test --slow    run the tests that take long, and no others
+# bash run.sh all            measure every model but variants of others, each in its own process: a bad one costs its own row
+# bash run.sh speed          measure the speed of evaluation and network, as ratios to the plain protocol
+# bash run.sh COMMAND …      run a command in the environment, such as: bash run.sh python eval.py --model_id 7
+# PYTHON=python3.14 bash run.sh …    make the environment with this Python
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -20,22 +21,30 @@ find_python() {
     return 1
 }
 
-# The stamp holds the pins that the environment was made from: other pins, another environment.
-if ! cmp --silent requirements.txt .venv/requirements.stamp; then
-    python=$(find_python)
-    echo "making .venv with $("$python" --version)"
-    "$python" -m venv .venv
-    # A bare "torch" would fetch gigabytes of CUDA packages even where a CPU build is provided.
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
-    cp requirements.txt .venv/requirements.stamp
-fi
+# Install what a requirements file pins, unless .venv was made from these very pins.
+install() {
+    if cat requirements.txt "$1" | cmp --silent - ".venv/$1.stamp"; then
+        return
+    fi
+    if [ ! -x .venv/bin/python ]; then
+        local python
+        python=$(find_python)
+        echo "making .venv with $("$python" --version)"
+        "$python" -m venv .venv
+    fi
+    echo "installing the packages of $1: PyTorch is the largest and takes most of the time, one to some minutes"
+    .venv/bin/python -m pip install --disable-pip-version-check --requirement "$1"
+    cat requirements.txt "$1" >".venv/$1.stamp"
+}
+
+install requirements.txt
 export PATH="$PWD/.venv/bin:$PATH"
 
 case "${1:-}" in
 "")
     python -m utils.data.sample
-    python eval.py --model_id 107 7 0 126 --data_dir data/sample
+    echo "measuring four networks on the sample; the first, in its training form, takes longest"
+    python eval.py --model_id 107 7 0 126 --data_dir data/sample --runs 2 --warmup 1 --repeats 5
     ;;
 all)
     shift
@@ -47,9 +56,13 @@ speed)
     ;;
 test)
     shift
+    install requirements-dev.txt
     ruff check .
     ruff format --check .
-    python -m pytest "$@"
+    # Quick tests take one core each, slow ones all that there are.
+    parallel=(--numprocesses logical --maxprocesses 4)
+    [[ " $* " == *" --slow "* ]] && parallel=()
+    python -m pytest "${parallel[@]}" "$@"
     ;;
 *)
     "$@"

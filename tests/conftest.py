@@ -1,32 +1,68 @@
-"""What several tests share: running commands, small data folders, and the published material beside the project."""
+"""Fixtures of all tests, and what a run leaves out: slow tests, true processes where forked ones do, a GPU."""
 
-import errno
-import importlib.util
-import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from utils.data.images import bicubic_downscale, write_png
+from tests.helpers import (
+    QUICK,
+    ROOT,
+    SMALL_CUT,
+    command_module,
+    model_words,
+    python,
+    write_model,
+    write_pairs,
+    write_photographs,
+)
+from tests.workers import Workers
 from utils.errors import exit_on_harness_error
-from utils.files import ROOT
 
 SHARED = ROOT.parent / "shared"
+NOT_EXERCISED = "not_exercised"  # the name under which a report carries what could not be run here
 
 
-# What an audit finds of times, which are real in most tests, and which a machine with other work may spoil;
-# tests/referee/test_audit.py has clocks that do not.
-ABOUT_TIME = re.compile(r"its clock says|for a seen image|repeated runs took|plain pass takes|outside of torch")
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, and no others")
 
 
-def found_beside_times(record):
-    """What the audit of a record found, but for what it found of times."""
-    return [finding for finding in record["audit"]["findings"] if not ABOUT_TIME.search(finding)]
+def pytest_collection_modifyitems(config, items):
+    slow = config.getoption("--slow")
+    named = {Path(argument.partition("::")[0]).resolve() for argument in config.args}
+    left_out = [
+        item
+        for item in items
+        if (item.get_closest_marker("slow") is not None) is not slow
+        and (slow or item.path not in named)  # a slow test runs where its file is named
+    ]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):  # of pytest-xdist: the cores are shared by several
+        torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Let the report of a skipped test say which kernel it would have run."""
+    report = yield
+    if report.skipped and (marker := item.get_closest_marker("kernel")):
+        report.user_properties.append((NOT_EXERCISED, marker.args[0]))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Name in one line the kernels that this machine could not run: nobody has tried a change to them here."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    kernels = {value for report in skipped for name, value in report.user_properties if name == NOT_EXERCISED}
+    if kernels:
+        terminalreporter.write_line(f"kernels not exercised on this machine: {', '.join(sorted(kernels))}")
 
 
 @pytest.fixture
@@ -37,38 +73,10 @@ def shared():
     return SHARED
 
 
-def photograph(height, width, seed=0):
-    """A smooth random H x W x 3 uint8 image, so that networks and metrics see something like a photograph."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3))
-    fine = np.kron(coarse, np.ones((8, 8, 1)))[:height, :width]
-    return np.clip(fine + rng.normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8)
-
-
-def on_a_full_disk(*_arguments):
-    """Stands in for what writes."""
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def write_pairs(folder, names, size=(64, 96), layout=("HR", "LR")):
-    """Write HR and bicubic LR images of `size` (H, W) into `folder`; return the folder."""
-    for seed, name in enumerate(names):
-        hr = photograph(*size, seed)
-        write_png(Path(folder) / layout[0] / f"{name}.png", hr)
-        write_png(Path(folder) / layout[1] / f"{name}x4.png", bicubic_downscale(hr))
-    return Path(folder)
-
-
 @pytest.fixture
 def pairs(tmp_path):
     """A data folder with two small pairs, a and b, in the plain layout."""
     return write_pairs(tmp_path / "data", ["a", "b"])
-
-
-def command_module(name):
-    """The module that `python -m NAME` runs: of a package its `__main__`."""
-    spec = importlib.util.find_spec(name)
-    return importlib.import_module(f"{name}.__main__" if spec.submodule_search_locations else name)
 
 
 @pytest.fixture
@@ -93,6 +101,67 @@ def command(monkeypatch, capfd):
         return subprocess.CompletedProcess(words, status, printed, complaints)
 
     return run
+
+
+@pytest.fixture
+def submit(tmp_path, command):
+    """Measures a model file by eval.py in the smallest way; gives what the command gave.
+
+    `words` are more of the command's; `changes` are those of `write_model`.
+    """
+
+    def run(*words, data=None, **changes):
+        paths = write_model(tmp_path, **changes)
+        data = data or write_pairs(tmp_path / "data", ["a", "b"])
+        return command("eval.py", *QUICK, "--data_dir", data, *model_words(paths), *words, cwd=tmp_path)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A training set of three photographs, prepared by two processes; for reading only."""
+    folder = tmp_path_factory.mktemp("prepared")
+    hr = write_photographs(folder / "hr")
+    result = python("-m", "training.prepare", "--hr", hr, "--out", folder / "out", "--workers", 2, *SMALL_CUT)
+    assert result.returncode == 0, result.stderr
+    return folder / "out"
+
+
+@pytest.fixture(scope="session")
+def forking():
+    """Forks the models' processes."""
+    running = Workers()
+    yield running
+    running.close()
+
+
+@pytest.fixture(autouse=True)
+def forked(request, monkeypatch):
+    """Forks models' processes instead of starting them, and takes their memory as known.
+
+    Tests marked `real_process` start true ones, in a sandbox where there is one, and measure their memory.
+    """
+    if request.node.get_closest_marker("real_process"):
+        return
+    monkeypatch.setattr("utils.referee.process.start_process", request.getfixturevalue("forking").start)
+    monkeypatch.setattr("utils.evaluate.runner.cpu_peak_mib", lambda entry, shape: 1.0)
+    monkeypatch.setattr("utils.referee.judge.Contestant.cpu_peak_mib", lambda contestant, shape: 1.0)
+    monkeypatch.setattr("utils.referee.judge.ECHO_SIDES", (32, 64, 128))
+
+
+@pytest.fixture(autouse=True)
+def busy(monkeypatch):
+    """Lets an audit take the machine as busy, where times accuse nobody: what it finds of times hangs on who else is
+    at work. Tests of such findings have clocks of their own, or ask for `quiet`.
+    """
+    monkeypatch.setattr("utils.referee.judge.Contestant.share_waited", lambda contestant: 1.0)
+
+
+@pytest.fixture
+def quiet(busy, monkeypatch):
+    """Lets an audit take the machine as idle."""
+    monkeypatch.setattr("utils.referee.judge.Contestant.share_waited", lambda contestant: 0.0)
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,7 @@ import torch
 
 from models.nanosr_fast import NanoSR_fast
 from models.team07_NanoSR import NanoSR_inference
-from tests.conftest import found_beside_times
-from tests.training.conftest import RECIPE, SMALL_CUT, write_photographs
+from tests.helpers import RECIPE, SMALL_CUT, stored, write_photographs
 from training.data.feed import MappedFeed, Plan, ResidentFeed
 from training.graph import GraphedUpdate
 from training.loop import Trainer
@@ -18,7 +17,6 @@ from utils.measure.complexity import measure_complexity
 from utils.measure.memory import measure_peak_mib, reset_peak
 from utils.measure.runtime import timed_forward
 from utils.measure.tiles import SIDES, forward_within_memory
-from utils.results.record import RECORDS_FILE, read_results
 
 ON_GPU = ("--device", "cuda")
 QUICK = (*ON_GPU, "--runs", 1, "--warmup", 1, "--repeats", 1)
@@ -181,19 +179,20 @@ def test_auto_leaves_out_what_runs_on_a_cpu_alone(command, pairs, tmp_path):
     result = command("eval.py", "--model_id", 7, "--backend", "auto", *QUICK, "--data_dir", pairs, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "not here: NanoSR_winograd" in result.stdout
-    assert set(read_results(tmp_path / "results" / RECORDS_FILE)) >= {"NanoSR_inference"}
+    assert set(stored(tmp_path / "results")) >= {"NanoSR_inference"}
 
 
+@pytest.mark.real_process
 def test_contestant_gets_the_figures_of_this_process(command, pairs, tmp_path):
     records = []
     for more in ((), ("--isolated",)):
         words = ("eval.py", "--model_id", 7, *more, *QUICK, "--data_dir", pairs, "--fresh")
         assert command(*words, cwd=tmp_path).returncode == 0
-        records.append(read_results(tmp_path / "results" / RECORDS_FILE)["NanoSR_inference"])
+        records.append(stored(tmp_path / "results")["NanoSR_inference"])
     plain, apart = records
     for key in ("images", "complexity", "model", "dataset"):
         assert apart[key] == plain[key], key
-    assert found_beside_times(apart) == []
+    assert apart["audit"]["findings"] == []
     assert plain["memory"]["peak_mib"] > 0
     assert apart["memory"]["peak_mib"] > 0
 

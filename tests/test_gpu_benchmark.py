@@ -3,10 +3,13 @@
 import subprocess
 import sys
 
+import pytest
+
 from benchmarks.gpu import Part, parts, run
 from utils.files import ROOT
 
 
+@pytest.mark.slow
 def test_every_part_runs(tmp_path):
     words = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--device", "cpu", "--minutes", 30, "--out", tmp_path]
     result = subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True)
@@ -22,7 +25,7 @@ def test_every_part_runs(tmp_path):
 def test_part_that_fails_says_why_and_one_that_hangs_is_stopped(tmp_path):
     failing = Part("failing", 1, ("-c", "print('before'); raise SystemExit('no such thing')"))
     assert run(failing, tmp_path / "failing.txt", 60) == "status 1: no such thing"
-    hanging = Part("hanging", 1, ("-c", "import time; print('as it comes'); time.sleep(600)"))
+    hanging = Part("hanging", 1, ("-c", "import time; print('as it comes', flush=True); time.sleep(600)"))
     assert run(hanging, tmp_path / "hanging.txt", 5) == "stopped after 5 s"
     assert (tmp_path / "hanging.txt").read_text() == "as it comes\n"
     assert run(hanging, tmp_path / "never.txt", 1) == "not begun: no time left"

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import photograph
+from tests.helpers import photograph
 from utils.ahead import ahead
 from utils.data import png
 from utils.data.images import bicubic_downscale, crop_to_multiple, read_rgb, to_image, to_tensor

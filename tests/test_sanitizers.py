@@ -91,6 +91,7 @@ print("built:", ", ".join(built))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("without", WITHOUT)
 @pytest.mark.parametrize("compiler", RUNTIMES)
 def test_sources_are_clean(compiler, without, tmp_path):

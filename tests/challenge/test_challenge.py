@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from tests.results.test_tables import record
+from tests.helpers import record
 from utils.challenge.rules import EDITIONS, get_edition, rank, score
-from utils.challenge.score_tables import read_published, score_markdown, score_records
+from utils.challenge.score_tables import Scoring, read_published, score_markdown, score_records
 from utils.errors import HarnessError
 from utils.files import ROOT
-from utils.zoo.registry import read_registry
+from utils.zoo.registry import find_entry, read_registry
 
 PUBLISHED = ROOT / "docs" / "ntire2026.csv"
 
@@ -21,7 +21,7 @@ def test_baseline_scores_exp_2(year):
     result = score(edition.published, edition.published, edition)
     assert result.final == pytest.approx(7.3891, abs=5e-5)
     assert result.passed
-    assert edition.baseline in {entry.name for entry in read_registry()}
+    assert find_entry(edition.baseline_id, read_registry()).name == edition.baseline
 
 
 @pytest.mark.parametrize("year", EDITIONS)
@@ -64,33 +64,59 @@ def test_sub_track_ranks_by_its_own_score():
 
 
 def test_table_in_the_docs_is_what_the_code_gives():
-    table = score_markdown(published_scores(), EDITIONS[2026])
+    table = score_markdown(Scoring(published_scores(), EDITIONS[2026]))
     assert table in (ROOT / "docs" / "scores_2026.md").read_text()
 
 
+CHALLENGE = {"label": "DIV2K_LSDIR_valid (200 images)"}
+
+
+def baseline(**changes):
+    """A record of the registry's EFDN, the baseline of 2025, with 27.25 dB and 27.5 ms."""
+    return record(**{"model": {"id": 0, "name": "EFDN"}, "dataset": CHALLENGE} | changes)
+
+
 def test_records_are_scored_against_the_baseline_of_the_same_run():
-    fast = record(model={"name": "Fast", "missing_weights": None}, runtime={"runs": [[5.0, 10.0]]})
-    baseline = record(model={"name": "EFDN", "missing_weights": None}, runtime={"runs": [[10.0, 20.0]]})
-    for one in (fast, baseline):
-        one["dataset"] = {"label": "x", "has_hr": True, "split": "valid"}
-    scores = score_records([fast, baseline], EDITIONS[2025])
-    assert scores["Fast"].ratios == (0.5, 1, 1)
-    assert scores["Fast"].margin["valid"] == pytest.approx(0.35)
+    fast = record(model={"name": "Fast"}, runtime={"runs": [[13.75, 13.75]]}, dataset=CHALLENGE)
+    scoring = score_records([fast, baseline()], EDITIONS[2025])
+    assert scoring.estimate is None
+    assert scoring.scores["Fast"].ratios == (0.5, 1, 1)
+    assert scoring.scores["Fast"].margin["valid"] == pytest.approx(0.35)
     with pytest.raises(HarnessError, match="EFDN, was not measured"):
         score_records([fast], EDITIONS[2025])
-    elsewhere = baseline | {"environment": baseline["environment"] | {"gpu": "another"}}
     with pytest.raises(HarnessError, match="Fast: measured on another machine"):
-        score_records([fast, elsewhere], EDITIONS[2025])
-    other_images = baseline | {"dataset": baseline["dataset"] | {"sha256": "another"}}
+        score_records([fast, baseline(environment={"gpu": "another"})], EDITIONS[2025])
     with pytest.raises(HarnessError, match="Fast: measured on another machine or data"):
-        score_records([fast, other_images], EDITIONS[2025])
+        score_records([fast, baseline(dataset={"sha256": "another"})], EDITIONS[2025])
 
 
-def test_model_without_quality_is_scored_but_has_no_place():
-    baseline = record(model={"name": "EFDN", "missing_weights": "no checkpoint"})
-    baseline["images"] = {"psnr": [None, None], "ssim": [None, None]}
-    baseline["dataset"] = {"label": "x", "has_hr": True, "split": "valid"}
-    table = score_markdown(score_records([baseline], EDITIONS[2025]), EDITIONS[2025])
+@pytest.mark.parametrize("model", [{"id": 0, "name": "EFDN", "origin": "file"}, {"id": 42, "name": "EFDN"}])
+def test_neither_name_nor_number_makes_a_baseline(model):
+    with pytest.raises(HarnessError, match="EFDN, was not measured"):
+        score_records([record(model=model)], EDITIONS[2025])
+
+
+@pytest.mark.parametrize(("below", "passed"), [(0.02, True), (0.03, True), (0.04, False)])
+def test_on_other_images_the_distance_to_the_baseline_is_what_counts(below, passed):
+    """26.90 dB are asked for in 2025, and the baseline has 26.93: 0.03 dB less than the baseline pass, by estimate."""
+    other = record(model={"name": "Other"}, images={"psnr": [26.0 - below, 28.5 - below]})
+    scoring = score_records([other, baseline(dataset={})], EDITIONS[2025])
+    assert scoring.estimate == "sample (2 images)"
+    assert scoring.scores["EFDN"].passed
+    assert scoring.scores["Other"].passed is passed
+    table = score_markdown(scoring)
+    assert f"| Other | valid {-below:+.4f} dB |" in table
+    assert "PSNR: an estimate." in table
+    assert "The rules allow valid -0.03 dB." in table
+    assert "EFDN has weights of this project here" in table
+    published = baseline(dataset={}, model={"id": 0, "name": "EFDN", "sha256": EDITIONS[2025].baseline_sha256})
+    assert "weights of this project" not in score_markdown(score_records([other, published], EDITIONS[2025]))
+
+
+@pytest.mark.parametrize("dataset", [CHALLENGE, {}])
+def test_model_without_quality_is_scored_but_has_no_place(dataset):
+    blind = baseline(dataset=dataset, images={"psnr": [None, None], "ssim": [None, None]})
+    table = score_markdown(score_records([blind], EDITIONS[2025]))
     assert "| - | EFDN | valid none | 1.000 | 1.000 | 1.000 | 7.3891 | 7.3891 | 7.3891 | 7.3891 |" in table
 
 

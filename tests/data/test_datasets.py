@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from tests.conftest import photograph, write_pairs
+from tests.helpers import photograph, write_pairs
 from utils.data.datasets import challenge_folders, open_dataset, read_fitting_hr
 from utils.data.images import read_rgb, write_png
 from utils.data.sample import PHOTOGRAPHS, default_data_dir, ensure_sample, make_sample

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import photograph
+from tests.helpers import photograph
 from utils.data.images import bicubic_downscale, crop_to_multiple, read_rgb, to_image, to_tensor, write_png
 from utils.errors import HarnessError
 

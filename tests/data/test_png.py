@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.conftest import photograph
+from tests.helpers import photograph
 from utils.data import png
 
 WIDTH = 23

@@ -8,9 +8,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from tests.conftest import write_pairs
+from tests.helpers import CPU, Enlarge, write_pairs
 from utils.ahead import ahead
 from utils.data.datasets import open_dataset
 from utils.data.images import read_rgb
@@ -18,22 +17,12 @@ from utils.errors import HarnessError
 from utils.evaluate import evaluation
 from utils.evaluate.evaluation import evaluate
 from utils.evaluate.runner import Runner
-from utils.zoo.registry import LoadedModel, ModelEntry
-
-
-class Enlarge(nn.Module):
-    """Bilinear x4, in the network's range."""
-
-    def forward(self, x):
-        return nn.functional.interpolate(x, scale_factor=4, mode="bilinear")
+from utils.zoo.registry import LoadedModel, ModelEntry, Origin
 
 
 def loaded(data_range=1.0, missing=None):
-    entry = ModelEntry(1, "Enlarge", "enlarge.py", "Enlarge", {}, "", "", data_range, "", "")
+    entry = ModelEntry(1, "Enlarge", "enlarge.py", "Enlarge", {}, "", "", data_range, "", "", Origin.REGISTRY)
     return Runner(LoadedModel(Enlarge(), entry, None, missing), CPU)
-
-
-CPU = torch.device("cpu")
 
 
 def quality(results):

@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from tests.conftest import photograph
+from tests.helpers import photograph
 from utils.data.images import to_tensor
 from utils.evaluate.fresh import changed, fresh_inputs
 

@@ -5,8 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from tests.conftest import write_pairs
-from tests.evaluate.test_evaluation import CPU, Enlarge
+from tests.helpers import CPU, Enlarge, write_pairs
 from utils.data.datasets import open_dataset
 from utils.evaluate.measurement import Plan, measure
 from utils.evaluate.runner import Runner
@@ -23,9 +22,8 @@ def dataset(tmp_path):
 
 
 @pytest.fixture
-def loaded(monkeypatch):
-    """A quick network under the registry's name; counting it and its memory is not what is tested here."""
-    monkeypatch.setattr("utils.evaluate.runner.cpu_peak_mib", lambda entry, shape: 1.0)
+def loaded():
+    """A quick network under the registry's name; counting it is not what is tested here."""
     network = Enlarge()
     network.weight = torch.nn.Parameter(torch.ones(1))
     return Runner(LoadedModel(network, find_entry(7, read_registry()), "sha", None), CPU)

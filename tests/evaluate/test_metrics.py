@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from tests.conftest import photograph
+from tests.helpers import photograph
 from utils.evaluate.metrics import _compiled_similarity, psnr, ssim
 
 

@@ -1,14 +1,12 @@
 """utils/evaluate/sharding.py: an evaluation by several processes ends in the results of one."""
 
-import json
 import os
 
 import pytest
 import torch
 
 from models.team07_NanoSR import NanoSR_inference
-from tests.conftest import write_pairs
-from tests.training.conftest import python, two_processes
+from tests.helpers import python, stored, two_processes, write_pairs
 from utils.data.datasets import open_dataset
 from utils.evaluate.sharding import Shard, interleave
 from utils.files import ROOT
@@ -34,13 +32,15 @@ def test_parts_put_together_are_the_whole(tmp_path, world):
     assert interleave(parts) == list(dataset.pairs)
 
 
+@pytest.mark.slow
 def test_group_leaves_no_threads_behind(tmp_path):
     (tmp_path / "leave.py").write_text(LEAVES_A_GROUP)
     result = python(*two_processes(), tmp_path / "leave.py", env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("broken", ["a", "b"])  # the first process's and the other's
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", ["a", "b"])  # the first process's image, and the other's
 def test_process_that_fails_does_not_leave_the_other_waiting(tmp_path, broken):
     data = write_pairs(tmp_path / "data", ["a", "b"], size=(48, 64))
     (data / "HR" / f"{broken}.png").write_bytes(b"no image")
@@ -50,6 +50,7 @@ def test_process_that_fails_does_not_leave_the_other_waiting(tmp_path, broken):
     assert f"error: {data}/HR/{broken}.png: not a readable image" in result.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_results_of_one(tmp_path):
     data = write_pairs(tmp_path / "data", list("abcde"), size=(48, 64))
     torch.save(NanoSR_inference().state_dict(), tmp_path / "random.pth")
@@ -61,11 +62,10 @@ def test_two_processes_give_the_results_of_one(tmp_path):
         # One thread each, as torchrun has it: another number adds up a convolution in another order.
         result = python(*launcher, *arguments, tmp_path / name, env=os.environ | {"OMP_NUM_THREADS": "1"})
         assert result.returncode == 0, result.stderr
-    one, two = (json.loads((tmp_path / name / "records.json").read_text())["models"] for name in ("one", "two"))
-    one, two = one["NanoSR_inference"], two["NanoSR_inference"]
+    one, two = (stored(tmp_path / name)["NanoSR_inference"] for name in ("one", "two"))
     assert two["images"] == one["images"]
     assert two["complexity"] == one["complexity"]
     assert two["status"] == "complete"
     assert [len(run) for run in two["runtime"]["runs"]] == [5, 5]
     assert "images shared by 2 processes" in two["runtime"]["method"]
-    assert len(list((tmp_path / "two" / "images" / "07_NanoSR_inference").iterdir())) == 5
+    assert [len(list(folder.iterdir())) for folder in (tmp_path / "two" / "images").iterdir()] == [5]

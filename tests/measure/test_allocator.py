@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from utils.files import ROOT
 
 FAULTS = """
@@ -32,10 +34,12 @@ def printed(code, told=""):
     return float(run.stdout)
 
 
+@pytest.mark.slow
 def test_freed_memory_is_kept():
     assert 10 * printed(FAULTS, "keep_freed_memory") < printed(FAULTS)
 
 
+@pytest.mark.slow
 def test_freed_memory_is_given_back():
     assert printed(LEFT) > 30
     assert printed(LEFT, "give_back_freed_memory") < 10

@@ -9,12 +9,16 @@ import torch
 
 from utils.errors import HarnessError
 from utils.measure import environment
-from utils.measure.environment import choose_device, cpu_name, memory_bytes, processors
+from utils.measure.environment import choose_device, cpu_name, has_bfloat16, memory_bytes, processors
 
 XEON = """processor\t: 1
 vendor_id\t: GenuineIntel
 model name\t: Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz
 flags\t\t: fpu sse2 avx2 avx512f avx512_bf16 amx_bf16 amx_tile
+"""
+ZEN3 = """processor\t: 1
+model name\t: AMD EPYC 7543 32-Core Processor
+flags\t\t: fpu sse2 avx2 f16c
 """
 GRAVITON3 = """processor\t: 0
 BogoMIPS\t: 2100.00
@@ -40,6 +44,15 @@ def test_processor_is_named_by_what_linux_knows_of_it(tmp_path, monkeypatch, cpu
     if cpuinfo is not None:
         (tmp_path / "cpuinfo").write_text(cpuinfo)
     assert cpu_name(tmp_path / "cpuinfo") == expected
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"), [(XEON, True), (GRAVITON3, True), (ZEN3, False), ("processor: 0\n", False), (None, False)]
+)
+def test_bfloat16_is_a_matter_of_instructions(tmp_path, cpuinfo, expected):
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert has_bfloat16(torch.device("cpu"), tmp_path / "cpuinfo") is expected
 
 
 def write_groups(folder, cgroups, limits):

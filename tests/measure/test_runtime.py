@@ -77,9 +77,10 @@ def test_steady_runtime_leaves_the_warm_up_out(monkeypatch):
     assert [round(value, 6) for value in (steady.p10_ms, steady.median_ms, steady.p90_ms)] == [14, 30, 46]
 
 
+@pytest.mark.real_process
 def test_cpu_memory_grows_with_the_image():
     entry = find_entry(7, read_registry())
     small, large = cpu_peak_mib(entry, (1, 3, 32, 32)), cpu_peak_mib(entry, (1, 3, 256, 256))
     # Nine feature maps of 48 channels are alive where the last block ends; 12 MiB each at 256 x 256.
     assert large > small + 48
-    assert large < 2000
+    assert large < small + 12 * 120  # of the 120 maps that are ever made

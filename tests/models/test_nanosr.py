@@ -9,8 +9,7 @@ import torch
 from models.team07_NanoSR import NanoSR_inference
 from models.training.nanosr import NanoSR_train
 from models.training.reparam import GatedRepMBConv, RepMBConv
-from tests.conftest import photograph
-from tests.golden import benchmark_psnr
+from tests.helpers import benchmark_psnr, photograph
 from utils.data.images import to_tensor
 from utils.files import ROOT
 from utils.measure.complexity import measure_complexity
@@ -27,6 +26,7 @@ def test_fused_form_has_the_published_complexity():
     assert counts.flops == 36_021_731_328
 
 
+@pytest.mark.slow
 def test_training_form_has_the_published_complexity():
     counts = measure_complexity(NanoSR_train(form="branches").eval())
     assert counts.params == 2_423_112
@@ -84,7 +84,9 @@ def test_unknown_form_is_refused():
         NanoSR_train(form="fused")
 
 
-@pytest.mark.parametrize(("benchmark", "expected"), [("Set5", 30.1985), ("Set14", 26.8233)])
+@pytest.mark.parametrize(
+    ("benchmark", "expected"), [("Set5", 30.1985), pytest.param("Set14", 26.8233, marks=pytest.mark.slow)]
+)
 def test_published_weights_reach_the_published_psnr(shared, benchmark, expected):
     model = NanoSR_inference(3, 3).eval()
     path = shared / "official" / "team07_NanoSR.pth"

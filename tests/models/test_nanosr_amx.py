@@ -5,9 +5,11 @@ import torch
 
 from models.cpu.nanosr_amx import NanoSR_amx, arranged
 from models.training.nanosr import NanoSR_train
-from tests.golden import benchmark_psnr
+from tests.helpers import benchmark_psnr
 from utils.measure.complexity import measure_complexity
 from utils.zoo.checkpoints import load_state_dict, load_strictly
+
+pytestmark = pytest.mark.kernel("models/cpu/nanosr_amx.c")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from models.nanosr_fast import NanoSR_fast
 from models.team07_NanoSR import NanoSR_inference
 from models.training.nanosr import NanoSR_train
-from tests.golden import benchmark_psnr
+from tests.helpers import benchmark_psnr
 from utils.measure.complexity import measure_complexity
 from utils.zoo.checkpoints import load_state_dict, load_strictly
 

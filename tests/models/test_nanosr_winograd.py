@@ -1,7 +1,6 @@
 """models/cpu/nanosr_winograd.py: the same function as the plain fused network, and clear words where it cannot run."""
 
 import os
-import shutil
 
 import pytest
 import torch
@@ -9,11 +8,11 @@ import torch
 from models.cpu.nanosr_winograd import NanoSR_winograd, functions
 from models.team07_NanoSR import NanoSR_inference
 from models.training.nanosr import NanoSR_train
-from tests.golden import benchmark_psnr
+from tests.helpers import benchmark_psnr, needs_compiler
 from utils.measure.complexity import measure_complexity
 from utils.zoo.checkpoints import load_state_dict, load_strictly
 
-needs_compiler = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+pytestmark = pytest.mark.kernel("models/cpu/nanosr_winograd.c in bfloat16")
 
 
 def winograd(precision="float32"):

@@ -11,9 +11,11 @@ from utils.errors import HarnessError
 from utils.evaluate.measurement import Plan, measure
 from utils.measure.memory import cpu_peak_mib
 from utils.referee.judge import Contestant, are_the_same
-from utils.zoo.registry import entry_from_file, find_entry, read_registry
+from utils.zoo.registry import entry_from_file, find_entry, read_registry, with_checkpoint
 
 
+@pytest.mark.slow
+@pytest.mark.real_process
 def test_memory_is_what_the_network_takes(tmp_path):
     entry, shape = find_entry(126, read_registry()), (1, 3, 64, 64)
     here_mib = cpu_peak_mib(entry, shape)  # with as many threads as the network gets there
@@ -40,13 +42,14 @@ def test_values_that_are_no_numbers_are_compared_too(now, same):
 def test_transfers_grow_with_the_image(tmp_path):
     with Contestant(find_entry(126, read_registry()), torch.device("cpu"), tmp_path / "log") as contestant:
         pixels, seconds = contestant.transfers
-        assert contestant.transfer_s(64, 64) == seconds[0]
-        assert contestant.transfer_s(512, 512) == seconds[-1]
-        assert contestant.transfer_s(512, 1024) == 2 * seconds[-1]
+        assert contestant.transfer_s(1, pixels[0]) == seconds[0]
+        assert contestant.transfer_s(1, pixels[-1]) == seconds[-1]
+        assert contestant.transfer_s(2, pixels[-1]) == 2 * seconds[-1]
         middle = (pixels[1] + pixels[2]) // 2
         assert contestant.transfer_s(1, middle) == pytest.approx((seconds[1] + seconds[2]) / 2)
 
 
+@pytest.mark.real_process
 def test_freed_memory_is_kept_where_a_pass_is_watched(stranger, tmp_path):
     _, file, _, name, _, weights = stranger(forward="x.repeat(1, 80, 1, 1)")
 
@@ -62,6 +65,8 @@ def test_freed_memory_is_kept_where_a_pass_is_watched(stranger, tmp_path):
         assert page_faults(contestant.pid) - before < 2 * pages
 
 
+@pytest.mark.slow
+@pytest.mark.real_process
 def test_judge_leaves_the_threads_to_the_network(stranger, pairs, tmp_path):
     _, file, _, name, _, weights = stranger(constructor="print('has threads:', torch.get_num_threads())")
     entry, log = entry_from_file(file, name, [], weights), tmp_path / "log"
@@ -72,7 +77,8 @@ def test_judge_leaves_the_threads_to_the_network(stranger, pairs, tmp_path):
             assert torch.get_num_threads() == 1
             record = measure(contestant, open_dataset(pairs), Plan(runs=1, warmup=0, repeats=1))
         assert record["environment"]["threads"] == torch.get_num_threads() == 3
-        with pytest.raises(HarnessError, match="no such checkpoint"), Contestant(entry, "cpu", log, checkpoint="none"):
+        absent = with_checkpoint(entry, tmp_path / "none")
+        with pytest.raises(HarnessError, match="no such checkpoint"), Contestant(absent, "cpu", log):
             pass
         assert torch.get_num_threads() == 3
     finally:

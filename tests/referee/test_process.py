@@ -1,5 +1,6 @@
 """utils/referee/process.py: a process that misbehaves is killed with all that it has started, and says why."""
 
+import contextlib
 import sys
 import time
 
@@ -25,12 +26,14 @@ def run(tmp_path):
 
 
 def gone(pid):
-    """Whether a process ends within a few seconds."""
-    for _ in range(50):
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.1)
-    return False
+    """Wait until a process has ended; return whether it does."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for _ in range(1000):  # on a busy machine it may take its time
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+            time.sleep(0.1)
+        return False
+    return True
 
 
 def test_command_that_ends_well_has_no_reason(run):
@@ -55,7 +58,7 @@ def test_failure_is_told_in_a_line(run, code, reason):
 
 CHILD = """
 import subprocess, sys, time
-child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session={own_session})
+child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(10**6)'], start_new_session={own_session})
 print(child.pid, flush=True)
 time.sleep({seconds})
 """
@@ -63,10 +66,8 @@ time.sleep({seconds})
 
 @pytest.mark.parametrize("own_session", [False, True])
 def test_hanging_command_is_killed_with_its_children(run, own_session):
-    start = time.monotonic()
-    reason, log = run(CHILD.format(own_session=own_session, seconds=60), seconds=2)
-    assert reason == "did not end within 2 s and was killed"
-    assert time.monotonic() - start < 20
+    reason, log = run(CHILD.format(own_session=own_session, seconds=10**6), seconds=4)
+    assert reason == "did not end within 4 s and was killed"
     assert gone(int(log))
 
 

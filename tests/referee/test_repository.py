@@ -1,15 +1,12 @@
 """utils/referee/repository.py and eval.py --repository: an organizers' checkout, measured unedited."""
 
-import json
-
 import pytest
 
-from tests.conftest import photograph, write_pairs
+from tests.helpers import QUICK, photograph, stored, write_pairs
 from utils.data.images import write_png
 from utils.errors import HarnessError
 from utils.referee.repository import repository_entries
 
-QUICK = ("--device", "cpu", "--runs", 1, "--warmup", 0, "--repeats", 1)
 NAMES = {
     0: "Baseline", 1: "Range255", 2: "Nested", 3: "Lenient", 4: "model_4", 5: "Repa", 6: "OwnLoader", 7: "Cuda",
     8: "Pickled", 9: "Needy", 10: "NoWeights", 11: "Half", 12: "Operator",
@@ -34,7 +31,7 @@ def run(command, repository, tmp_path):
 
 
 def records(tmp_path, kind="models"):
-    return json.loads((tmp_path / "results" / "records.json").read_text())[kind]
+    return stored(tmp_path / "results", kind)
 
 
 def test_entries_are_read_from_the_source_without_running_it(repository):

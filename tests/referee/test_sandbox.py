@@ -6,14 +6,13 @@ import sys
 
 import pytest
 
-from tests.referee.conftest import needs_sandbox
-from tests.referee.test_audit import QUICK
+from tests.helpers import QUICK, needs_sandbox
 from utils.errors import HarnessError
 from utils.files import ROOT
 from utils.referee import sandbox
 from utils.referee.sandbox import choose_sandbox, run_apart, sandboxed, with_what_is_hidden
 
-pytestmark = needs_sandbox
+pytestmark = [needs_sandbox, pytest.mark.real_process]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.conftest import on_a_full_disk
+from tests.helpers import on_a_full_disk
 from utils.errors import HarnessError
 from utils.files import read_json, write_json
 from utils.results.record import read_results, store_record
@@ -41,6 +41,7 @@ def store_many(path, name):
         store_record(path, name, record(value))
 
 
+@pytest.mark.slow
 def test_writers_at_once_lose_nothing(tmp_path):
     path = tmp_path / "results.json"
     context = multiprocessing.get_context("spawn")

@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.conftest import photograph
-from tests.results.test_tables import record
+from tests.helpers import photograph, record
 from utils.data.datasets import open_dataset
 from utils.data.images import read_rgb, write_png
 from utils.protocol import SCALE
@@ -21,9 +20,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 def model_record(id_, name, psnr, dataset):
     return record(
-        model={"id": id_, "name": name, "missing_weights": None},
-        dataset={"label": "two images", "has_hr": True, "split": "valid", "images": 2, "sha256": dataset.sha256},
-        images={"name": ["a.png", "b.png"], "lr_pixels": [384, 384], "psnr": psnr, "ssim": [0.7, 0.8]},
+        model={"id": id_, "name": name, "slug": f"{id_:02}_{name}"},
+        dataset={"label": "two images", "sha256": dataset.sha256},
+        images={"lr_pixels": [384, 384], "psnr": psnr},
     )
 
 

@@ -4,10 +4,9 @@ import shutil
 
 import pytest
 
-from tests.conftest import write_pairs
+from tests.helpers import QUICK, record, write_pairs
 from utils.results.record import store_record
 
-QUICK = ("--device", "cpu", "--runs", 1, "--warmup", 1, "--repeats", 1)
 VIEWS = ("--score", "--edition", 2026, "--report", "page")
 
 
@@ -50,8 +49,8 @@ def test_models_are_chosen_and_the_baseline_comes_with_them(show):
 
 
 def test_what_failed_has_no_row_and_is_told(show, tmp_path):
-    failed = {"status": "incomplete: no output", "model": {"id": 42, "name": "Net"}}
-    store_record(tmp_path / "results" / "records.json", "Net", failed)
+    failed = record(status="incomplete: no output", model={"origin": "file"})
+    store_record(tmp_path / "results" / "records.json", "file /a/net.py Net /a/net.pth", failed)
     result = show()
     assert result.returncode == 1
     assert "no output" in result.stdout

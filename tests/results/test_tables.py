@@ -2,29 +2,8 @@
 
 import math
 
+from tests.helpers import record
 from utils.results.tables import COLUMNS, factsheet_row, latex, latex_table, markdown_table, text_table
-
-
-def record(**changes):
-    """A record with figures chosen so that every cell can be worked out on paper."""
-    values = {
-        "status": "complete",
-        "model": {"name": "Net_1", "missing_weights": None},
-        "environment": {
-            "device": "cuda",
-            "gpu": "RTX",
-            "cpu": "EPYC",
-            "threads": 2,
-            "date": "2026-01-02T03:04:05+00:00",
-            "libraries": {"torch": "2.13.0"},
-        },
-        "dataset": {"label": "sample (2 images)", "has_hr": True},
-        "images": {"name": ["a", "b"], "lr_pixels": [4, 4], "psnr": [26.0, 28.5], "ssim": [0.7, 0.8]},
-        "runtime": {"method": "plain mean", "clock": "events", "runs": [[10.0, 20.0], [30.0, 50.0]], "steady": None},
-        "memory": {"method": "peak", "peak_mib": 965.476},
-        "complexity": {"params": 550_992, "flops": 36_021_731_328, "activations": 88_080_384, "convs": 28},
-    }
-    return values | changes
 
 
 def test_cells_follow_the_factsheet():
@@ -90,7 +69,7 @@ def test_variant_is_compared_with_its_plain_form():
 def test_text_table_is_aligned_and_names_data_and_machine():
     lines = text_table([record(), record(model={"name": "Another_net", "missing_weights": None})]).splitlines()
     assert len({len(line) for line in lines[:4]}) == 1
-    assert "Data: sample (2 images)" in lines
+    assert "Data: sample (2 images), sha256 0123456789ab" in lines
     assert "Machine: RTX, torch 2.13.0, 2026-01-02" in lines
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.conftest import on_a_full_disk
+from tests.helpers import on_a_full_disk
 from training.log import TrainingLog, read_log
 from utils.errors import HarnessError
 

@@ -1,6 +1,5 @@
 """A team's own model the whole way, as the README tells it: train, measure, check, pack."""
 
-import json
 import sys
 import zipfile
 
@@ -9,8 +8,7 @@ import torch
 
 import train
 import training.fuse
-from tests.conftest import found_beside_times
-from tests.training.conftest import RECIPE
+from tests.helpers import RECIPE, stored
 from training.recipe import load_recipe
 from utils.errors import HarnessError
 
@@ -49,10 +47,10 @@ def test_toy_network_is_trained_measured_checked_and_packed(command, prepared, p
     measure = ("--data_dir", pairs, "--device", "cpu", "--runs", 1, "--warmup", 0, "--repeats", 1)
     result = command("eval.py", *what, *measure, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    record = json.loads((tmp_path / "results" / "records.json").read_text())["models"]["Toy"]
+    record = stored(tmp_path / "results")["Toy"]
     assert record["complexity"]["params"] == 224 + 584 + 432 * 8 + 48
     assert record["audit"]["ran"] == "contestant"
-    assert found_beside_times(record) == []
+    assert record["audit"]["findings"] == []
 
     result = command("-m", "utils.submission", "check", *what, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -10,8 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.conftest import photograph
-from tests.training.conftest import SMALL_CUT
+from tests.helpers import SMALL_CUT, photograph
 from training.data.subimages import SubImages, verify
 from training.prepare import Cut, boxes
 from utils.data.images import bicubic_downscale, write_png
@@ -125,7 +124,9 @@ def test_empty_folder_and_other_settings_are_refused(prepare, photographs, tmp_p
 def stuck(photographs, tmp_path):
     """A preparation whose processes wait for an image without end; gives it and them."""
     os.mkfifo(photographs / "0.jpg")  # which nobody ever writes into
-    words = map(str, ("-m", "training.prepare", "--hr", photographs, "--out", tmp_path / "out", *SMALL_CUT))
+    words = map(
+        str, ("-m", "training.prepare", "--hr", photographs, "--out", tmp_path / "out", "--workers", 2, *SMALL_CUT)
+    )
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("out/*.partial")) and process.poll() is None:
         time.sleep(0.1)
@@ -138,14 +139,14 @@ def test_processes_end_with_a_preparation_that_is_killed(stuck):
     process.kill()
     process.wait()
     process.stderr.close()
-    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert not psutil.wait_procs(children, timeout=100)[1]
 
 
 def test_process_that_is_killed_costs_one_line(stuck):
     process, children = stuck
     for child in children:
         child.kill()
-    error = process.communicate(timeout=60)[1]
+    error = process.communicate(timeout=200)[1]
     assert process.returncode == 2
     assert "processes was killed; is memory short? lower --workers" in error
 

@@ -1,10 +1,12 @@
 """train.py and training.fuse as a user runs them: killed, resumed, shared by processes, out of disk."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ import torch
 from models.team00_SPAN import SPAN
 from models.training.nanosr import NanoSR_train
 from models.training.span import SPAN_train
-from tests.training.conftest import FILES, both_kinds, python, two_processes
+from tests.helpers import WEIGHTS_OF_RUN, both_kinds, python, two_processes
 from training.log import read_log
+from training.recipe import recipe_of_state
 from utils.files import ROOT
 from utils.zoo.checkpoints import load_state_dict
 from utils.zoo.registry import find_entry, read_registry
@@ -27,6 +30,7 @@ def train_command(recipe_path, prepared, run_dir, pairs, *arguments):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @both_kinds
 def test_killed_at_any_moment_and_resumed_ends_with_the_same_bits(recipe_path, prepared, pairs, tmp_path):
     assert python(*train_command(recipe_path, prepared, tmp_path / "whole", pairs)).returncode == 0
@@ -40,13 +44,47 @@ def test_killed_at_any_moment_and_resumed_ends_with_the_same_bits(recipe_path, p
         process.wait()
         result = python(*command, "--resume")
         assert result.returncode == 0, result.stderr
-        assert {path.name for path in log.parent.glob("*.pth")} == FILES[recipe_path.stem]
-        for name in FILES[recipe_path.stem]:
+        assert {path.name for path in log.parent.glob("*.pth")} == WEIGHTS_OF_RUN[recipe_path.stem]
+        for name in WEIGHTS_OF_RUN[recipe_path.stem]:
             expected = load_state_dict(tmp_path / "whole" / name)
             actual = load_state_dict(tmp_path / f"cut{kill_after}" / name)
             assert all(torch.equal(expected[key], actual[key]) for key in expected)
         assert [row["step"] for row in read_log(log)] == [1, 2, 3, 4, 5, 6]
         assert (log.parent / "curves.png").stat().st_size > 1000
+
+
+def test_resumed_run_ends_with_the_same_bits(command, recipe_path, prepared, pairs, tmp_path):
+    words = {name: train_command(recipe_path, prepared, tmp_path / name, pairs) for name in ("whole", "stopped")}
+    assert command(*words["whole"]).returncode == 0
+    assert "stopped at step" in command(*words["stopped"], "--minutes", 0).stdout
+    assert command(*words["stopped"], "--resume").returncode == 0
+    expected, actual = (load_state_dict(tmp_path / name / "nanosr_train.pth") for name in words)
+    assert all(torch.equal(actual[key], value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_precision_is_the_devices_and_stays_that_of_the_run(
+    command, recipe_path, prepared, pairs, tmp_path, monkeypatch, has_it
+):
+    recipe_path.write_text(recipe_path.read_text().replace('precision = "float32"\n', ""))
+    words = train_command(recipe_path, prepared, tmp_path / "run", pairs)
+    expected = "bfloat16" if has_it else "float32"
+    monkeypatch.setattr("utils.measure.precision.has_bfloat16", lambda device: has_it)
+    assert f"precision: {expected}\n" in command(*words, "--minutes", 0).stdout
+    monkeypatch.setattr("utils.measure.precision.has_bfloat16", lambda device: not has_it)  # as on another machine
+    assert f"precision: {expected}\n" in command(*words, "--resume").stdout
+    assert {row["precision"] for row in read_log(tmp_path / "run" / "log.csv")} == {expected}
+    assert recipe_of_state(tmp_path / "run" / "state.pt").precision == expected
+
+
+def test_precision_that_is_asked_for_is_taken_and_its_cost_told(
+    command, recipe_path, prepared, pairs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("utils.measure.precision.convolution_cost", lambda device, precision: 6.5)
+    words = train_command(recipe_path, prepared, tmp_path / "run", pairs, "--minutes", 0)
+    printed = command(*words, "--set", 'precision="bfloat16"').stdout
+    assert "precision: bfloat16\nbfloat16: PyTorch emulates it on this processor" in printed
+    assert "takes 6.5 times as long as in float32" in printed
 
 
 def test_checkpoint_fuses_to_the_exported_average(command, recipe_path, prepared, pairs, tmp_path):
@@ -125,6 +163,7 @@ def test_a_run_is_not_overwritten_nor_its_recipe_changed(command, recipe_path, p
     assert "the recipe has changed (learning_rate was 0.001)" in result.stderr
 
 
+@pytest.mark.slow
 @both_kinds
 def test_two_processes_follow_one_with_the_doubled_batch(recipe_path, prepared, pairs, tmp_path):
     # Muon rounds to bfloat16, which makes a visible step of a difference in the last bit.
@@ -139,22 +178,27 @@ def test_two_processes_follow_one_with_the_doubled_batch(recipe_path, prepared, 
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
-def test_full_disk_costs_one_line_and_keeps_the_old_checkpoint(recipe_path, prepared, pairs, tmp_path):
-    command = train_command(recipe_path, prepared, tmp_path / "run", pairs)
-    assert python(*command, "--minutes", 0).returncode == 0
+def test_full_disk_costs_one_line_and_keeps_the_old_checkpoint(command, recipe_path, prepared, pairs, tmp_path):
+    words = train_command(recipe_path, prepared, tmp_path / "run", pairs)
+    assert command(*words, "--minutes", 0).returncode == 0
     before = (tmp_path / "run" / "state.pt").read_bytes()
-    limit = 10 * 2**20  # a file may grow to 10 MiB, the state needs 40
-
-    def small_files_only():
-        import resource
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    result = python(*command, "--resume", preexec_fn=small_files_only)
+    with files_of_at_most(10 * 2**20):  # the state needs 40
+        result = command(*words, "--resume")
     assert result.returncode == 2, result.stderr
     assert "state.pt: cannot be written" in result.stderr.strip().splitlines()[-1]
     assert (tmp_path / "run" / "state.pt").read_bytes() == before
+
+
+@contextmanager
+def files_of_at_most(size):
+    """Let no file of this process grow larger, as on a disk that fills."""
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_fuse_writes_the_fused_file_and_prints_the_difference(command, tmp_path):
@@ -186,6 +230,5 @@ def test_weights_of_an_unknown_name_need_their_models_id(command, tmp_path):
     words = ("-m", "training.fuse", tmp_path / "mine.pth", "--out", tmp_path / "fused.pth")
     assert "say whose they are by --model_id" in command(*words).stderr
     assert command(*words, "--model_id", 126).returncode == 0
-    assert "team00_EFDN" not in command(*words, "--model_id", 0).stdout
     assert "EFDN has no training form" in command(*words, "--model_id", 0).stderr
     assert load_state_dict(tmp_path / "fused.pth").keys() == SPAN().state_dict().keys()

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from utils.errors import HarnessError
 from utils.files import ROOT
 from utils.zoo.registry import (
+    Origin,
     entry_from_file,
     find_entry,
     find_variant,
@@ -17,6 +19,7 @@ from utils.zoo.registry import (
     register,
     source_files,
     sources_sha256,
+    with_checkpoint,
 )
 
 ENTRY = """
@@ -78,14 +81,14 @@ def test_missing_checkpoint_still_gives_a_network_and_says_why(tmp_path):
 def test_checkpoint_given_by_hand_must_exist(tmp_path):
     (entry,) = read_registry(registry(tmp_path, ENTRY.format(id=1, checkpoint="nowhere.pth")))
     with pytest.raises(HarnessError, match=r"other\.pth: no such checkpoint"):
-        load_model(entry, "cpu", tmp_path / "other.pth")
+        load_model(with_checkpoint(entry, tmp_path / "other.pth"), "cpu")
 
 
 def test_weights_that_the_registry_does_not_know_have_no_provenance(tmp_path):
     entry = find_entry(0, read_registry())
     torch.manual_seed(1)
     torch.save(load_model(entry, "cpu").model.state_dict(), tmp_path / "own.pth")
-    assert "unknown" in load_model(entry, "cpu", tmp_path / "own.pth").provenance
+    assert "unknown" in load_model(with_checkpoint(entry, tmp_path / "own.pth"), "cpu").provenance
 
 
 @pytest.mark.parametrize(
@@ -156,7 +159,7 @@ def test_registered_model_is_read_back_as_it_was(tmp_path):
         tmp_path / "team42_Net.py", "Net", {"widths": [1, 2]}, tmp_path / "w.pth", 255.0, "params", True
     )
     register(entry, path)
-    assert read_registry(path)[1] == entry
+    assert read_registry(path)[1] == replace(entry, origin=Origin.REGISTRY)
     with pytest.raises(HarnessError, match=r"--register 42: .* has this id for Net; choose another"):
         register(entry, path)
 

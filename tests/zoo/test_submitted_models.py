@@ -6,54 +6,17 @@ import pytest
 import torch
 from torch import nn
 
+from tests.helpers import network_weights, stored, write_model
 from utils.zoo.registry import build_model, entry_from_file
 
-NETWORK = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self, channels=4):
-        super().__init__()
-        self.conv = nn.Conv2d(3, channels * 12, 3, padding=1)
-        self.up = nn.PixelShuffle(4)
-        {constructor}
-
-    def forward(self, x):
-        {forward}
-        return self.up(self.conv(x))
-"""
-
-
-@pytest.fixture
-def submit(tmp_path, pairs, command):
-    """Writes a model file and a checkpoint, and runs eval.py on them."""
-
-    def run(*arguments, name="team42_Net.py", constructor="pass", forward="pass", change=lambda state: state):
-        file = tmp_path / name
-        file.write_text(NETWORK.format(constructor=constructor, forward=forward))
-        convolution = nn.Conv2d(3, 48, 3, padding=1)
-        torch.save(
-            change({f"conv.{key}": value for key, value in convolution.state_dict().items()}), tmp_path / "w.pth"
-        )
-        return command(
-            "eval.py", "--device", "cpu", "--data_dir", pairs, "--runs", 1, "--repeats", 1, "--model_file", file,
-            "--class", "Net", "--checkpoint", tmp_path / "w.pth", *arguments, cwd=tmp_path,
-        )  # fmt: skip
-
-    return run
-
-
-def stored(tmp_path, name="Net"):
-    return json.loads((tmp_path / "results" / "records.json").read_text())["models"][name]
-
+WEIGHTS = network_weights()
 
 ACCEPTED = {
     "plain": {},
-    "under params": {"change": lambda state: {"params": state}},
-    "under params_ema": {"change": lambda state: {"params": {}, "params_ema": state}},
-    "half precision": {"change": lambda state: {key: value.half() for key, value in state.items()}},
-    "name with brackets": {"name": " [net] (final).py"},
+    "under params": {"weights": {"params": WEIGHTS}},
+    "under params_ema": {"weights": {"params": {}, "params_ema": WEIGHTS}},
+    "half precision": {"weights": {key: value.half() for key, value in WEIGHTS.items()}},
+    "name with brackets": {"file": " [net] (final).py"},
     "reads the command line": {"constructor": "import argparse; argparse.ArgumentParser().parse_args()"},
 }
 
@@ -62,27 +25,36 @@ ACCEPTED = {
 def test_usual_submissions_give_a_row(submit, tmp_path, kind):
     result = submit(**ACCEPTED[kind])
     assert result.returncode == 0, result.stderr
-    record = stored(tmp_path)
+    record = stored(tmp_path / "results")["Net"]
     assert record["complexity"]["params"] == 3 * 48 * 9 + 48
     assert len(record["images"]["psnr"]) == 2
 
 
 def test_arguments_and_state_key_and_range(submit, tmp_path):
     result = submit(
-        "--args", '{"channels": 4}', "--state_key", "net_g", "--data_range", 255, change=lambda state: {"net_g": state}
+        "--args",
+        '{"channels": 4}',
+        "--state_key",
+        "net_g",
+        "--data_range",
+        255,
+        parameters=", channels=4",
+        weights={"net_g": WEIGHTS},
     )
     assert result.returncode == 0, result.stderr
-    assert stored(tmp_path)["model"]["data_range"] == 255
-    assert (stored(tmp_path)["model"]["id"], stored(tmp_path)["model"]["name"]) == (42, "Net")
+    assert stored(tmp_path / "results")["Net"]["model"]["data_range"] == 255
+    assert (
+        stored(tmp_path / "results")["Net"]["model"]["id"],
+        stored(tmp_path / "results")["Net"]["model"]["name"],
+    ) == (42, "Net")
 
 
 @pytest.mark.parametrize("arguments", ["[3, 4]", '{"*": [3], "channels": 4}', '{"colours": 3, "channels": 4}'])
 def test_arguments_come_by_place_by_name_or_both(tmp_path, arguments):
-    network = NETWORK.replace("channels=4", "colours, channels").replace("Conv2d(3,", "Conv2d(colours,")
-    (tmp_path / "net.py").write_text(network.format(constructor="pass", forward="pass"))
-    (tmp_path / "w.pth").touch()
-    entry = entry_from_file(tmp_path / "net.py", "Net", json.loads(arguments), tmp_path / "w.pth")
-    assert build_model(entry).conv.weight.shape == (48, 3, 3, 3)
+    file, weights = write_model(
+        tmp_path, parameters=", colours, channels", constructor="self.given = colours, channels"
+    )
+    assert build_model(entry_from_file(file, "Net", json.loads(arguments), weights)).given == (3, 4)
 
 
 def test_register_writes_the_registry_once_the_model_has_run(submit, tmp_path, monkeypatch):
@@ -95,20 +67,16 @@ def test_register_writes_the_registry_once_the_model_has_run(submit, tmp_path, m
     assert [(entry.id, entry.name, entry.checkpoint) for entry in registered] == [(42, "Net", str(tmp_path / "w.pth"))]
 
 
-def extra_key(state):
-    return {**state, "total_ops": torch.zeros(1)}
+EXTRA = {**WEIGHTS, "total_ops": torch.zeros(1)}
+MISSING = {"conv.weight": WEIGHTS["conv.weight"]}
 
 
-def missing_key(state):
-    return {"conv.weight": state["conv.weight"]}
-
-
-@pytest.mark.parametrize(("change", "part"), [(extra_key, "total_ops"), (missing_key, "conv.bias")])
-def test_keys_that_do_not_fit_are_named_or_passed_over_leniently(submit, change, part):
-    strict = submit(change=change)
+@pytest.mark.parametrize(("weights", "part"), [(EXTRA, "total_ops"), (MISSING, "conv.bias")], ids=["extra", "missing"])
+def test_keys_that_do_not_fit_are_named_or_passed_over_leniently(submit, weights, part):
+    strict = submit(weights=weights)
     assert strict.returncode == 2
     assert part in strict.stderr.splitlines()[-1]
-    lenient = submit("--lenient", change=change)
+    lenient = submit("--lenient", weights=weights)
     assert lenient.returncode == 0, lenient.stderr
     assert "Net: loaded leniently, 1 " in lenient.stdout
     assert part in lenient.stdout
@@ -123,9 +91,9 @@ REFUSED = {
     ),
     "wrong scale": ({"forward": "return x"}, ["output is (1, 3, 16, 24)", "expected (1, 3, 64, 96)"]),
     "gives a list": ({"forward": "return [x]"}, ["output is list"]),
-    "pickled module": ({"change": lambda state: nn.Conv2d(1, 1, 1)}, ["w.pth: not plain tensors"]),
+    "pickled module": ({"weights": nn.Conv2d(1, 1, 1)}, ["w.pth: not plain tensors"]),
     "weights of another net": (
-        {"change": lambda state: {"a": torch.zeros(1)}},
+        {"weights": {"a": torch.zeros(1)}},
         ["2 missing keys", "unexpected keys: a"],
     ),
 }
@@ -144,7 +112,7 @@ def test_what_cannot_run_costs_one_line(submit, kind):
 
 @pytest.mark.parametrize("prefix", ["module.", "net.model."])
 def test_keys_that_all_begin_alike_are_told_so(submit, prefix):
-    result = submit(change=lambda state: {prefix + key: value for key, value in state.items()})
+    result = submit(weights={prefix + key: value for key, value in WEIGHTS.items()})
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].count(f"save it again without the {prefix!r} that each key begins with") == 1
 

@@ -18,7 +18,12 @@ SHAPES = [
 ODD_SHAPES = [(2, 28, 20, 9, 10), (1, 17, 40, 4, 31)]  # channels that vectors do not hold evenly
 
 
-@pytest.fixture(params=["AMX", "WINOGRAD"])
+@pytest.fixture(
+    params=[
+        pytest.param("AMX", marks=pytest.mark.kernel("training/cpu/amx.c")),
+        pytest.param("WINOGRAD", marks=pytest.mark.kernel("training/cpu/winograd.c")),
+    ]
+)
 def way(request, monkeypatch):
     """Each way that convolutions can go here."""
     way = getattr(convolution, request.param)

@@ -12,7 +12,11 @@ from training.recipe import load_recipe
 from utils.files import ROOT
 from utils.zoo.registry import build_model, find_entry, read_registry
 
-here = pytest.mark.skipif(chosen() is None, reason="no processor that knows bfloat16, or no compiler that does")
+here = pytest.mark.skipif(chosen() is None, reason="no compiler for them")
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def counted(network):
@@ -31,7 +35,9 @@ def outputs_and_gradients(network, run, lr):
 
 # PAN has a hundred and more weights whose gradients are small: chance takes one of them further.
 @here
-@pytest.mark.parametrize(("model_id", "share"), [(0, 1.5), (7, 1.5), (107, 1.5), (120, 2), (124, 1.5), (126, 1.5)])
+@pytest.mark.parametrize(
+    ("model_id", "share"), [(0, 1.5), (7, 1.5), slow(107, 1.5), slow(120, 2), slow(124, 1.5), (126, 1.5)]
+)
 def test_network_with_its_convolutions_exchanged_is_the_network(model_id, share):
     torch.manual_seed(3)
     network = build_model(find_entry(model_id, read_registry()))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.conftest import SMALL_CUT, python
+from tests.helpers import SMALL_CUT, python
 from training.data.feed import MappedFeed, Plan, ResidentFeed, detail, make_feed
 from training.data.subimages import SubImages
 from utils.data.images import write_png
@@ -24,6 +24,7 @@ def test_resident_and_mapped_feeds_give_the_same_batches(prepared, workers, cand
         assert torch.equal(hr, mapped_hr)
 
 
+@pytest.mark.slow
 def test_threads_of_a_feed_leave_the_training_its_own(prepared):
     code = (
         "import sys, torch; from training.data.feed import MappedFeed, Plan; "

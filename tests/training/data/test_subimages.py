@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.conftest import photograph
+from tests.helpers import photograph
 from training.data.subimages import SubImages, verify, write_index, write_shard
 from utils.errors import HarnessError
 

@@ -1,0 +1,274 @@
+"""What several test files use: images, data folders, toy networks, a results record, recipes, and commands."""
+
+import errno
+import importlib.util
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from utils.data.images import bicubic_downscale, read_rgb, write_png
+from utils.files import ROOT
+from utils.referee.sandbox import why_not
+
+CPU = torch.device("cpu")
+# The words for the smallest measurement.
+QUICK = ("--device", "cpu", "--runs", 1, "--warmup", 0, "--repeats", 1)
+needs_sandbox = pytest.mark.skipif(why_not() is not None, reason=f"no sandbox here: {why_not()}")
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler")
+
+
+def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Return a smooth random H x W x 3 uint8 image, in which networks and metrics see something like a photograph."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3))
+    fine = np.kron(coarse, np.ones((8, 8, 1)))[:height, :width]
+    return np.clip(fine + rng.normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def write_pairs(folder, names, size=(64, 96), layout=("HR", "LR")) -> Path:
+    """Write HR and bicubic LR images of `size` (H, W) into `folder`; return the folder."""
+    for seed, name in enumerate(names):
+        hr = photograph(*size, seed)
+        write_png(Path(folder) / layout[0] / f"{name}.png", hr)
+        write_png(Path(folder) / layout[1] / f"{name}x4.png", bicubic_downscale(hr))
+    return Path(folder)
+
+
+def write_photographs(folder: Path) -> Path:
+    """Write three HR images of different sizes; return the folder."""
+    for number, size in enumerate([(64, 96), (50, 70), (130, 41)]):
+        write_png(folder / f"{number}.png", photograph(*size, number))
+    return folder
+
+
+def on_a_full_disk(*_arguments):
+    """Stand in for a function that writes."""
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+# Bicubic upscaling, and a convolution that adds little to it. A test puts lines of its own into the places.
+NETWORK = """
+import os, signal, sys, threading, time
+import torch
+import torch.nn.functional as F
+from torch import nn
+{top}
+
+class {name}(nn.Module):
+    def __init__(self{parameters}):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 48, 3, padding=1)
+        self.up = nn.PixelShuffle(4)
+        {constructor}
+
+    def forward(self, x):
+        {forward}
+        return (F.interpolate(x, scale_factor=4, mode="bicubic") + self.up(self.conv(x))){end}
+"""
+
+
+def network_source(name="Net", top="", parameters="", constructor="pass", forward="pass", end="") -> str:
+    """Return the source of a model file with one network, honest or as told."""
+    return NETWORK.format(name=name, top=top, parameters=parameters, constructor=constructor, forward=forward, end=end)
+
+
+def network_weights() -> dict[str, torch.Tensor]:
+    """Return small weights of a network of `network_source`."""
+    torch.manual_seed(5)
+    state = nn.Conv2d(3, 48, 3, padding=1).state_dict()
+    return {f"conv.{key}": 0.01 * value for key, value in state.items()}
+
+
+def write_model(folder: Path, file="team42_Net.py", weights=None, checkpoint="w.pth", **changes) -> tuple[Path, Path]:
+    """Write a model file and its checkpoint; return their paths. `changes` are those of `network_source`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_text(network_source(**changes))
+    torch.save(network_weights() if weights is None else weights, folder / checkpoint)
+    return folder / file, folder / checkpoint
+
+
+def model_words(paths: tuple[Path, Path], name="Net") -> tuple:
+    """Return the words by which a command line names a model of `write_model`."""
+    return "--model_file", paths[0], "--class", name, "--checkpoint", paths[1]
+
+
+class Enlarge(nn.Module):
+    """Bilinear x4, in the network's range: the quickest network."""
+
+    def forward(self, x):
+        return nn.functional.interpolate(x, scale_factor=4, mode="bilinear")
+
+
+def record(**changes) -> dict:
+    """Return a whole results record with figures that can be worked out on paper; a change of a dict is merged in."""
+    values = {
+        "status": "complete",
+        "model": {
+            "id": 42,
+            "name": "Net_1",
+            "origin": "registry",
+            "slug": "42_Net_1",
+            "file": "models/team42_Net_1.py",
+            "file_sha256": "f1",
+            "class": "Net",
+            "arguments": [],
+            "data_range": 1.0,
+            "checkpoint": "model_zoo/team42_Net_1.pth",
+            "sha256": "c1",
+            "provenance": "trained",
+            "variant_of": None,
+            "missing_weights": None,
+            "ignored": None,
+        },
+        "repository": None,
+        "environment": {
+            "date": "2026-01-02T03:04:05+00:00",
+            "device": "cuda",
+            "gpu": "RTX",
+            "cuda": "13.0",
+            "cpu": "EPYC",
+            "cores": 2,
+            "threads": 2,
+            "memory_gib": 8.0,
+            "platform": "Linux",
+            "python": "3.11",
+            "libraries": {"torch": "2.13.0"},
+            "process": "the judge's",
+        },
+        "dataset": {
+            "label": "sample (2 images)",
+            "split": "valid",
+            "folder": "data/sample",
+            "images": 2,
+            "has_hr": True,
+            "sha256": "0123456789abcdef",
+        },
+        "images": {
+            "name": ["a.png", "b.png"],
+            "lr_pixels": [4, 4],
+            "psnr": [26.0, 28.5],
+            "ssim": [0.7, 0.8],
+            "tile": [None, None],
+            "nan": [False, False],
+        },
+        "runtime": {
+            "method": "plain mean",
+            "clock": "events",
+            "sittings": 1,
+            "runs": [[10.0, 20.0], [30.0, 50.0]],
+            "steady": None,
+        },
+        "memory": {"method": "peak", "peak_mib": 965.476},
+        "complexity": {
+            "params": 550_992,
+            "flops": 36_021_731_328,
+            "activations": 88_080_384,
+            "convs": 28,
+            "input_shape": [1, 3, 256, 256],
+        },
+        "audit": None,
+    }
+    for key, value in changes.items():
+        values[key] = values[key] | value if isinstance(value, dict) and values[key] else value
+    return values
+
+
+def audit_record(**changes) -> dict:
+    """Return the part of a record that an audit leaves."""
+    found = {"ran": "contestant", "sandbox": "none", "notes": [], "findings": [], "busy": None, "figures": {}}
+    return found | changes
+
+
+def stored(results: Path, status="models") -> dict[str, dict]:
+    """Return {shown name: record} of a results folder: of its complete "models", or of the "incomplete" ones."""
+    records = json.loads((results / "records.json").read_text())[status]
+    return {one["model"]["name"]: one for one in records.values()}
+
+
+RECIPE = """
+model = 7
+batch = 2
+hr_patch = 32
+candidates = 1
+seed = 7
+output_init = 0.02
+loss = "l1"
+steps = 6
+learning_rate = 1e-3
+muon_learning_rate = 1e-3
+warmup = 2
+milestones = [4]
+gamma = 0.5
+cooldown = 0
+betas = [0.9, 0.99]
+eps = 1e-8
+weight_decay = 0.0
+clip_norm = 1.0
+ema_decay = 0.9
+form = "collapsed"
+precision = "float32"
+channels_last = true
+compile = false
+cuda_graph = false
+log_every = 1
+validate_every = 3
+checkpoint_every = 2
+"""
+SMALL_CUT = ("--size", 64, "--step", 32, "--smallest", 32, "--images-per-shard", 2)
+RECIPES = {  # a model with a training form, and one that is trained as it is, described as the registry does
+    "collapsed": RECIPE,
+    "plain": RECIPE.replace("model = 7", 'model = { file = "models/team00_SPAN.py", class = "SPAN" }').replace(
+        '"collapsed"', '"plain"'
+    ),
+}
+WEIGHTS_OF_RUN = {"collapsed": {"nanosr_train.pth", "team07_NanoSR.pth"}, "plain": {"team00_SPAN.pth"}}
+both_kinds = pytest.mark.parametrize("recipe_path", RECIPES, indirect=True)
+
+
+def command_module(name: str) -> ModuleType:
+    """Return the module that `python -m NAME` runs: of a package its `__main__`."""
+    spec = importlib.util.find_spec(name)
+    return importlib.import_module(f"{name}.__main__" if spec.submodule_search_locations else name)
+
+
+def python(*arguments, timeout=200, **options) -> subprocess.CompletedProcess:
+    """Run Python in a process of its own, as a user does."""
+    words = [sys.executable, *map(str, arguments)]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=timeout, **options)
+
+
+def two_processes() -> list:
+    """Return the words by which torchrun runs a script twice, at a port of its own."""
+    return ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port()]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@torch.no_grad()
+def benchmark_psnr(model: nn.Module, shared: Path, benchmark: str) -> float:
+    """Return the mean PSNR [dB] of a network with range [0, 1] on `shared`/benchmarks/`benchmark`.
+
+    Written from the protocol's definition, with nothing of the project's metrics in it.
+    """
+    results = []
+    for hr_path in sorted((shared / "benchmarks" / benchmark / "HR").glob("*.png")):
+        lr = torch.from_numpy(read_rgb(hr_path.parents[1] / "LR" / f"{hr_path.stem}x4.png"))
+        sr = model(lr.permute(2, 0, 1)[None] / 255)[0].permute(1, 2, 0)
+        sr = (sr.clamp(0, 1) * 255).round().double().numpy()
+        hr = read_rgb(hr_path)[: sr.shape[0], : sr.shape[1]].astype(np.float64)
+        mse = np.mean((sr - hr)[4:-4, 4:-4] ** 2)
+        results.append(10 * np.log10(255**2 / mse))
+    return float(np.mean(results))
