@@ -21,6 +21,7 @@ from tests.helpers import (
 )
 from tests.workers import Workers
 from utils.errors import exit_on_harness_error
+from utils.referee.waiting import Waiting
 
 SHARED = ROOT.parent / "shared"
 NOT_EXERCISED = "not_exercised"  # the name under which a report carries what could not be run here
@@ -155,13 +156,13 @@ def busy(monkeypatch):
     """Lets an audit take the machine as busy, where times accuse nobody: what it finds of times hangs on who else is
     at work. Tests of such findings have clocks of their own, or ask for `quiet`.
     """
-    monkeypatch.setattr("utils.referee.judge.Contestant.share_waited", lambda contestant: 1.0)
+    monkeypatch.setattr("utils.referee.judge.Contestant.waiting", lambda contestant: Waiting(1.0, 1.0))
 
 
 @pytest.fixture
 def quiet(busy, monkeypatch):
     """Lets an audit take the machine as idle."""
-    monkeypatch.setattr("utils.referee.judge.Contestant.share_waited", lambda contestant: 0.0)
+    monkeypatch.setattr("utils.referee.judge.Contestant.waiting", lambda contestant: Waiting(0.0, 0.0))
 
 
 @pytest.fixture(autouse=True)

@@ -258,13 +258,13 @@ def free_port() -> int:
 
 
 @torch.no_grad()
-def benchmark_psnr(model: nn.Module, shared: Path, benchmark: str) -> float:
-    """Return the mean PSNR [dB] of a network with range [0, 1] on `shared`/benchmarks/`benchmark`.
+def benchmark_psnr(model: nn.Module, shared: Path, benchmark: str, name: str = "*") -> float:
+    """Return the mean PSNR [dB] of a network with range [0, 1] on `shared`/benchmarks/`benchmark`, or on one image.
 
     Written from the protocol's definition, with nothing of the project's metrics in it.
     """
     results = []
-    for hr_path in sorted((shared / "benchmarks" / benchmark / "HR").glob("*.png")):
+    for hr_path in sorted((shared / "benchmarks" / benchmark / "HR").glob(f"{name}.png")):
         lr = torch.from_numpy(read_rgb(hr_path.parents[1] / "LR" / f"{hr_path.stem}x4.png"))
         sr = model(lr.permute(2, 0, 1)[None] / 255)[0].permute(1, 2, 0)
         sr = (sr.clamp(0, 1) * 255).round().double().numpy()

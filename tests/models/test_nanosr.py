@@ -9,11 +9,15 @@ import torch
 from models.team07_NanoSR import NanoSR_inference
 from models.training.nanosr import NanoSR_train
 from models.training.reparam import GatedRepMBConv, RepMBConv
-from tests.helpers import benchmark_psnr, photograph
+from tests.helpers import CPU, benchmark_psnr, photograph
+from utils.data.datasets import open_dataset
 from utils.data.images import to_tensor
+from utils.evaluate.evaluation import evaluate
+from utils.evaluate.runner import Runner
 from utils.files import ROOT
 from utils.measure.complexity import measure_complexity
 from utils.zoo.checkpoints import load_state_dict, load_strictly
+from utils.zoo.registry import LoadedModel, find_entry, read_registry
 
 
 def relative(actual, expected):
@@ -92,6 +96,40 @@ def test_published_weights_reach_the_published_psnr(shared, benchmark, expected)
     path = shared / "official" / "team07_NanoSR.pth"
     load_strictly(model, load_state_dict(path), path)
     assert benchmark_psnr(model, shared, benchmark) == pytest.approx(expected, abs=1e-3)
+
+
+# PSNR [dB] of the published weights and of those in model_zoo/ on images of the challenge's validation set.
+CHALLENGE_IMAGES = {
+    "0806": (28.418, 28.067), "0814": (28.324, 28.152), "0830": (24.522, 24.341), "0833": (34.236, 33.914),
+    "0846": (25.611, 25.103), "0852": (30.057, 29.938), "0854": (24.973, 24.915), "0868": (32.919, 32.736),
+    "0877": (40.332, 40.194), "0881": (25.973, 25.852), "0892": (30.549, 29.944), "0900": (28.233, 27.826),
+}  # fmt: skip
+PUBLISHED_SSIM = 0.85602  # mean of the twelve
+
+
+def published_and_shipped(shared):
+    for path in (shared / "official" / "team07_NanoSR.pth", ROOT / "model_zoo" / "team07_NanoSR.pth"):
+        model = NanoSR_inference(3, 3).eval()
+        load_strictly(model, load_state_dict(path), path)
+        yield model
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "0830" else pytest.param(name, marks=pytest.mark.slow) for name in CHALLENGE_IMAGES]
+)
+def test_images_of_the_challenge_are_restored_as_the_published_log_says(shared, name):
+    values = [benchmark_psnr(model, shared, "DIV2K12", name) for model in published_and_shipped(shared)]
+    assert values == pytest.approx(CHALLENGE_IMAGES[name], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_published_weights_reach_the_published_ssim(shared):
+    dataset = open_dataset(shared / "benchmarks" / "DIV2K12")
+    model = next(published_and_shipped(shared))
+    runner = Runner(LoadedModel(model, find_entry(7, read_registry()), "sha", None), CPU)
+    results = list(evaluate(runner, dataset, with_ssim=True))
+    assert sum(result.ssim for result in results) / len(results) == pytest.approx(PUBLISHED_SSIM, abs=1e-5)
+    assert sum(result.psnr for result in results) / len(results) == pytest.approx(29.5122, abs=1e-3)
 
 
 def test_shipped_weights_of_both_forms_are_the_same_network():

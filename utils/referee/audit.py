@@ -6,6 +6,7 @@ judge's; what it might keep by inputs that it has not seen; its quality by image
 dispatcher, at two sizes; the time outside of torch's operators; and what it has changed or started.
 """
 
+from dataclasses import asdict
 from itertools import count
 
 import numpy as np
@@ -29,7 +30,6 @@ COUNT_SHARE = 0.05  # fvcore's count against the dispatcher's, and the latter's 
 WINDOWS, PADDED_SHARE = 192, 0.10
 OUTSIDE_SHARE, OUTSIDE_MS = 0.15, 5.0  # of a pass, outside of torch's operators
 SLOWER_THAN_COUNTED, SLOWER_MS = 1.6, 5.0  # a plain pass against the counted one
-BUSY_SHARE = 0.05  # of the passes' time, waited for cores that others have: from there on times say nothing
 EXACT_DB = 60.0  # no network restores a photograph that well
 LEAD = 4  # images of the protocol's order before the drawn one comes again
 PAIRS, MORE_PAIRS = 2, 4  # passes on a seen and a new input in turn; more of them before anybody is accused
@@ -46,7 +46,7 @@ class Audit:
     def result(self):
         """Return {"ran", "sandbox", "notes", "findings", "busy", "figures"}; a wrong clock is replaced in the record.
 
-        "busy" is None, or the share of the passes' time that was waited for cores if that was too much to judge times.
+        "busy" is None, or the `Waiting` that was too much to judge times.
         """
         steps = (self._clock, self._new_inputs, self._mirrored, self._counts, self._processes, self._changes)
         try:
@@ -55,19 +55,20 @@ class Audit:
             self.contestant.check_last()
         except (HarnessError, ForeignError) as error:
             self.findings.append(f"fails in the audit ({error})")
+        waiting = self.contestant.waiting()
         self.findings = list(dict.fromkeys([*self.findings, *self.contestant.findings]))
         return {
             "ran": "contestant",
             "sandbox": self.contestant.process,
             "notes": list(self.contestant.notes),
             "findings": self.findings,
-            "busy": self.contestant.share_waited() if self._is_busy() else None,
+            "busy": asdict(waiting) if waiting.is_too_much else None,
             "figures": {name: value if np.isfinite(value) else None for name, value in self.figures.items()},
         }
 
     def _is_busy(self):
         """Return whether other processes had the cores: passes take longer and answers come late for that alone."""
-        return self.contestant.share_waited() > BUSY_SHARE
+        return self.contestant.waiting().is_too_much
 
     def _clock(self):
         timings = self.contestant.timings

@@ -23,7 +23,7 @@ from utils.referee.audit import Audit
 from utils.referee.process import Limits, WatchedProcess
 from utils.referee.repository import described
 from utils.referee.sandbox import choose_sandbox, sandboxed, with_what_is_hidden
-from utils.referee.waiting import CoreTime, core_time
+from utils.referee.waiting import Waiting, core_use, used_s, waited_s
 from utils.zoo.registry import source_files
 
 ECHO_SIDES = (64, 128, 256, 384, 512)  # of the images by which transfers are timed [LR pixels]
@@ -74,7 +74,8 @@ class Contestant:
         self.last = None  # the output taken last, as it was, and its LR size
         self.transfers = (1,), (0.0,)  # sizes [LR pixels] and what a pass takes there besides the network [s]
         self.peak_mib, self.loaded = None, False
-        self.core_time, self.asked_s = CoreTime(), 0.0  # of requests that run the network
+        self.waited_s, self.asked_s = 0.0, 0.0  # in requests that run the network
+        self.ended_s = 0.0  # of cores that a process for memory used
         self.in_sandbox, self.process = choose_sandbox(sandbox)
         self.own_threads = torch.get_num_threads()
         self.threads = threads or self.own_threads  # of the network
@@ -146,6 +147,7 @@ class Contestant:
 
     def load(self):
         """Build the model in the process; from here on, the stranger's code is there."""
+        self.used_before = self._core_use()
         if self.folder:
             entry, folder = self.entry, str(self.folder)
             answer = self.ask("load_from_repository", folder=folder, model_id=entry.id, trust=entry.trust_checkpoint)
@@ -163,20 +165,23 @@ class Contestant:
 
     def _watched_ask(self, do, **arguments):
         """Ask for something that runs the network, and note how long it waited for a core meanwhile."""
-        before = self._core_time()
-        start = time.perf_counter()
+        before, start = self._waited_s(), time.perf_counter()
         reply = self._timed_ask(do, **arguments)
         self.asked_s += time.perf_counter() - start
-        self.core_time += self._core_time().since(before)
+        self.waited_s += max(self._waited_s() - before, 0.0)
         return reply
 
-    def _core_time(self):
-        """That of the process, and of this thread, which has to take the answer."""
-        return core_time(self.pid) + core_time(thread=threading.get_native_id())
+    def _waited_s(self):
+        """What the process has waited, and this thread, which has to take the answer."""
+        return waited_s(self.pid) + waited_s(thread=threading.get_native_id())
 
-    def share_waited(self):
-        """Return the share of its passes' time that the network waited for cores that other processes had."""
-        return self.core_time.share_waited(self.asked_s)
+    def _core_use(self):
+        return core_use(self.watched.processes(), self.ended_s)
+
+    def waiting(self) -> Waiting:
+        """Return how the network had to share the cores with other processes, since it was loaded."""
+        share = min(self.waited_s / self.asked_s, 1.0) if self.asked_s else 0.0  # several threads may wait at once
+        return Waiting(share, self._core_use().others_since(self.used_before))
 
     def watch(self, height=INPUT_SHAPE[2], width=INPUT_SHAPE[3]):
         """Return what torch's dispatcher sees in a pass over an image of this size."""
@@ -290,6 +295,7 @@ class Contestant:
             before = psutil.Process(fresh.pid).memory_info().rss
             fresh.forward(torch.rand(lr_shape) * self.entry.data_range)
             peak = high_water_bytes(fresh.pid) or fresh.ask("peak")
+            self.ended_s += sum(map(used_s, fresh.watched.processes()))
         return max(peak - before, 0) / 2**20
 
     def audit(self, record, dataset):

@@ -17,6 +17,7 @@ from utils.measure.environment import memory_bytes
 
 LOG_BYTES = 1 << 20  # of a process's output that are kept
 POLL_S = 0.05
+CHILDREN_ARE_TOLD = Path("/proc/thread-self/children").exists()
 start_process = subprocess.Popen  # which tests replace by what forks
 ENDING_S = 5
 
@@ -60,12 +61,21 @@ class WatchedProcess:
     def descendants(self):
         """Return the processes that descend from the command, as psutil.Process, and remember them."""
         try:
-            children = psutil.Process(self.process.pid).children(recursive=True)
+            children = descendants_of(self.process.pid)
         except psutil.Error:
             children = []
         for child in children:
-            self.family[child.pid, child.create_time()] = child
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                self.family[child.pid, child.create_time()] = child
         return children
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the command's process and every descendant ever seen, ended or not."""
+        self.descendants()
+        own = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            own.append(psutil.Process(self.process.pid))
+        return [*own, *self.family.values()]
 
     def close(self):
         """Kill the command and everything that it has started, as far as it was seen."""
@@ -122,6 +132,25 @@ class WatchedProcess:
         for member in list(self.family.values()):
             with contextlib.suppress(psutil.Error):  # its pid may be another's by now, which psutil notices
                 member.kill()
+
+
+def descendants_of(pid: int) -> list[psutil.Process]:
+    """Return the processes that descend from one, in the order of their generations.
+
+    psutil reads every process of the machine to find them, at each look as long as a pass of a small network takes;
+    Linux knows the children of each thread. Raises psutil.NoSuchProcess.
+    """
+    if not CHILDREN_ARE_TOLD:
+        return psutil.Process(pid).children(recursive=True)
+    found, waiting = [], [pid]
+    for parent in waiting:  # which grows meanwhile
+        for path in Path(f"/proc/{parent}/task").glob("*/children"):
+            with contextlib.suppress(OSError):  # the thread ended meanwhile
+                waiting += map(int, path.read_text().split())
+    for child in waiting[1:]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(child))
+    return found
 
 
 def run_isolated(command, log_path, limits=None, **options):

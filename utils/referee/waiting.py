@@ -1,45 +1,85 @@
-"""How long a process's threads waited for a processor core, by the kernel's own account: was the machine busy?"""
+"""Was the machine busy with other work? How long threads waited for a core, and how many cores others had meanwhile.
 
+Both are the kernel's own accounts (Linux). Where it keeps none, nothing waits and nobody else works.
+"""
+
+import contextlib
 import os
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 
-@dataclass(frozen=True)
-class CoreTime:
-    """Seconds that threads ran on a core, and seconds that they were ready to run but waited for one."""
-
-    ran_s: float = 0.0
-    waited_s: float = 0.0
-
-    def __add__(self, other: "CoreTime") -> "CoreTime":
-        return CoreTime(self.ran_s + other.ran_s, self.waited_s + other.waited_s)
-
-    def since(self, earlier: "CoreTime") -> "CoreTime":
-        """Return what has been added since; a thread that has ended meanwhile took its share with it."""
-        return CoreTime(max(self.ran_s - earlier.ran_s, 0.0), max(self.waited_s - earlier.waited_s, 0.0))
-
-    def share_waited(self, elapsed_s: float) -> float:
-        """Return the share of `elapsed_s` that was waited because others had the cores.
-
-        A process that fills all cores by itself waits for its own threads, so for nobody else: 0.
-        """
-        if elapsed_s <= 0 or self.ran_s > 0.9 * len(os.sched_getaffinity(0)) * elapsed_s:
-            return 0.0
-        return min(self.waited_s / elapsed_s, 1.0)  # several threads may wait at once
+BUSY_SHARE, BUSY_CORES = 0.05, 0.2
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
-def core_time(pid: int | str = "self", thread: int | None = None) -> CoreTime:
-    """Return the CoreTime of a process's threads, or of one of them, until now; nothing where the system does not tell.
+def waited_s(pid: int | str = "self", thread: int | None = None) -> float:
+    """Return how long a process's threads, or one of them, have been ready to run but waited for a core [s].
 
-    Source: /proc/PID/task/TID/schedstat of Linux, whose first two numbers are these, in nanoseconds.
+    Source: the second number of /proc/PID/task/TID/schedstat, in nanoseconds.
     """
-    total = CoreTime()
-    try:
+    total = 0
+    with contextlib.suppress(OSError, ValueError):  # another system, or a thread that has just ended
         tasks = Path(f"/proc/{pid}/task")
         for task in [tasks / str(thread)] if thread else list(tasks.iterdir()):
-            ran, waited, *_ = (task / "schedstat").read_text().split()
-            total += CoreTime(int(ran) / 1e9, int(waited) / 1e9)
-    except (OSError, ValueError):  # another system, or a thread that has just ended
-        pass
-    return total
+            total += int((task / "schedstat").read_text().split()[1])
+    return total / 1e9
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """How passes had to share the cores: the share of their time that they waited, and the cores that others had.
+
+    They wait for their own threads, too, and for their caller; it takes others to make a machine busy.
+    """
+
+    share: float
+    others_cores: float
+
+    @property
+    def is_too_much(self) -> bool:
+        """Whether times say nothing, for they may be the others' doing."""
+        return self.share > BUSY_SHARE and self.others_cores > BUSY_CORES
+
+
+@dataclass(frozen=True)
+class CoreUse:
+    """What has been used of the cores until a moment [s]: of all that this process may use, and by some processes."""
+
+    at_s: float
+    all_s: float
+    own_s: float
+
+    def others_since(self, earlier: "CoreUse") -> float:
+        """Return how many cores other processes, or other virtual machines, have had on average since."""
+        elapsed_s = self.at_s - earlier.at_s
+        others_s = (self.all_s - earlier.all_s) - (self.own_s - earlier.own_s)
+        return max(others_s / elapsed_s, 0.0) if elapsed_s > 0 else 0.0
+
+
+def used_s(process: psutil.Process) -> float:
+    """Return the seconds of cores that a process has used, with its ended children; 0 if it is gone itself."""
+    with contextlib.suppress(psutil.Error):
+        times = process.cpu_times()
+        return times.user + times.system + times.children_user + times.children_system
+    return 0.0
+
+
+def core_use(processes: Iterable[psutil.Process], ended_s: float = 0.0) -> CoreUse:
+    """Return the CoreUse of this moment; this process and `processes` are the own ones, and what has ended of them.
+
+    Source: /proc/stat, whose numbers for each core are ticks: user, nice, system, idle, iowait, irq, softirq, steal.
+    """
+    own_s = ended_s + sum(os.times()[:2]) + sum(map(used_s, processes))
+    ticks = 0
+    with contextlib.suppress(OSError, ValueError):
+        cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        for line in Path("/proc/stat").read_text().splitlines():
+            name, *numbers = line.split()
+            if name in cores:
+                user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, numbers)
+                ticks += user + nice + system + irq + softirq + steal
+    return CoreUse(time.monotonic(), ticks / TICKS_PER_S, own_s)

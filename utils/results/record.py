@@ -24,9 +24,9 @@ stays under "models" meanwhile. A record:
     repository   null, or what was measured of an organizers' checkout: folder, model_id, branch_sha256, files (their
                  sha256 by name)
     audit        null for a model that ran in this process; else ran, sandbox (which, or why none), notes, findings (a
-                 line each; none: clean), busy (null, or the share of the passes' time that was waited for cores that
-                 other processes had, where that was too much to judge times), figures (what the judge saw;
-                 utils/referee/audit.py names them)
+                 line each; none: clean), busy (null, or share, of the passes' time that they waited for a core, and
+                 others_cores, that other processes had, where that was too much to judge times), figures (what the
+                 judge saw; utils/referee/audit.py names them)
     complexity   params, flops (multiply-accumulates), activations, convs: exact counts; input_shape
 
 An infinite PSNR (identical images) is stored as the string "inf".

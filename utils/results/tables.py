@@ -109,9 +109,10 @@ def _audit_notes(audit):
     if audit:
         yield f"audit: {'clean' if not audit['findings'] else 'not clean'} ({audit['sandbox']})"
         if audit["busy"] is not None:
+            cores, share = audit["busy"]["others_cores"], audit["busy"]["share"]
             yield (
-                f"audit: times not judged, the machine was busy ({audit['busy']:.0%} of the passes' time went to "
-                "waiting for a core); measure again when it is idle"
+                f"audit: times not judged, the machine was busy (others had {cores:.1f} cores, passes waited "
+                f"{share:.0%} of their time); measure again on an idle one"
             )
         yield from (f"audit: {finding}" for finding in audit["findings"])
         yield from (f"note: {note}" for note in audit["notes"])
