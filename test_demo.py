@@ -110,7 +110,7 @@ def open_log(path):
     """Return a logger to the terminal and to `path`."""
     with writing(path, "run from another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers = [logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler()]
+        handlers = [logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"), logging.StreamHandler()]
     logging.basicConfig(
         level=logging.INFO,
         force=True,

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from utils.data.images import read_rgb
 from utils.data.sample import ensure_sample
 from utils.errors import DivergedError, HarnessError, exit_on_harness_error, in_one_line, line_of
 from utils.evaluate.sharding import process_group
-from utils.files import writing
+from utils.files import held, writing
 from utils.measure.allocator import keep_freed_memory
 from utils.measure.environment import choose_device
 from utils.measure.precision import cost_line
@@ -46,8 +47,10 @@ def main():
         if line := cost_line(device, recipe.precision):
             print(line)
     try:
-        with process_group("nccl" if device.type == "cuda" else "gloo", world):
+        alone = held(run_dir, "choose another --run_dir") if rank == 0 else nullcontext()
+        with alone, process_group("nccl" if device.type == "cuda" else "gloo", world):
             trainer = Trainer(recipe, device, rank, world)
+            trainer.data_sha256 = subimages.sha256
             start(trainer, run_dir, args.resume, args.init)
             feed = make_feed(subimages, plan, device, args.workers, args.feed)
             finished = run(trainer, feed, validation, run_dir, args)
@@ -109,8 +112,12 @@ def start(trainer, run_dir, resume, init):
     if (run_dir / STATE_FILE).exists():
         if not resume:
             raise HarnessError(f"{run_dir}: holds a run already; go on with --resume or choose another --run_dir")
+        if init:
+            raise HarnessError(f"--init {init}: a run that goes on has its weights; leave out --init or --resume")
         trainer.load(run_dir)
         return
+    if resume and trainer.rank == 0:
+        print(f"{run_dir}: holds no checkpoint; a new run begins there", file=sys.stderr)
     if init:
         trainer.start_from(load_weights(trainer.model, init))
     with writing(run_dir, "choose another --run_dir"):
@@ -130,6 +137,8 @@ def run(trainer, feed, validation, run_dir, args):
         bar.update()
         since_last_row.append(torch.stack([loss, norm]))
         step = trainer.step
+        if log.first_loss is None:
+            log.first_loss = loss.item()
         last = step == recipe.steps
         if step % recipe.log_every == 0 or last:
             mean_loss, mean_norm = torch.stack(since_last_row).mean(dim=0).tolist()
@@ -148,7 +157,7 @@ def run(trainer, feed, validation, run_dir, args):
             if mean_loss > LEAP * log.first_loss:
                 raise DivergedError(
                     f"step {step}: the loss, {mean_loss:.3g}, is more than {LEAP} times what it was at first; "
-                    "lower learning_rate and start anew in another --run_dir"
+                    "start anew in another --run_dir, with a lower learning_rate or a longer warmup"
                 )
             if not dead and step > recipe.warmup and (unreached := unreached_kernels(trainer.model)):
                 dead.extend(unreached)

@@ -55,6 +55,7 @@ def on_a_full_disk(*_arguments):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+SHARPNESS = 0.2
 # Bicubic upscaling, and a convolution that adds little to it. A test puts lines of its own into the places.
 NETWORK = """
 import os, signal, sys, threading, time
@@ -82,10 +83,12 @@ def network_source(name="Net", top="", parameters="", constructor="pass", forwar
 
 
 def network_weights() -> dict[str, torch.Tensor]:
-    """Return small weights of a network of `network_source`."""
-    torch.manual_seed(5)
-    state = nn.Conv2d(3, 48, 3, padding=1).state_dict()
-    return {f"conv.{key}": 0.01 * value for key, value in state.items()}
+    """Return weights of a network of `network_source` that sharpen, so that it does better than bicubic upscaling."""
+    kernels = torch.zeros(3, 16, 3, 3, 3)  # of each colour's 16 outputs
+    for colour in range(3):
+        kernels[colour, :, colour] = -SHARPNESS / 9
+        kernels[colour, :, colour, 1, 1] += SHARPNESS
+    return {"conv.weight": kernels.reshape(48, 3, 3, 3), "conv.bias": torch.zeros(48)}
 
 
 def write_model(folder: Path, file="team42_Net.py", weights=None, checkpoint="w.pth", **changes) -> tuple[Path, Path]:
@@ -173,9 +176,11 @@ def record(**changes) -> dict:
             "flops": 36_021_731_328,
             "activations": 88_080_384,
             "convs": 28,
+            "seen_macs": 36_021_731_328,
             "input_shape": [1, 3, 256, 256],
         },
         "audit": None,
+        "tiles": None,
     }
     for key, value in changes.items():
         values[key] = values[key] | value if isinstance(value, dict) and values[key] else value

@@ -13,6 +13,7 @@ has `fuse()` itself and no entry beside it is its own training form.
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from models.training.reparam import FORMS as TRAINING_FORMS
@@ -79,6 +80,9 @@ def load_weights(network, path):
             "give the weights of the training form"
         )
     load_strictly(network, state, path)
+    broken = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise HarnessError(f"{path}: {broken[0]} holds NaN or infinite values; give other weights")
     return state
 
 

@@ -14,8 +14,8 @@ FIELDS = ("step", "loss", "gradient_norm", "learning_rate", "validation_psnr", "
 class TrainingLog:
     """Appends rows to `folder`/log.csv; rows past `step`, left by a run killed after its last checkpoint, are cut.
 
-    `first_loss` is that of the run's first row, None before there is one. All that writes raises HarnessError where a
-    disk is full. `precision` is the number type of the steps, which may differ from one sitting to the next.
+    `first_loss` is that of the run's first row, or what the caller sets before there is one. All that writes raises
+    HarnessError where a disk is full. `precision` is the number type of the steps, which may differ between sittings.
     """
 
     def __init__(self, folder, step, precision=""):

@@ -23,7 +23,7 @@ from utils.errors import DivergedError, HarnessError
 from utils.measure.precision import fast_precision
 from utils.measure.runtime import check_output
 from utils.protocol import SCALE
-from utils.zoo.checkpoints import save_atomically
+from utils.zoo.checkpoints import differences, save_atomically
 
 STATE_FILE = "state.pt"  # in the run's folder, beside the weights under the names that the registry has for them
 UNREACHED = 1e-9  # of the whole gradient's norm: the first steps of a sound network give 5e-8, dead blocks 1e-10 to 0
@@ -54,6 +54,7 @@ class Trainer:
         self.forward = with_own_convolutions(self.model, self._trial()) if own else self.model
         if recipe.compile and self.device.type == "cuda":
             self.forward = torch.compile(self.forward)
+        self.data_sha256 = None  # of the training set, which the checkpoint keeps
         self.step = 0
         self.seconds = 0.0  # spent in training, over all sittings
 
@@ -170,6 +171,7 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "params_ema": self.average.state_dict() if self.average else None,
             "rng": torch.get_rng_state(),
+            "data_sha256": self.data_sha256,
         }
         save_atomically(state, Path(folder) / STATE_FILE)
 
@@ -180,11 +182,25 @@ class Trainer:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error:  # torch raises many kinds for a broken file
             raise HarnessError(f"{path}: not a readable training state; start anew in another --run_dir") from error
+        if not isinstance(state, dict) or not {"recipe", "step", "optimizers"} <= state.keys():
+            raise HarnessError(
+                f"{path}: weights, not a training state; take them by --init {path} in another --run_dir"
+            )
         saved = recipe_from(state["recipe"], path)
         changed = [key for key, value in asdict(saved).items() if value != getattr(self.recipe, key)]
         if changed:
             was = ", ".join(f"{key} was {getattr(saved, key)}" for key in changed)
             raise HarnessError(f"{path}: the recipe has changed ({was}); restore it or start anew in another --run_dir")
+        if self.data_sha256 and state.get("data_sha256") not in (None, self.data_sha256):
+            raise HarnessError(
+                f"{path}: the training set has changed since; restore it, or take the weights by --init {path} in "
+                "another --run_dir"
+            )
+        if problems := differences(self.model.state_dict(), state["params"]):
+            raise HarnessError(
+                f"{path}: the network has changed since ({problems}); restore {self.trained.entry.file}, or start anew "
+                "in another --run_dir"
+            )
         self.model.load_state_dict(state["params"])
         for optimizer, saved_state in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved_state)
@@ -284,7 +300,8 @@ def train(trainer, feed, on_step, minutes=None):
     except FloatingPointError as error:
         raise DivergedError(
             f"step {trainer.step}: {error}; its batch is seed {recipe.seed}, step {trainer.step}; "
-            "lower learning_rate or clip_norm and start from the last checkpoint"
+            "go on from the last checkpoint's weights in a new run: --init RUN_DIR/state.pt --run_dir NEW --set "
+            "learning_rate=… with a lower one"
         ) from error
     return trainer.step >= recipe.steps
 

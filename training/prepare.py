@@ -7,6 +7,8 @@ Shards are written one at a time by all cores; a run that was stopped goes on wh
 """
 
 import argparse
+import contextlib
+import hashlib
 import multiprocessing
 import os
 import sys
@@ -23,12 +25,13 @@ from training.data.subimages import write_index, write_shard
 from utils.arguments import positive
 from utils.data.images import bicubic_downscale, crop_to_multiple, image_files, read_rgb
 from utils.errors import HarnessError, exit_on_harness_error
-from utils.files import writing
+from utils.files import held, writing
 from utils.measure.environment import processors
 from utils.processes import end_with_parent
 from utils.progress import progress
 from utils.protocol import SCALE
 
+SAME_IMAGE_GREY_LEVELS = 16  # between an LR image and its HR image shrunk: other kernels differ by 1 or 2
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -53,9 +56,10 @@ def main():
     halved = set(list_images(args.halves)) if args.halves else set()
     if others := halved.difference(sources):
         raise HarnessError(f"--halves {min(others).parent}: is not among --hr; name it there, too")
-    lr_of = pair_with_lr(sources, args.lr) if args.lr else {}
+    lr_of = pair_with_lr(args.hr, args.lr) if args.lr else {}
     cut = Cut(args.size, args.step, args.smallest)
-    index = prepare(sources, lr_of, args.out, cut, args.images_per_shard, args.workers, args.strict, halved)
+    with held(args.out, "choose another --out"):
+        index = prepare(sources, lr_of, args.out, cut, args.images_per_shard, args.workers, args.strict, halved)
     for line in index["skipped"]:
         print(f"skipped: {line}", file=sys.stderr)
     print(f"{index['images']} images, {index['subimages']} sub-images, {index['bytes'] / 2**20:.0f} MiB in {args.out}")
@@ -90,12 +94,33 @@ def list_images(folders):
     return found
 
 
-def pair_with_lr(sources, folders):
-    """Map each HR path to its LR path, NAMEx4.png in one of the folders. Raises HarnessError if one is missing."""
-    given = {path.stem: path for folder in folders for path in list_images([folder])}
-    missing = [path.name for path in sources if f"{path.stem}x{SCALE}" not in given]
+def pair_with_lr(hr_folders, lr_folders):
+    """Map each HR path to its LR path, NAMEx4.png in one of the LR folders.
+
+    As many LR folders as HR folders belong to them in their order. Otherwise every name may stand once. Raises
+    HarnessError if an LR image is missing, or a name stands for several.
+    """
+    if len(hr_folders) == len(lr_folders):
+        groups = [([hr], [lr]) for hr, lr in zip(hr_folders, lr_folders, strict=True)]
+        with contextlib.suppress(HarnessError):
+            return {hr: lr for folders in groups for hr, lr in _pairs_by_name(*folders).items()}
+    return _pairs_by_name(hr_folders, lr_folders)
+
+
+def _pairs_by_name(hr_folders, lr_folders):
+    sources, given = list_images(hr_folders), {}
+    for kind, paths in (("--hr", sources), ("--lr", list_images(lr_folders))):
+        seen = {}
+        for path in paths:
+            if (twin := seen.setdefault(path.stem, path)) != path:
+                raise HarnessError(
+                    f"{path}: {kind} has {twin}, too, of the same name; name as many --lr folders as --hr folders, in "
+                    "the same order"
+                )
+        given = seen
+    missing = [path for path in sources if f"{path.stem}x{SCALE}" not in given]
     if missing:
-        raise HarnessError(f"{missing[0]}: no {Path(missing[0]).stem}x{SCALE}.png in --lr ({len(missing)} missing)")
+        raise HarnessError(f"{missing[0]}: no {missing[0].stem}x{SCALE}.png in --lr ({len(missing)} missing); add it")
     return {path: given[f"{path.stem}x{SCALE}"] for path in sources}
 
 
@@ -165,20 +190,32 @@ def _write_shard(job):
             for lr, hr in images:
                 yield from _cut(lr, hr, cut)
 
-    return write_shard(stem, made_from, pairs(), skipped)
+    contents = hashlib.sha256()
+    for path in (*sources, *(lr_of[path] for path in sources if path in lr_of)):
+        contents.update(path.read_bytes())
+    shard = write_shard(stem, made_from, pairs(), skipped, contents.hexdigest())
+    if strict and shard["skipped"]:
+        raise HarnessError(shard["skipped"][0])
+    return shard
 
 
 def _read_pairs(source, lr_path, cut, halved):
     """Return (LR, HR) of an image, and of its half if it is to be `halved` and large enough."""
     hr = crop_to_multiple(read_rgb(source))
     if min(hr.shape[:2]) < cut.smallest:
-        raise HarnessError(f"{source}: {hr.shape[1]} x {hr.shape[0]} is smaller than {cut.smallest} pixels")
+        raise HarnessError(f"{source}: {hr.shape[1]} x {hr.shape[0]} is smaller than --smallest {cut.smallest}")
     if lr_path is None:
         images = _with_half(source, hr, cut) if halved else [hr]
         return [(bicubic_downscale(image), image) for image in images]
     lr = read_rgb(lr_path)
     if (lr.shape[0] * SCALE, lr.shape[1] * SCALE) != hr.shape[:2]:
         raise HarnessError(f"{lr_path}: is not a quarter of {source.name} ({hr.shape[1]} x {hr.shape[0]})")
+    apart = float(np.abs(bicubic_downscale(hr).astype(np.float32) - lr).mean())
+    if apart > SAME_IMAGE_GREY_LEVELS:
+        raise HarnessError(
+            f"{lr_path}: shows another image than {source} ({apart:.0f} grey levels apart on average); make it again "
+            "from the HR image as it is stored, without EXIF's rotation"
+        )
     return [(lr, hr)]
 
 

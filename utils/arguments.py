@@ -25,10 +25,10 @@ def add_model_file(parser):
     group.add_argument("--model_file", type=Path, metavar="FILE.py", help="its file, whose code is run")
     group.add_argument("--class", dest="class_name", metavar="NAME", help="the class in --model_file")
     example = '{"*": [3, 3], "upscale": 4}'
-    group.add_argument("--args", default="[]", metavar="JSON", help=f"its arguments, a list or an object, or {example}")
+    group.add_argument("--args", metavar="JSON", help=f"its arguments, a list or an object, or {example}")
     group.add_argument("--checkpoint", type=Path, help="its weights; with --model_id: instead of the registry's")
-    group.add_argument("--state_key", default="", help="where in --checkpoint the weights of --model_file lie")
-    group.add_argument("--data_range", type=amount, default=1.0, help="of --model_file's input and output")
+    group.add_argument("--state_key", help="where in --checkpoint the weights of --model_file lie")
+    group.add_argument("--data_range", type=amount, help="of --model_file's input and output (default 1.0)")
     group.add_argument("--lenient", action="store_true", help="load --model_file's weights with strict=False")
 
 
@@ -37,22 +37,36 @@ def submitted_entry(args):
     if not (args.class_name and args.checkpoint):
         raise HarnessError("--model_file: needs --class and --checkpoint too")
     try:
-        arguments = json.loads(args.args)
+        arguments = json.loads(args.args or "[]")
     except ValueError as error:
         raise HarnessError(f"--args {args.args}: not JSON ({error}); write a list or an object") from error
     if not isinstance(arguments, (list, dict)):
         raise HarnessError(f"--args {args.args}: neither a list nor an object")
     if isinstance(arguments, dict) and not isinstance(arguments.get("*", []), list):
         raise HarnessError(f'--args {args.args}: "*" holds the positional arguments, a list')
-    return entry_from_file(
-        args.model_file, args.class_name, arguments, args.checkpoint, args.data_range, args.state_key, args.lenient
-    )
+    options = args.data_range or 1.0, args.state_key or "", args.lenient
+    return entry_from_file(args.model_file, args.class_name, arguments, args.checkpoint, *options)
+
+
+def check_without_file(args):
+    """Raise HarnessError if an option that describes a --model_file is given without one: it would be ignored."""
+    given = {
+        "--class": args.class_name,
+        "--args": args.args,
+        "--state_key": args.state_key,
+        "--data_range": args.data_range,
+        "--lenient": args.lenient,
+    }
+    for name, value in given.items():
+        if value and not args.model_file:
+            raise HarnessError(f"{name}: describes a --model_file; name that file, or leave {name} out")
 
 
 def one_entry(args):
     """Return the one entry that `--model_id` or `--model_file` names. Raises HarnessError unless it is one of them."""
     if (args.model_id is None) == (args.model_file is None):
         raise HarnessError("name one model, by --model_id or by --model_file")
+    check_without_file(args)
     if args.model_file:
         return submitted_entry(args)
     entry = find_entry(args.model_id, read_registry())
@@ -66,6 +80,9 @@ def chosen_entries(args, baseline_id=None, fastest=None):
     process, so it is asked for the registry's alone.
     """
     registry = read_registry()
+    check_without_file(args)
+    if args.model_file and args.model_id:
+        raise HarnessError("--model_id: names a model of the registry; leave it out with --model_file")
     if args.register is not None and not args.model_file:
         raise HarnessError("--register: needs --model_file, the model to write into the registry")
     if args.repository and (args.model_file or args.checkpoint):

@@ -1,5 +1,6 @@
 """The one error type for what a user can mend."""
 
+import os
 import sys
 import traceback
 import unicodedata
@@ -53,13 +54,29 @@ def is_shown(character):
 
 
 def exit_on_harness_error(main):
-    """Run `main()`; turn a HarnessError into one line on stderr and its exit status, Ctrl-C into status 130."""
+    """Run `main()`; turn a HarnessError into one line on stderr and its exit status, Ctrl-C into status 130.
+
+    What a terminal cannot show is shown as an escape, and output that nobody reads any more, as after `| head`, ends
+    nothing.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(main())
+        status = main()
     except HarnessError as error:
-        sys.exit(_fail(str(error), error.status))
+        status = _fail(str(error), error.status)
     except KeyboardInterrupt:
-        sys.exit(_fail("interrupted; what was finished is saved", 130))
+        status = _fail("interrupted; what was finished is saved", 130)
+    except FileNotFoundError as error:
+        if "No usable temporary directory" not in str(error):
+            raise
+        status = _fail("no temporary folder can be written; set TMPDIR to one that can", HarnessError.status)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
 
 
 def _fail(message, status):

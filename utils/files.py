@@ -48,7 +48,7 @@ def json_text(values):
 
 def write_text(path, text):
     """Write a text file atomically, creating its folder. Raises HarnessError if that fails."""
-    with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
+    with replacing(path) as partial, open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -96,6 +96,23 @@ def locked(path):
             yield
         finally:
             lock_path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def held(folder: Path, instead: str):
+    """Hold a folder, which is created, for one process: two that write the same files would spoil each other's.
+
+    Raises HarnessError at once if another process holds it; `instead` says what to do.
+    """
+    with writing(folder, instead):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".in_use.lock", "w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise HarnessError(f"{folder}: another process is at work there; wait for it, or {instead}") from error
+        yield
 
 
 def _lock(path):

@@ -169,7 +169,7 @@ CHEATS = {
         "import fvcore.nn\nfvcore.nn.FlopCountAnalysis.total = lambda self, name='': 1",
     ),
     "makes every counter count nothing": Cheat(
-        "import fvcore.nn, utils.contestant.counting as counting\n"
+        "import fvcore.nn, utils.measure.counting as counting\n"
         "fvcore.nn.FlopCountAnalysis.total = lambda self, name='': 1\n"
         "counting.flop_registry.clear()",
     ),

@@ -50,7 +50,7 @@ def broken_images(folder):
     [
         ("truncated.png", "truncated PNG"),
         ("cut_end.png", "truncated PNG"),
-        ("truncated.jpg", "truncated JPEG"),
+        ("truncated.jpg", "damaged JPEG"),
         ("text.png", "not a readable image"),
         ("empty.png", "not a readable image"),
         ("folder.png", "cannot be read"),

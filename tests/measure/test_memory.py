@@ -7,6 +7,15 @@ from utils.measure.memory import cpu_peak_mib
 from utils.zoo.registry import entry_from_file
 
 
+def test_peak_is_not_that_of_the_past(tmp_path):
+    """A network that runs a large image in its constructor takes no more than one that does not."""
+    peaks = []
+    for name, warm in (("cold", "pass"), ("warm", "with torch.no_grad(): self.conv(torch.ones(1, 3, 512, 512))")):
+        file, weights = write_model(tmp_path / name, constructor=warm)
+        peaks.append(cpu_peak_mib(entry_from_file(file, "Net", [], weights), (1, 3, 64, 64)))
+    assert peaks[1] == pytest.approx(peaks[0], abs=3)
+
+
 def test_peak_is_what_is_in_use_at_once(tmp_path):
     forward = (
         "for mib in (8, 24, 12, 32, 20, 28) if x.shape[2] > 16 else ():\n"

@@ -17,6 +17,7 @@ SOUND = {
     "watch": {"macs": 5, "operators_ms": 0.0, "outside_ms": 1.0, "plain_ms": 2},
     "changed": ["sys.path"],
     "peak": 7,
+    "reach": 7,
 }
 WRONG = (None, 5, -1, 1.5, True, "text", "\x1b[2J", "\0", "\ud800", "x" * 5000, [], [1], {}, [["deep"]], 1 << 70)
 FIT = {  # of the wrong ones, those that are right here

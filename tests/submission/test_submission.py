@@ -84,6 +84,13 @@ BROKEN = {
         {"forward": "self.conv.bias.data += 0.1"}, "output is deterministic, on a second call too", "on a second call",
     ),
     "other range": ({"end": " * 255"}, "output fits data_range", "is it the other one"),
+    "exchanged colours": ({"end": ".flip(1)"}, "PSNR of the sample", "are colours exchanged"),
+    "match statement": (
+        {"top": "match 1:\n    case 1: pass"}, "runs in the organizers' environment", "the organizers have Python 3.9",
+    ),
+    "torch.compile": (
+        {"top": "if False:\n    torch.compile(None)"}, "runs in the organizers' environment", "uses torch.compile",
+    ),
     "claims": ({"published": {"params_m": 0.5}}, "parameters and FLOPs as claimed", "claimed as 0.5"),
 }  # fmt: skip
 
@@ -92,7 +99,7 @@ BROKEN = {
 def test_a_broken_rule_is_named(candidate, kind):
     changes, rule, part = BROKEN[kind]
     broken = failures(candidate(**changes))
-    assert part in broken[rule]
+    assert part in next(detail for name, detail in broken.items() if name.startswith(rule))
 
 
 def test_imports_that_the_organizers_install_pass(candidate):
@@ -160,9 +167,7 @@ def test_results_of_another_file_or_of_other_weights_are_none(candidate, command
     assert run.returncode == 0, run.stderr
     assert "2 runs; the peak memory is 965.48 MiB." in run.stdout  # there is no steady time
     candidate(
-        **{"top": "# changed"}
-        if changed == "code"
-        else {"weights": {**network_weights(), "conv.bias": torch.zeros(48)}}
+        **{"top": "# changed"} if changed == "code" else {"weights": {**network_weights(), "conv.bias": torch.ones(48)}}
     )
     run = command("-m", "utils.submission", "factsheet", *words, cwd=tmp_path)
     assert run.returncode == 2

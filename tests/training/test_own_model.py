@@ -10,6 +10,7 @@ import train
 import training.fuse
 from tests.helpers import RECIPE, stored
 from training.recipe import load_recipe
+from utils.data.sample import ensure_sample
 from utils.errors import HarnessError
 
 TOY = '''"""A toy network for x4 super-resolution."""
@@ -25,19 +26,25 @@ class Toy(nn.Module):
         self.head = nn.Conv2d(3, channels, 3, padding=1)
         self.body = nn.Sequential(nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.SiLU())
         self.tail = nn.Sequential(nn.Conv2d(channels, 48, 3, padding=1), nn.PixelShuffle(4))
-        self.enlarge = nn.Upsample(scale_factor=4, mode="bilinear")
+        self.enlarge = nn.Upsample(scale_factor=4, mode="bicubic")
+        nn.init.zeros_(self.tail[0].weight)
+        nn.init.zeros_(self.tail[0].bias)
 
     def forward(self, lr):
         return self.enlarge(lr) + self.tail(self.body(self.head(lr)))
 '''
 
 
-def test_toy_network_is_trained_measured_checked_and_packed(command, prepared, pairs, tmp_path):
-    file, run = tmp_path / "team42_Toy.py", tmp_path / "run"
+def test_toy_network_is_trained_measured_checked_and_packed(command, prepare, pairs, tmp_path):
+    file, run, photographs = tmp_path / "team42_Toy.py", tmp_path / "run", ensure_sample() / "DIV2K_LSDIR_valid_HR"
+    prepared = tmp_path / "prepared"
+    assert prepare(photographs, prepared).returncode == 0
     file.write_text(TOY)
     recipe = RECIPE.replace("model = 7", f'model = {{ file = "{file}", class = "Toy", arguments = [8] }}')
     recipe = recipe.replace('"collapsed"', '"plain"').replace("output_init = 0.02", "output_init = 0.0")
-    (tmp_path / "toy.toml").write_text(recipe.replace("steps = 6", "steps = 40"))
+    (tmp_path / "toy.toml").write_text(
+        recipe.replace("steps = 6", "steps = 100").replace("muon_learning_rate = 1e-3", "muon_learning_rate = 0.0")
+    )
     train = ("train.py", tmp_path / "toy.toml", "--data", prepared, "--validation", pairs, "--run_dir", run)
     result = command(*train, "--device", "cpu", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

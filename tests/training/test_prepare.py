@@ -13,9 +13,9 @@ import pytest
 from tests.helpers import SMALL_CUT, photograph
 from training.data.subimages import SubImages, verify
 from training.prepare import Cut, boxes
-from utils.data.images import bicubic_downscale, write_png
+from utils.data.images import bicubic_downscale, crop_to_multiple, read_rgb, write_png
 from utils.errors import HarnessError
-from utils.files import ROOT
+from utils.files import ROOT, held
 
 
 @pytest.mark.parametrize("size", [(480, 480), (132, 1000), (832, 484), (1356, 2040)])
@@ -46,11 +46,11 @@ def test_prepared_pairs_are_the_images_and_their_bicubic(prepared):
 
 def test_lr_given_beside_hr_is_taken(prepare, photographs, tmp_path):
     for path in photographs.iterdir():
-        height, width = (side // 4 for side in cv2.imread(str(path)).shape[:2])
-        write_png(tmp_path / "lr" / f"{path.stem}x4.png", np.full((height, width, 3), 9, np.uint8))
+        lr = bicubic_downscale(crop_to_multiple(read_rgb(path)))
+        write_png(tmp_path / "lr" / f"{path.stem}x4.png", lr | 1)  # otherwise than they are made here
     result = prepare(photographs, tmp_path / "out", *SMALL_CUT, "--lr", tmp_path / "lr")
     assert result.returncode == 0, result.stderr
-    assert SubImages(tmp_path / "out").pair(0)[0].max() == 9
+    assert SubImages(tmp_path / "out").pair(0)[0].min() % 2 == 1
     assert "made from other images or settings" in prepare(photographs, tmp_path / "out", *SMALL_CUT).stderr
 
 
@@ -104,7 +104,7 @@ def test_corrupt_and_small_images_are_skipped_counted_or_fatal(prepare, photogra
     result = prepare(photographs, tmp_path / "out", *SMALL_CUT)
     assert result.returncode == 0, result.stderr
     assert "1.png: truncated PNG" in result.stderr
-    assert "9.png: 88 x 20 is smaller than 32" in result.stderr
+    assert "9.png: 88 x 20 is smaller than --smallest 32" in result.stderr
     assert "2 images skipped" in result.stdout
     strict = prepare(photographs, tmp_path / "strict", *SMALL_CUT, "--strict")
     assert strict.returncode == 2
@@ -128,9 +128,10 @@ def stuck(photographs, tmp_path):
         str, ("-m", "training.prepare", "--hr", photographs, "--out", tmp_path / "out", "--workers", 2, *SMALL_CUT)
     )
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob("out/*.partial")) and process.poll() is None:
+    ours = psutil.Process(process.pid)
+    while len(ours.children(recursive=True)) < 3 and process.poll() is None:  # two, and Python's tracker of resources
         time.sleep(0.1)
-    return process, psutil.Process(process.pid).children(recursive=True)
+    return process, ours.children(recursive=True)
 
 
 def test_processes_end_with_a_preparation_that_is_killed(stuck):
@@ -167,3 +168,57 @@ def test_interrupted_preparation_goes_on_and_damage_is_found(prepare, photograph
     kept.write_bytes(data)
     with pytest.raises(HarnessError, match=r"shard-00000\.hr: sha256 differs"):
         verify(out)
+
+
+def test_image_that_is_mended_is_cut_and_strict_stops_at_one_that_is_not(prepare, photographs, tmp_path):
+    whole = (photographs / "0.png").read_bytes()
+    (photographs / "0.png").write_bytes(whole[:200])
+    words = (photographs, tmp_path / "out", *SMALL_CUT)
+    assert "1 images skipped" in prepare(*words).stdout
+    assert "0.png: truncated PNG" in prepare(*words, "--strict").stderr.splitlines()[-1]
+    (photographs / "0.png").write_bytes(whole)
+    assert "0 images skipped" in prepare(*words, "--strict").stdout
+
+
+def test_image_that_is_replaced_is_cut_again(prepare, photographs, tmp_path):
+    words = (photographs, tmp_path / "out", *SMALL_CUT)
+    assert prepare(*words).returncode == 0
+    before = SubImages(tmp_path / "out").pair(0)[1].copy()
+    write_png(photographs / "0.png", 255 - read_rgb(photographs / "0.png"))
+    assert prepare(*words).returncode == 0
+    assert np.array_equal(SubImages(tmp_path / "out").pair(0)[1], 255 - before)
+
+
+def two_folders(tmp_path, lr_folders):
+    """Two HR folders with an image of one name; give the words for them and for their LR folders."""
+    for number, name in enumerate("ab"):
+        hr = photograph(64, 96, number)
+        write_png(tmp_path / name / "0.png", hr)
+        write_png(tmp_path / f"lr_{name}" / "0x4.png", bicubic_downscale(hr))
+    words = ["--hr", tmp_path / "a", tmp_path / "b", "--lr", *(tmp_path / f"lr_{name}" for name in lr_folders)]
+    return [*words, "--out", tmp_path / "out", "--workers", 1, *SMALL_CUT]
+
+
+def test_equal_names_in_two_folders_are_paired_folder_by_folder(command, tmp_path):
+    result = command("-m", "training.prepare", *two_folders(tmp_path, "ab"))
+    assert result.returncode == 0, result.stderr
+    made = SubImages(tmp_path / "out")
+    for number in range(len(made)):
+        lr, hr = made.pair(number)
+        assert np.abs(lr.astype(int) - bicubic_downscale(hr)).mean() < 4  # but for the borders of sub-images
+
+
+@pytest.mark.parametrize(("lr_folders", "reason"), [("a", "of the same name"), ("ba", "shows another image than")])
+def test_pairs_that_do_not_belong_together_are_named(command, tmp_path, lr_folders, reason):
+    result = command("-m", "training.prepare", *two_folders(tmp_path, lr_folders))
+    assert result.returncode == 2
+    assert reason in result.stderr.splitlines()[-1]
+
+
+def test_second_process_in_one_folder_is_told_at_once(command, photographs, tmp_path):
+    with held(tmp_path / "out", "choose another --out"):
+        words = ("--hr", photographs, "--out", tmp_path / "out", *SMALL_CUT)
+        result = command("-m", "training.prepare", *words)
+    assert result.returncode == 2
+    assert "another process is at work there; wait for it, or choose another --out" in result.stderr
+    assert command("-m", "training.prepare", *words, "--workers", 1).returncode == 0

@@ -110,13 +110,13 @@ def test_class_that_gives_no_module_is_named(tmp_path):
     file, weights = tmp_path / "net.py", tmp_path / "w.pth"
     file.write_text("def net():\n    return 7\n")
     weights.touch()
-    with pytest.raises(HarnessError, match=r"net\.py: net gives int, which is no torch\.nn\.Module"):
+    with pytest.raises(HarnessError, match=r"net\.py: net gives int, which is not a torch\.nn\.Module"):
         load_model(entry_from_file(file, "net", [], weights), "cpu")
 
 
 def test_class_that_is_not_there_is_named(tmp_path):
     (entry,) = read_registry(registry(tmp_path, ENTRY.format(id=1, checkpoint="x").replace('"EFDN"', '"Nothing"')))
-    with pytest.raises(HarnessError, match="cannot build Nothing"):
+    with pytest.raises(HarnessError, match=r"has no class Nothing; it has .*EFDN"):
         load_model(entry, "cpu")
 
 

@@ -110,11 +110,60 @@ def test_what_cannot_run_costs_one_line(submit, kind):
         assert part in last
 
 
+@pytest.mark.parametrize("more", [{}, {"epoch": torch.ones(1)}], ids=["alone", "beside others"])
 @pytest.mark.parametrize("prefix", ["module.", "net.model."])
-def test_keys_that_all_begin_alike_are_told_so(submit, prefix):
-    result = submit(weights={prefix + key: value for key, value in WEIGHTS.items()})
+def test_keys_that_all_begin_alike_are_told_so(submit, prefix, more):
+    result = submit(weights={prefix + key: value for key, value in WEIGHTS.items()} | more)
     assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].count(f"save it again without the {prefix!r} that each key begins with") == 1
+    assert result.stderr.splitlines()[-1].count(f"save it again without the {prefix!r} that its keys begin with") == 1
+
+
+@pytest.mark.parametrize("key", ["model_state_dict", "net_g", "ema", "generator"])
+def test_weights_under_another_key_are_found_by_the_option_that_the_error_names(submit, key):
+    weights = {"epoch": 3, key: WEIGHTS}
+    last = submit(weights=weights).stderr.splitlines()[-1]
+    assert f"holds no state dict of tensors, but epoch, {key}; name the one to load by --state_key {key}" in last
+    assert submit("--state_key", key, weights=weights).returncode == 0
+
+
+def test_wrong_class_lists_those_of_the_file(submit):
+    result = submit(name="Network")
+    assert result.returncode == 2
+    assert "team42_Net.py: has no class Net; it has Network (" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("statement", ["import parts", "import models.parts", "from parts.blocks import Block"])
+def test_import_of_a_neighbour_is_told_as_that(submit, tmp_path, statement):
+    (tmp_path / "upload" / "models").mkdir(parents=True)
+    for name in ("parts.py", "models/parts.py"):
+        (tmp_path / "upload" / name).touch()
+    result = submit(constructor=statement, file="upload/team42_Net.py")
+    assert result.returncode == 2
+    assert "it lies beside" in result.stderr or "which lies beside it" in result.stderr or "hidden" in result.stderr
+
+
+LAZY = "self.conv = nn.LazyConv2d(48, 3, padding=1)"
+TRACED = "self.up = torch.jit.trace(self.up, torch.ones(1, 48, 2, 2))"
+BUFFERS = (
+    "weight = self.conv.weight.detach(); del self.conv; self.conv = nn.Module()\n"
+    "        self.conv.register_buffer('weight', weight); self.conv.register_buffer('bias', torch.zeros(48))"
+)
+
+
+def test_lazy_module_is_named_with_a_remedy(submit):
+    result = submit(constructor=LAZY)
+    assert result.returncode == 2
+    assert "conv.weight has no shape before the first pass; replace the lazy module" in result.stderr.splitlines()[-1]
+
+
+def test_traced_part_and_network_of_buffers_give_a_row_or_a_line(submit):
+    for changes in (
+        {"constructor": TRACED},
+        {"constructor": BUFFERS, "forward": "return self.up(F.conv2d(x, self.conv.weight, self.conv.bias, padding=1))"},
+    ):
+        result = submit(**changes)
+        assert "Traceback" not in result.stderr
+        assert result.returncode == 0 or "team42_Net.py: " in result.stderr.splitlines()[-1]
 
 
 def test_relative_import_is_told_what_to_do(submit):

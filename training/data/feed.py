@@ -56,7 +56,8 @@ class Plan:
         if self.shapes.min() < self.hr_patch:
             raise HarnessError(
                 f"hr_patch {self.hr_patch}: the training set holds a sub-image of side {self.shapes.min()}; "
-                f"lower hr_patch or prepare again with --smallest {self.hr_patch}"
+                f"lower hr_patch, or prepare again with --smallest {self.hr_patch} and at least that as --size, into "
+                "another --out"
             )
         if self.batch % self.world:
             raise HarnessError(f"batch {self.batch} cannot be shared by {self.world} processes; choose a multiple")

@@ -5,6 +5,7 @@ pixel. Sub-images may differ in size, so `NAME.json` lists their HR shapes; an L
 HR one's pixel offset. The JSON file is written last: a shard that has one is complete.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -55,6 +56,11 @@ class SubImages:
         return len(self.shapes)
 
     @property
+    def sha256(self) -> str:
+        """Hex digest of the whole set, by those of its shards."""
+        return hashlib.sha256(json.dumps([shard["sha256"] for shard in self.shards]).encode()).hexdigest()
+
+    @property
     def nbytes(self):
         """Bytes of all HR and LR sub-images."""
         return sum(array.nbytes for array in self.hr + self.lr)
@@ -73,10 +79,11 @@ class SubImages:
         return lr.reshape(height // SCALE, width // SCALE, 3), hr
 
 
-def write_shard(stem, made_from, pairs, skipped=()):
+def write_shard(stem, made_from, pairs, skipped=(), contents=None):
     """Write a shard, `stem` with .hr, .lr and .json, unless it is there; return what its JSON file says.
 
-    `made_from`: JSON values by name, what the shard is made of and how. `pairs`: (LR h x w x 3, HR 4h x 4w x 3) uint8,
+    `made_from`: JSON values by name, what the shard is made of and how. `contents`: a digest of what its sources hold;
+    a shard whose sources have changed since is written anew. `pairs`: (LR h x w x 3, HR 4h x 4w x 3) uint8,
     one at a time, not asked for if the shard is there. `skipped`: lines on what was left out, read after the pairs.
     Raises HarnessError if the shard that is there was made from something else, and if it cannot be written.
     """
@@ -85,7 +92,9 @@ def write_shard(stem, made_from, pairs, skipped=()):
     if found is not None:
         if any(found.get(name) != value for name, value in made_from.items()):
             raise HarnessError(f"{info_path}: made from other images or settings; choose an empty --out")
-        return found
+        if found.get("contents") == contents:
+            return found
+        info_path.unlink()  # until it is whole again
     partial = {kind: stem.with_suffix(f".{kind}.partial") for kind in ("hr", "lr")}
     shapes = []
     with writing(stem, "choose another --out"):
@@ -98,6 +107,7 @@ def write_shard(stem, made_from, pairs, skipped=()):
         info = {
             "name": stem.name,
             **made_from,
+            "contents": contents,
             "skipped": list(skipped),
             "shapes": shapes,
             "bytes": sum(path.stat().st_size for path in partial.values()),

@@ -12,14 +12,14 @@ import torch
 
 from utils.contestant import state
 from utils.contestant.channel import Channel
-from utils.contestant.counting import watched_pass
 from utils.contestant.selection import load_from_repository
 from utils.errors import HarnessError, in_one_line
 from utils.measure.allocator import give_back_freed_memory, keep_freed_memory
 from utils.measure.complexity import INPUT_SHAPE, measure_complexity
+from utils.measure.counting import watched_pass
 from utils.measure.memory import gpu_peak_mib, peak_rss_bytes, reset_peak
 from utils.measure.runtime import check_output, timed_forward
-from utils.measure.tiles import forward_within_memory
+from utils.measure.tiles import forward_within_memory, reach
 from utils.processes import end_with_parent
 from utils.zoo.registry import ModelEntry, import_model, load_model
 
@@ -84,6 +84,10 @@ class Contestant:
         check_output(output, (height, width), self.name)
         self.channel.sr(height, width).copy_(output)
         return {"runtime_ms": runtime_ms, "tile": tile, "gpu_peak_mib": gpu_peak_mib(self.device)}
+
+    def reach(self, data_range):
+        """Return how far the network looks [LR pixels]."""
+        return reach(self.model, self.device, data_range)
 
     def count(self):
         """Return the protocol's counts."""

@@ -18,8 +18,8 @@ from fvcore.nn.flop_count import _DEFAULT_SUPPORTED_OPS as FVCORE_HANDLES
 from torch.nn.modules import module as nn_module
 from torch.utils.flop_counter import flop_registry
 
-import utils.contestant.counting
 import utils.measure.complexity
+import utils.measure.counting
 import utils.measure.runtime
 import utils.measure.tiles
 
@@ -35,8 +35,8 @@ OWNERS = {  # whose functions must stay what they are
         fvcore.nn.jit_handles,
         torch.utils.flop_counter,
         torch.utils.flop_counter.FlopCounterMode,
-        utils.contestant.counting,
-        utils.contestant.counting.OperatorWatch,
+        utils.measure.counting,
+        utils.measure.counting.OperatorWatch,
         utils.measure.complexity,
         utils.measure.runtime,
         utils.measure.tiles,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,7 +55,7 @@ class Dataset:
                 lines = [f"{digest}  {path.name}\n" for digest, path in zip(digests, paths, strict=True)]
         except OSError as error:
             raise HarnessError(f"{error.filename}: cannot be read ({error.strerror}); mend or remove it") from error
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return hashlib.sha256(os.fsencode("".join(lines))).hexdigest()
 
 
 def challenge_folders(folder, split):
@@ -94,7 +95,8 @@ def _pair(lr_paths, hr_dir):
         return [Pair(f"{stem}.png", path, None) for stem, path in lr_of.items()]
     hr_of = _by_stem(image_files(hr_dir, [".png"]))
     for stem in sorted(hr_of.keys() - lr_of.keys()):
-        raise HarnessError(f"{hr_of[stem]}: has no LR image {stem}{suffix}.png; add it or remove this one")
+        other = f"; {lr_of[stem + '_'].name} lies there: rename it" if f"{stem}_" in lr_of else ""
+        raise HarnessError(f"{hr_of[stem]}: has no LR image {stem}{suffix}.png{other or '; add it or remove this one'}")
     for stem in sorted(lr_of.keys() - hr_of.keys()):
         raise HarnessError(f"{lr_of[stem]}: has no HR image {stem}.png; add it or remove this one")
     return [Pair(hr_of[stem].name, lr_of[stem], hr_of[stem]) for stem in sorted(hr_of)]
@@ -113,6 +115,11 @@ def is_challenge(label: str, split: str) -> bool:
     return label == f"DIV2K_LSDIR_{split} ({CHALLENGE_IMAGES} images)"
 
 
+def shown(name: str) -> str:
+    """Return a file's name as text that can be written anywhere: bytes that are not UTF-8 as escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def _label(folder, split, challenge, count):
     label_path = folder / LABEL_FILE
     if label_path.is_file():
@@ -121,7 +128,7 @@ def _label(folder, split, challenge, count):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise HarnessError(f'{label_path}: expected {{"label": "…"}}; mend or remove it') from error
     if not challenge:
-        return f"{folder.resolve().name} ({count} images)"
+        return f"{shown(folder.resolve().name)} ({count} images)"
     complete = "" if count == CHALLENGE_IMAGES else f" of the challenge's {CHALLENGE_IMAGES}"
     return f"DIV2K_LSDIR_{split} ({count}{complete} images)"
 

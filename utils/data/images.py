@@ -5,15 +5,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import simplejpeg
 import torch
 
 from utils.data import png
-from utils.errors import HarnessError
+from utils.errors import HarnessError, one_line
 from utils.files import writing
 from utils.protocol import SCALE
 
 STRIP_BYTES = 1 << 20  # of float32 grey levels that are rounded at once: they stay in the cache
-JPEG_SIGNATURE, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+JPEG_SIGNATURE = b"\xff\xd8"
 
 
 def image_files(folder, suffixes):
@@ -35,11 +36,11 @@ def read_rgb(path):
         data = path.read_bytes()
     except OSError as error:
         raise HarnessError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    # OpenCV fills the missing part of a truncated file with grey and says so only on stderr.
-    if data.startswith(png.SIGNATURE) and png.END not in data[-64:]:
+    # OpenCV fills the missing part of a damaged file with grey and says so only on stderr.
+    if data.startswith(png.SIGNATURE) and not _png_is_whole(data):
         raise HarnessError(f"{path}: truncated PNG; copy or download it again")
-    if data.startswith(JPEG_SIGNATURE) and JPEG_END not in data[-4096:]:
-        raise HarnessError(f"{path}: truncated JPEG; copy or download it again")
+    if data.startswith(JPEG_SIGNATURE):
+        _check_jpeg(data, path)
     image = png.decode(data)
     if image is not None:
         return image
@@ -55,6 +56,27 @@ def read_rgb(path):
     if image.shape[2] != 3:
         raise HarnessError(f"{path}: has an alpha channel; save it as RGB without transparency")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _png_is_whole(data):
+    """Whether a PNG's chunks go on to its end; what lies behind that is nobody's concern."""
+    at = len(png.SIGNATURE)
+    while at + 12 <= len(data):  # a chunk: length, type, data, check sum
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        at += 12 + length
+        if kind == b"IEND":
+            return at <= len(data)
+    return False
+
+
+def _check_jpeg(data, path):
+    """Raise HarnessError if libjpeg warns of a file: of missing or damaged data it says nothing through OpenCV."""
+    try:
+        colours = simplejpeg.decode_jpeg_header(data)[2]
+        simplejpeg.decode_jpeg(data, colorspace="CMYK" if colours in ("CMYK", "YCCK") else "RGB", strict=True)
+    except ValueError as error:
+        reason = one_line(str(error), 100)
+        raise HarnessError(f"{path}: damaged JPEG ({reason}); copy or download it again") from error
 
 
 def write_png(path, image):

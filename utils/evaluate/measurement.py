@@ -11,8 +11,9 @@ from utils.evaluate.runner import Runner
 from utils.evaluate.sharding import Shard, interleave
 from utils.measure.complexity import INPUT_SHAPE
 from utils.measure.environment import describe_environment
-from utils.measure.memory import METHODS
+from utils.measure.memory import memory_method
 from utils.measure.runtime import CLOCKS, PROTOCOL_METHOD, THROUGHPUT_MODE, measure_steady_runtime
+from utils.measure.tiles import OVERLAP
 from utils.zoo.registry import LoadedModel, sources_sha256
 
 ALONE = Shard()
@@ -85,9 +86,15 @@ def measure(
             lr = largest_lr(dataset, record["images"]["lr_pixels"])
             record["memory"]["peak_mib"] = runner.cpu_peak_mib((1, 3, *lr.shape[:2]))
         _measure_steady(runner, dataset, plan, record)
+        if any(record["images"]["tile"]):
+            record["tiles"] = {"overlap": OVERLAP, "reach": runner.reach()}
         for _ in range(plan.warmup + plan.repeats):
             on_pass()
-        record["complexity"] = {**asdict(_count(runner)), "input_shape": list(INPUT_SHAPE)}
+        record["complexity"] = {
+            **asdict(_count(runner)),
+            "seen_macs": runner.seen_macs(),
+            "input_shape": list(INPUT_SHAPE),
+        }
         if shard.world == 1:
             record["audit"] = runner.audit(record, dataset)
         record["status"] = "complete"
@@ -180,7 +187,10 @@ def _count(runner):
         raise
     except Exception as error:  # a stranger's code may raise anything
         file = runner.entry.file
-        raise HarnessError(f"{file}: cannot be counted on {INPUT_SHAPE} ({in_one_line(error, file=file)})") from error
+        raise HarnessError(
+            f"{file}: cannot be counted on {INPUT_SHAPE} ({in_one_line(error, file=file)}); the protocol's counter "
+            "traces the network, which takes ordinary modules: none of torch.jit's, nothing compiled"
+        ) from error
 
 
 def empty_record(entry, dataset, device, plan, process):
@@ -230,7 +240,8 @@ def _start_record(runner, dataset, plan):
             "runs": [],
             "steady": None,
         },
-        "memory": {"method": METHODS[device.type], "peak_mib": None},
+        "memory": {"method": memory_method(device), "peak_mib": None},
         "complexity": None,
         "audit": None,
+        "tiles": None,
     }

@@ -2,9 +2,10 @@
 
 import torch
 
-from utils.measure.complexity import measure_complexity
+from utils.measure.complexity import INPUT_SHAPE, measure_complexity
+from utils.measure.counting import watched_pass
 from utils.measure.memory import cpu_peak_mib, gpu_peak_mib, reset_peak
-from utils.measure.tiles import forward_within_memory
+from utils.measure.tiles import forward_within_memory, reach
 
 
 class Runner:
@@ -26,6 +27,18 @@ class Runner:
     def count(self):
         """Return the network's Complexity."""
         return measure_complexity(self.model)
+
+    def reach(self):
+        """Return how far the network looks [LR pixels]."""
+        return reach(self.model, self.device, self.entry.data_range)
+
+    def seen_macs(self):
+        """Return the multiply-accumulates of a pass that torch's dispatcher sees; None if it cannot look."""
+        try:
+            lr = torch.rand(INPUT_SHAPE, device=self.device) * self.entry.data_range
+            return watched_pass(self.model, lr)["macs"]
+        except Exception:  # what a network computes by other means, compiled say, is no error
+            return None
 
     def reset_peak(self):
         """Start a new peak of memory on a GPU."""

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from fvcore.nn import FlopCountAnalysis
@@ -27,7 +28,7 @@ def measure_complexity(model, input_shape=INPUT_SHAPE):
     FLOPs: fvcore's `FlopCountAnalysis` total. Activations and convolutions: every call of an `nn.Conv2d` or
     `nn.ConvTranspose2d` module.
     """
-    device = next(model.parameters()).device
+    device = next(chain(model.parameters(), model.buffers(), [torch.empty(0)])).device
     lr = torch.rand(input_shape, device=device)
     activations, convs = _count_convolutions(model, lr)
     return Complexity(sum(p.numel() for p in model.parameters()), _count_flops(model, lr), activations, convs)

@@ -12,10 +12,29 @@ from utils.errors import HarnessError
 from utils.measure.allocator import give_back_freed_memory
 from utils.zoo.registry import load_model
 
-METHODS = {
-    "cuda": "torch.cuda.max_memory_allocated over the whole run",
-    "cpu": "peak resident growth of a fresh process that keeps nothing freed, in one pass over the largest image (CPU)",
-}
+GPU_METHOD = "torch.cuda.max_memory_allocated over the whole run"
+CPU_METHOD = (
+    "peak resident growth of a fresh process that keeps nothing freed, in one pass over the largest image (CPU)"
+)
+RESET_PEAK = "5"  # what Linux takes for it in /proc/PID/clear_refs
+
+
+def memory_method(device: torch.device) -> str:
+    """Return how peak memory is measured on a device, as a record has it."""
+    if device.type == "cuda":
+        return GPU_METHOD
+    return CPU_METHOD + (
+        "" if reset_high_water("self") else "; what the network took while it was built may count, too"
+    )
+
+
+def reset_high_water(pid: int | str) -> bool:
+    """Start a new peak of a process's resident memory; return whether the system lets us."""
+    try:
+        Path(f"/proc/{pid}/clear_refs").write_text(RESET_PEAK)
+        return True
+    except OSError:
+        return False
 
 
 def measure_peak_mib(loaded, lr_shape, device):
@@ -64,6 +83,7 @@ def _measure_in_child(entry, lr_shape, threads, sender):
     model = load_model(entry, "cpu").model
     lr = torch.rand(lr_shape)
     model(lr[:, :, :16, :16])  # what the libraries set up once is not the network's
+    reset_high_water("self")  # a network may have taken more while it was built
     before = psutil.Process().memory_info().rss
     model(lr)
     sender.send(max(peak_rss_bytes() - before, 0) / 2**20)

@@ -9,6 +9,20 @@ SIDES = (512, 256, 128, 64)  # of the tiles tried [LR pixels]
 # What surrounds a tile and is thrown away [LR pixels]. A pixel of NanoSR's output depends on 27 around it, one for each
 # 3x3 convolution in a row: with at least as many, tiles give what the whole image would have given.
 OVERLAP = 32
+REACH_SIDE = 129  # of the image on which a network's reach is measured [LR pixels]
+
+
+@torch.no_grad()
+def reach(model, device, data_range=1.0, side=REACH_SIDE):
+    """Return how far from an LR pixel a network's output changes with it [LR pixels], up to about half of `side`.
+
+    One pixel in the middle of a random image is changed, and the farthest output that differs counts.
+    """
+    lr = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device) * data_range
+    middle, other = side // 2, lr.clone()
+    other[:, :, middle, middle] = data_range - other[:, :, middle, middle]
+    changed = (model(lr) != model(other)).any(dim=1)[0].nonzero() // SCALE
+    return int((changed - middle).abs().max()) if len(changed) else 0
 
 
 def forward_within_memory(model, lr):

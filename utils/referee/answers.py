@@ -49,6 +49,7 @@ ANSWERS = {  # by request: a check of the answer, or of each of its values
     "changed": texts,
     "reset_peak": NOTHING,
     "peak": count,
+    "reach": count,
 }
 
 

@@ -17,7 +17,7 @@ from utils.contestant.channel import Channel, shared_memory_fds
 from utils.errors import ForeignError, HarnessError, one_line
 from utils.files import ROOT
 from utils.measure.complexity import INPUT_SHAPE, Complexity
-from utils.measure.memory import high_water_bytes
+from utils.measure.memory import high_water_bytes, reset_high_water
 from utils.referee.answers import checked
 from utils.referee.audit import Audit
 from utils.referee.process import Limits, WatchedProcess
@@ -28,6 +28,7 @@ from utils.zoo.registry import source_files
 
 ECHO_SIDES = (64, 128, 256, 384, 512)  # of the images by which transfers are timed [LR pixels]
 ECHOES = 5
+ERROR_LENGTH = 1000  # of what is told of an error
 LOOKS, LOOK = 128, 4096  # parts of an output that are looked at again, and their size
 SAMPLES, SAME_GREY_LEVELS = 1024, 1.0  # values of an output, and how far they may move when it comes again
 PAUSE_S = 0.005  # after which an output must still be what it was
@@ -202,7 +203,7 @@ class Contestant:
         if reply.get("number") != number:
             raise HarnessError("its process answers out of turn")
         if "error" in reply:
-            message = one_line(str(reply["error"]), 500)
+            message = one_line(str(reply["error"]), ERROR_LENGTH)
             if self.in_sandbox and not self.folder:
                 message = with_what_is_hidden(message, Path(self.entry.file).parent)
             if reply.get("mendable") is True:
@@ -277,6 +278,14 @@ class Contestant:
         """Return the network's Complexity, as the contestant counts it."""
         return Complexity(**self.ask("count"))
 
+    def reach(self):
+        """Return how far the network looks [LR pixels]."""
+        return self.ask("reach", data_range=self.entry.data_range)
+
+    def seen_macs(self):
+        """Return the multiply-accumulates of a pass that torch's dispatcher sees."""
+        return self.watch()["macs"]
+
     def reset_peak(self):
         """Start a new peak of memory on a GPU."""
         self.ask("reset_peak")
@@ -292,6 +301,7 @@ class Contestant:
         with Contestant(*arguments, **more, for_memory=True, threads=self.threads) as fresh:
             fresh.ask("echo", height=lr_shape[2], width=lr_shape[3])  # the shared images are not the network's
             fresh.forward(torch.rand(1, 3, 16, 16) * self.entry.data_range)
+            reset_high_water(fresh.pid)
             before = psutil.Process(fresh.pid).memory_info().rss
             fresh.forward(torch.rand(lr_shape) * self.entry.data_range)
             peak = high_water_bytes(fresh.pid) or fresh.ask("peak")

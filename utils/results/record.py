@@ -27,7 +27,9 @@ stays under "models" meanwhile. A record:
                  line each; none: clean), busy (null, or share, of the passes' time that they waited for a core, and
                  others_cores, that other processes had, where that was too much to judge times), figures (what the
                  judge saw; utils/referee/audit.py names them)
-    complexity   params, flops (multiply-accumulates), activations, convs: exact counts; input_shape
+    complexity   params, flops (multiply-accumulates), activations, convs: the protocol's exact counts; seen_macs: what
+                 torch's dispatcher sees of multiply-accumulates (null if it cannot); input_shape
+    tiles        null, or, where tiles were used, overlap and reach: how far the network looks [LR pixels]
 
 An infinite PSNR (identical images) is stored as the string "inf".
 """

@@ -15,6 +15,7 @@ COLUMNS = (
     "Conv",
 )
 DASH = "-"
+LEFT_OUT_SHARE = 0.005  # of a network's multiply-accumulates, from which on a row names what is not counted
 LATEX = {character: f"\\{character}" for character in "_%&#${}"} | {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
 }  # fmt: skip
@@ -88,11 +89,14 @@ def _model_notes(record):
         yield "no quality, the data has no HR images"
     if record["model"].get("ignored"):
         yield f"loaded leniently, {record['model']['ignored']}"
+    if left_out := _left_out(record["complexity"]):
+        yield left_out
     tiles = [tile for tile in record["images"].get("tile", []) if tile]
     if tiles:
         yield (
             f"memory ran out, {len(tiles)} of {len(record['images']['name'])} images restored in tiles of "
             f"{'/'.join(map(str, sorted(set(tiles))))} LR pixels; runtime is the sum over tiles"
+            + _seams(record["tiles"])
         )
     if broken := sum(record["images"].get("nan", [])):
         yield f"NaN in the output of {broken} of {len(record['images']['name'])} images, where it counts as black"
@@ -102,6 +106,29 @@ def _model_notes(record):
     yield from _audit_notes(record.get("audit"))
     if record["status"] != "complete":
         yield record["status"]
+
+
+def _left_out(complexity):
+    """Say what the protocol's counter of FLOPs does not count of a network, if that is a part worth knowing."""
+    if not complexity or complexity["seen_macs"] is None:
+        return None
+    seen, counted = complexity["seen_macs"], complexity["flops"]
+    if seen - counted <= LEFT_OUT_SHARE * seen:
+        return None
+    return (
+        f"FLOPs as computed: {seen / 1e9:.2f} G, by torch's dispatcher; the protocol's counter sees {counted / 1e9:.2f}"
+    )
+
+
+def _seams(tiles):
+    if tiles is None:
+        return ""
+    if tiles["reach"] <= tiles["overlap"]:
+        return ", without a seam"
+    return (
+        f", with seams: a pixel depends on others up to {tiles['reach']} LR pixels away or more, tiles overlap by "
+        f"{tiles['overlap']}"
+    )
 
 
 def _audit_notes(audit):

@@ -8,14 +8,16 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
-from utils.data.datasets import is_challenge, open_dataset
+from utils.data.datasets import is_challenge, open_dataset, read_fitting_hr
 from utils.data.images import read_rgb, to_tensor
 from utils.data.sample import ensure_sample
 from utils.errors import ForeignError, HarnessError, in_one_line
 from utils.evaluate.evaluation import evaluate
+from utils.evaluate.metrics import psnr
 from utils.files import ROOT
 from utils.protocol import SCALE
 from utils.referee.judge import Contestant
@@ -28,6 +30,24 @@ MODEL_NAME = re.compile(r"team(\d{2})_(\w+)\.py")
 CHECKPOINT_NAME = re.compile(r"team(\d{2})_(\w+)\.(pth|pt|ckpt)")
 SIZES = ((17, 23), (24, 25), (33, 32), (64, 48))  # H, W of LR images: odd ones, and sides that differ by one
 CLAIMS = {"params_m": ("params", 1e6), "flops_g": ("flops", 1e9), "activations_m": ("activations", 1e6)}
+PYTHON, TORCH = (3, 9), "1.13.1"  # the organizers'
+ENVIRONMENT = f"Python {PYTHON[0]}.{PYTHON[1]} with torch {TORCH}"
+NEWER = (  # names of torch that came after it
+    "torch.compile",
+    "torch.compiler",
+    "torch.export",
+    "torch.func",
+    "torch.vmap",
+    "torch.set_default_device",
+    "torch.get_default_device",
+    "torch.unravel_index",
+    "torch.nn.attention",
+    "scaled_dot_product_attention",
+    "nn.RMSNorm",
+    "nn.CircularPad2d",
+    "nn.Buffer",
+    "parametrizations.weight_norm",
+)
 PASS, FAIL, SKIP = "pass", "FAIL", "skip"
 START_S, IMAGE_S = 300, 60  # that the checks of a network may take, and each image on which its PSNR is judged
 
@@ -58,6 +78,7 @@ def check_submission(entry, requirements=None, dataset=None, edition=None, sandb
     return [
         _check("names and numbers", _names, entry),
         _check("imports torch and the standard library only", _imports, entry, requirements),
+        _check(f"runs in the organizers' environment, {ENVIRONMENT}", _environment, entry),
         _check("checkpoint holds plain tensors", _plain_tensors, entry),
         *_checks_by_running(entry, dataset, edition, sandbox),
     ]
@@ -87,6 +108,7 @@ def _checks_of(contestant, entry, dataset, edition):
         _check("output is finite", _finite, runs, entry),
         _check("output is deterministic, on a second call too", _deterministic, runs, entry),
         _check("output fits data_range", _value_range, runs, entry),
+        _check("PSNR of the sample is above bicubic upscaling's", _better_than_bicubic, runs),
         _check("parameters and FLOPs as claimed", _claims, runs, entry),
         _check("PSNR reaches the threshold", _threshold, runs, dataset, edition),
     ]
@@ -148,6 +170,26 @@ def _imported_names(path):
         elif isinstance(node, ast.ImportFrom):
             names.add("." if node.level else node.module.partition(".")[0])
     return names
+
+
+def _environment(entry):
+    """Look for what the organizers' Python cannot parse, and for names that their torch does not have."""
+    try:
+        tree = ast.parse((ROOT / entry.file).read_text(encoding="utf-8"), feature_version=PYTHON)
+    except SyntaxError as error:
+        raise BrokenRuleError(
+            f"line {error.lineno}: {error.msg}; the organizers have Python {PYTHON[0]}.{PYTHON[1]}"
+        ) from error
+    used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            used |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            used |= {alias.name for alias in node.names}
+    newer = sorted({name for name in NEWER for one in used if f".{one}".endswith(f".{name}")})
+    if newer:
+        raise BrokenRuleError(f"uses {', '.join(newer)}, which torch {TORCH} does not have; write it by other means")
+    return "nothing newer found"
 
 
 def _plain_tensors(entry):
@@ -223,6 +265,24 @@ def _value_range(runs, entry):
     return f"mean {ratio:.3f} times the input's on a photograph, data_range {entry.data_range:g}"
 
 
+def _better_than_bicubic(runs):
+    """Compare with bicubic upscaling: exchanged channels, a wrong export or missing weights fall far below it."""
+    _need(runs)
+    dataset = open_dataset(ensure_sample())
+    reached = mean(image.psnr for image in evaluate(runs, dataset)) or -math.inf
+    bicubic = []
+    for pair in dataset.pairs:
+        lr = read_rgb(pair.lr)
+        upscaled = cv2.resize(lr, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
+        bicubic.append(psnr(upscaled, read_fitting_hr(pair, lr)))
+    if reached <= mean(bicubic):
+        raise BrokenRuleError(
+            f"{reached:.2f} dB, bicubic upscaling has {mean(bicubic):.2f}; are colours exchanged, or are these the "
+            "weights of another network?"
+        )
+    return f"{reached:.2f} dB, bicubic upscaling has {mean(bicubic):.2f}"
+
+
 def _claims(runs, entry):
     _need(runs)
     if not entry.published:
@@ -246,8 +306,8 @@ def _threshold(runs, dataset, edition):
         raise UncheckableError("no data given; name the challenge's folder by --data_dir")
     if not is_challenge(dataset.label, dataset.split):
         raise UncheckableError(f"the threshold speaks of DIV2K_LSDIR_{dataset.split}, the data is {dataset.label}")
-    psnr = mean(image.psnr for image in evaluate(runs, dataset)) or -math.inf
+    reached = mean(image.psnr for image in evaluate(runs, dataset)) or -math.inf
     wanted = edition.threshold[dataset.split]
-    if round(psnr, 2) < wanted:
-        raise BrokenRuleError(f"{psnr:.4f} dB, {edition.year} asks for {wanted:.2f}")
-    return f"{psnr:.4f} dB, {edition.year} asks for {wanted:.2f}"
+    if round(reached, 2) < wanted:
+        raise BrokenRuleError(f"{reached:.4f} dB, {edition.year} asks for {wanted:.2f}")
+    return f"{reached:.4f} dB, {edition.year} asks for {wanted:.2f}"

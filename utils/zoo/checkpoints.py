@@ -11,23 +11,25 @@ from utils.errors import HarnessError, one_line
 
 WRAPPERS = ("params_ema", "params", "state_dict", "model")  # under which training frameworks nest the weights
 MAGICS = (b"PK\x03\x04", b"\x80")  # of torch.save's archives, and of the pickles that it wrote before
+TRUST, STATE_KEY = "--trust-checkpoint", "--state_key"  # options that an error may name
 NAMED_KEYS = 4  # of the missing or unexpected ones, in an error
 
 
-def load_state_dict(path, key="", trust=False):
+def load_state_dict(path, key="", trust=False, remedies=()):
     """Read a state dict of CPU tensors, taken from under `key`, or from `params_ema`, `params`, `state_dict`, `model`.
 
     Raises HarnessError as `find_state_dict` does.
     """
-    return find_state_dict(path, key, trust)[1]
+    return find_state_dict(path, key, trust, remedies)[1]
 
 
-def find_state_dict(path, key="", trust=False):
+def find_state_dict(path, key="", trust=False, remedies=()):
     """Return the key under which `load_state_dict` finds the state dict, "" where it is the whole file, and the dict.
 
     Nothing but tensors is unpickled (`weights_only`), unless `trust` is set: then whatever the file holds is unpickled,
-    which may run code, and a whole pickled network counts as its state dict. Raises HarnessError if the file is
-    missing, is not a checkpoint, or holds anything but plain tensors.
+    which may run code, and a whole pickled network counts as its state dict. `remedies` are the options of the command
+    that an error may name, of TRUST and STATE_KEY. Raises HarnessError if the file is missing, is not a checkpoint, or
+    holds anything but plain tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -40,23 +42,39 @@ def find_state_dict(path, key="", trust=False):
         state = torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         raise HarnessError(
-            f"{path}: not plain tensors, so loading it could run code; save it again as model.state_dict(), "
-            "or add --trust-checkpoint if you would run its author's code"
+            f"{path}: not plain tensors, so loading it could run code; save it again as model.state_dict()"
+            + (f", or add {TRUST} if you would run its author's code" if TRUST in remedies else "")
         ) from error
     except Exception as error:  # torch raises many kinds for a broken file
         raise HarnessError(f"{path}: not a readable PyTorch checkpoint; copy or download it again") from error
     if isinstance(state, torch.nn.Module):
         state = state.state_dict()
     if key and not (isinstance(state, dict) and isinstance(state.get(key), dict)):
-        found = ", ".join(map(str, list(state)[:NAMED_KEYS])) if isinstance(state, dict) else type(state).__name__
-        raise HarnessError(f"{path}: holds nothing under {key}, but {found}; name another --state_key")
+        raise HarnessError(f"{path}: holds nothing under {key}, but {_found(state)}; name another {STATE_KEY}")
     if not key and isinstance(state, dict):
         key = next((key for key in WRAPPERS if isinstance(state.get(key), dict)), "")
     if key:
         state = state[key]
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise HarnessError(f"{path}: holds no state dict of tensors; save it again as model.state_dict()")
+        nested = [name for name, value in state.items() if _is_state_dict(value)] if isinstance(state, dict) else []
+        if nested and STATE_KEY in remedies:
+            remedy = f"name the one to load by {STATE_KEY} {nested[0]}"
+        else:
+            remedy = "save it again as model.state_dict()"
+        raise HarnessError(f"{path}: holds no state dict of tensors, but {_found(state)}; {remedy}")
     return key, state
+
+
+def _is_state_dict(value):
+    return isinstance(value, dict) and bool(value) and all(isinstance(one, torch.Tensor) for one in value.values())
+
+
+def _found(state):
+    """What a checkpoint holds instead of what is looked for: the names of its keys, or its type."""
+    if not isinstance(state, dict):
+        return type(state).__name__
+    names = ", ".join(map(str, list(state)[:NAMED_KEYS])) + (" …" if len(state) > NAMED_KEYS else "")
+    return names or "nothing"
 
 
 def load_strictly(model, state, path):
@@ -64,8 +82,8 @@ def load_strictly(model, state, path):
     problems = differences(model.state_dict(), state)
     if problems:
         prefix = prefix_of(state, model.state_dict())
-        mend = f"; save it again without the {prefix!r} that each key begins with" if prefix else ""
-        raise HarnessError(f"{path}: does not fit {type(model).__name__} ({problems}){mend}")
+        remedy = f"save it again without the {prefix!r} that its keys begin with; " if prefix else ""
+        raise HarnessError(f"{path}: {remedy}does not fit {type(model).__name__} ({problems})")
     model.load_state_dict(state, strict=True)
 
 
@@ -83,9 +101,13 @@ def load_leniently(model, state, path):
 
 
 def prefix_of(state, expected):
-    """Return what stands before each expected key in a state dict, as DataParallel saves them; "" if nothing does."""
-    prefix = next(iter(state), "").removesuffix(next(iter(expected), ""))
-    return prefix if state.keys() == {prefix + key for key in expected} else ""
+    """Return what stands before each expected key in a state dict, as DataParallel saves them; "" if nothing does.
+
+    Other keys may stand between them.
+    """
+    last = next(iter(expected), "")
+    candidates = {key.removesuffix(last) for key in state if last and key.endswith(last)} - {""}
+    return next((prefix for prefix in sorted(candidates) if all(prefix + key in state for key in expected)), "")
 
 
 def differences(expected, state):

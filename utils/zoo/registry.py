@@ -14,10 +14,11 @@ from pathlib import Path
 
 import tomli_w
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from utils.errors import HarnessError, in_one_line
 from utils.files import ROOT, file_sha256, write_text
-from utils.zoo.checkpoints import load_leniently, load_state_dict, load_strictly
+from utils.zoo.checkpoints import STATE_KEY, TRUST, load_leniently, load_state_dict, load_strictly
 
 REGISTRY = ROOT / "model_zoo" / "models.toml"
 TEAM_FILE = re.compile(r"team(?P<id>\d+)_(?P<name>\w+)\.py")
@@ -197,7 +198,8 @@ def load_model(entry, device):
     if entry.origin == Origin.REGISTRY and not entry.given_checkpoint and not path.is_file():
         missing = f"{entry.checkpoint}: no checkpoint ({entry.provenance})"
     else:
-        state = load_state_dict(path, entry.state_key, entry.trust_checkpoint)
+        remedies = (TRUST,) if entry.origin == Origin.REGISTRY else (TRUST, STATE_KEY)
+        state = load_state_dict(path, entry.state_key, entry.trust_checkpoint, remedies)
         if entry.lenient:
             ignored = load_leniently(model, state, path)
         else:
@@ -257,22 +259,54 @@ def build_model(entry):
     """Return an entry's network with its initial weights. Raises HarnessError, in one line, for whatever it raises."""
     positional, named = split_arguments(entry.arguments)
     try:
-        network = getattr(import_model(entry), entry.class_name)(*positional, **named)
+        module = import_model(entry)
+        if not hasattr(module, entry.class_name):
+            raise HarnessError(f"{entry.file}: has no class {entry.class_name}; it has {_classes_of(module)}")
+        network = getattr(module, entry.class_name)(*positional, **named)
     except HarnessError:
         raise
     except ModuleNotFoundError as error:
-        raise HarnessError(
-            f"{entry.file}: imports {error.name}, which is not installed; install it or remove the import"
-        ) from error
+        raise HarnessError(f"{entry.file}: {_missing_module(entry, error.name or '')}") from error
     except Exception as error:  # a stranger's code may raise anything
         reason = in_one_line(error, file=entry.file)
         alone = isinstance(error, ImportError) and "relative import" in str(error)
         mend = "; put what it imports into it, or name the checkout that it is from by --repository" if alone else ""
+        if "CUDA enabled" in str(error) or "NVIDIA driver" in str(error):
+            mend = "; there is no GPU here: leave .cuda() out, or use the device of the input"
         raise HarnessError(f"{entry.file}: cannot build {entry.class_name} ({reason}){mend}") from error
     if not isinstance(network, nn.Module):
         kind = type(network).__name__
-        raise HarnessError(f"{entry.file}: {entry.class_name} gives {kind}, which is no torch.nn.Module")
+        raise HarnessError(f"{entry.file}: {entry.class_name} gives {kind}, which is not a torch.nn.Module")
+    lazy = [name for name, parameter in network.named_parameters() if isinstance(parameter, UninitializedParameter)]
+    if lazy:
+        raise HarnessError(
+            f"{entry.file}: {lazy[0]} has no shape before the first pass; replace the lazy module, such as "
+            "nn.LazyConv2d, by one whose channels are given"
+        )
     return network
+
+
+def _classes_of(module):
+    """The names of the network classes that a module defines, for an error."""
+    names = [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__ == module.__name__
+    ]
+    return ", ".join(names) or "no class that is a torch.nn.Module"
+
+
+def _missing_module(entry, name):
+    """Say of a module that a model file misses whether it lies beside the file, and what to do."""
+    first = name.partition(".")[0]
+    folder = (ROOT / entry.file).parent
+    places = [folder / first, folder.parent / first]
+    if any(place.is_dir() or place.with_suffix(".py").is_file() for place in places):
+        return (
+            f"imports {name}, which lies beside it; a model is one file: put what it imports into it, or name the "
+            "checkout that it is from by --repository"
+        )
+    return f"imports {name}, which is not installed; install it or remove the import"
 
 
 def split_arguments(arguments):

@@ -1,4 +1,4 @@
-"""utils/contestant/counting.py: what torch's dispatcher sees, worked out on paper."""
+"""utils/measure/counting.py: what torch's dispatcher sees, worked out on paper."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.contestant.counting import watched_pass
+from utils.measure.counting import watched_pass
 
 
 def test_multiply_accumulates_of_convolutions_and_products():
@@ -29,7 +29,7 @@ def clock(monkeypatch):
         now.s += 1e-5
         return now.s
 
-    monkeypatch.setattr("utils.contestant.counting.time", SimpleNamespace(perf_counter=look))
+    monkeypatch.setattr("utils.measure.counting.time", SimpleNamespace(perf_counter=look))
     return now
 
 
