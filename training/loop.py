@@ -300,8 +300,8 @@ def train(trainer, feed, on_step, minutes=None):
     except FloatingPointError as error:
         raise DivergedError(
             f"step {trainer.step}: {error}; its batch is seed {recipe.seed}, step {trainer.step}; "
-            "go on from the last checkpoint's weights in a new run: --init RUN_DIR/state.pt --run_dir NEW --set "
-            "learning_rate=… with a lower one"
+            "begin a new run by --run_dir NEW --set learning_rate=… with a lower one; --init RUN_DIR/state.pt takes "
+            "the last checkpoint's weights, if there is one"
         ) from error
     return trainer.step >= recipe.steps
 

@@ -62,6 +62,7 @@ def exit_on_harness_error(main):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    stdout, sys.stdout = sys.stdout, PatientOutput(sys.stdout)
     try:
         status = main()
     except HarnessError as error:
@@ -72,11 +73,38 @@ def exit_on_harness_error(main):
         if "No usable temporary directory" not in str(error):
             raise
         status = _fail("no temporary folder can be written; set TMPDIR to one that can", HarnessError.status)
-    try:
+    finally:
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stdout = stdout
     sys.exit(status)
+
+
+class PatientOutput:
+    """A text stream whose reader may leave: what it is given from then on goes nowhere."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        try:
+            return self.stream.write(text)
+        except BrokenPipeError:
+            self._leave()
+            return len(text)
+
+    def flush(self):
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            self._leave()
+
+    def _leave(self):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
 
 
 def _fail(message, status):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.training.nanosr import NanoSR_train
-from utils.measure.tiles import forward_in_tiles, forward_within_memory
+from utils.measure.tiles import OVERLAP, forward_in_tiles, forward_within_memory, reach
 
 
 class Small(torch.nn.Module):
@@ -56,3 +56,28 @@ def test_largest_tiles_that_fit_are_taken():
 def test_memory_for_nothing_raises():
     with pytest.raises(torch.OutOfMemoryError):
         forward_within_memory(Small(100), torch.rand(1, 3, 80, 80))
+
+
+class Blurred(torch.nn.Module):
+    """Nearest enlargement of a mean over a square of so many pixels to each side; of all of them with None."""
+
+    def __init__(self, sides):
+        super().__init__()
+        self.sides = sides
+
+    def forward(self, x):
+        if self.sides is None:
+            x = x + x.mean(dim=(2, 3), keepdim=True)
+        else:
+            x = torch.nn.functional.avg_pool2d(x, 2 * self.sides + 1, stride=1, padding=self.sides)
+        return torch.nn.functional.interpolate(x, scale_factor=4)
+
+
+@pytest.mark.parametrize(("sides", "expected"), [(0, 0), (3, 3), (40, 40), (None, 64)])
+def test_reach_is_how_far_a_network_looks(sides, expected):
+    assert reach(Blurred(sides), "cpu") == expected
+
+
+def test_nanosr_looks_no_farther_than_tiles_overlap():
+    network = NanoSR_train().fuse().eval()
+    assert reach(network, "cpu") <= OVERLAP

@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.helpers import stored, write_pairs
+from tests.helpers import network_weights, photograph, stored, write_pairs
 from utils.data.datasets import open_dataset
+from utils.data.images import bicubic_downscale, write_png
 from utils.referee.audit import Audit
 from utils.referee.judge import Timing
 from utils.referee.waiting import Waiting
@@ -276,3 +277,36 @@ def test_report_of_more_time_than_the_judge_saw_is_no_fault_and_stays(findings):
     found, runtime = findings(lambda number, lr: (10.0, 0.0))
     assert not any("clock" in finding for finding in found)
     assert runtime["runs"] == [[10.0, 10.0, 10.0], [10.0, 10.0, 10.0]]
+
+
+def test_passes_shorter_than_their_transfers_are_not_compared(findings):
+    found, _ = findings(lambda number, lr: (1.0, 0.0))
+    assert found == []
+
+
+@pytest.mark.parametrize("kind", ["flat", "ramp"])
+def test_images_that_bicubic_restores_accuse_nobody(command, stranger, tmp_path, kind):
+    """Honest bicubic upscaling of what it restores exactly, or nearly."""
+    ramp = np.broadcast_to(np.arange(160, dtype=np.uint8)[None, :, None], (128, 160, 3))
+    hr = np.full((128, 160, 3), 77, np.uint8) if kind == "flat" else np.ascontiguousarray(ramp)
+    write_png(tmp_path / "data" / "HR" / "a.png", hr)
+    write_png(tmp_path / "data" / "LR" / "ax4.png", bicubic_downscale(hr))
+    words = stranger(weights={"conv.weight": torch.zeros(48, 3, 3, 3), "conv.bias": torch.zeros(48)})
+    result = command("eval.py", *SOME_PASSES, "--data_dir", tmp_path / "data", *words, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert stored(tmp_path / "results")["Net"]["audit"]["findings"] == []
+
+
+def test_photograph_that_is_restored_as_nothing_can_is_named(command, stranger, tmp_path):
+    hr = photograph(128, 160)
+    write_png(tmp_path / "data" / "HR" / "a.png", hr)
+    write_png(tmp_path / "data" / "LR" / "ax4.png", bicubic_downscale(hr))
+    weights = {**network_weights(), "answer": torch.from_numpy(hr).permute(2, 0, 1)[None] / 255}
+    words = stranger(
+        weights=weights,
+        constructor="self.register_buffer('answer', torch.zeros(1, 3, 128, 160))",
+        forward="if x.shape[2:] == (32, 40): return self.answer.clone()",
+    )
+    command("eval.py", *SOME_PASSES, "--data_dir", tmp_path / "data", *words, cwd=tmp_path)
+    found = stored(tmp_path / "results")["Net"]["audit"]["findings"]
+    assert any("restores 1 of 1 images as nothing can" in finding for finding in found)

@@ -2,7 +2,9 @@
 
 import math
 
-from tests.helpers import record
+import pytest
+
+from tests.helpers import audit_record, record
 from utils.results.tables import COLUMNS, factsheet_row, latex, latex_table, markdown_table, text_table
 
 
@@ -89,3 +91,23 @@ def test_latex_escapes_names_and_closes_what_it_opens():
     assert r"Net\_1 & 27.25 & 0.75 & 27.50 & 0.551 & 36.02 & 88.08 & 965.48 & 28 \\" in table
     for environment in ("table", "tabular"):
         assert table.count(rf"\begin{{{environment}}}") == table.count(rf"\end{{{environment}}}") == 1
+
+
+def test_tiles_say_whether_they_show():
+    tiled = {"images": {"tile": [512, None]}}
+    near, far = (record(**tiled, tiles={"overlap": 32, "reach": reach}) for reach in (27, 64))
+    assert "runtime is the sum over tiles, without a seam" in text_table([near])
+    assert "with seams: a pixel depends on others up to 64 LR pixels away or more" in text_table([far])
+
+
+@pytest.mark.parametrize(("seen_macs", "told"), [(36_021_731_328, False), (39_000_000_000, True), (None, False)])
+def test_row_says_what_the_counter_leaves_out(seen_macs, told):
+    line = "Net_1: FLOPs as computed: 39.00 G, by torch's dispatcher; the protocol's counter sees 36.02"
+    assert (line in text_table([record(complexity={"seen_macs": seen_macs})])) is told
+
+
+def test_busy_machine_is_told_in_the_row():
+    busy = audit_record(busy={"share": 0.4, "others_cores": 1.9})
+    assert "Net_1: audit: times not judged, the machine was busy (others had 1.9 cores" in text_table(
+        [record(audit=busy)]
+    )

@@ -15,10 +15,10 @@ import torch
 from models.team00_SPAN import SPAN
 from models.training.nanosr import NanoSR_train
 from models.training.span import SPAN_train
-from tests.helpers import WEIGHTS_OF_RUN, both_kinds, python, two_processes
+from tests.helpers import SMALL_CUT, WEIGHTS_OF_RUN, both_kinds, python, two_processes, write_photographs
 from training.log import read_log
 from training.recipe import recipe_of_state
-from utils.files import ROOT
+from utils.files import ROOT, held
 from utils.zoo.checkpoints import load_state_dict
 from utils.zoo.registry import find_entry, read_registry
 
@@ -232,3 +232,78 @@ def test_weights_of_an_unknown_name_need_their_models_id(command, tmp_path):
     assert command(*words, "--model_id", 126).returncode == 0
     assert "EFDN has no training form" in command(*words, "--model_id", 0).stderr
     assert load_state_dict(tmp_path / "fused.pth").keys() == SPAN().state_dict().keys()
+
+
+def test_weights_with_nan_are_named_before_the_first_step(command, recipe_path, prepared, pairs, tmp_path):
+    state = NanoSR_train().state_dict()
+    state["block_3.pixel_attention.conv_1.conv.reduce.bias"].fill_(float("nan"))
+    torch.save(state, tmp_path / "nan.pth")
+    result = command(*train_command(recipe_path, prepared, tmp_path / "run", pairs), "--init", tmp_path / "nan.pth")
+    assert result.returncode == 2
+    assert "nan.pth: block_3.pixel_attention.conv_1.conv.reduce.bias holds NaN" in result.stderr.splitlines()[-1]
+
+
+def test_loss_that_leaps_before_the_first_row_ends_the_training(command, recipe_path, prepared, pairs, tmp_path):
+    words = train_command(recipe_path, prepared, tmp_path / "run", pairs)
+    changes = ("learning_rate=0.1", "muon_learning_rate=0.0", "warmup=3", "steps=2", "log_every=6")
+    result = command(*words, "--set", *changes)
+    assert result.returncode == 3, result.stderr
+    assert "step 2: the loss" in result.stderr
+    assert "start anew in another --run_dir" in result.stderr
+
+
+def test_what_is_said_after_a_divergence_can_be_done(command, recipe_path, prepared, pairs, tmp_path, monkeypatch):
+    words = train_command(recipe_path, prepared, tmp_path / "run", pairs)
+    assert command(*words, "--minutes", 0).returncode == 0
+    with monkeypatch.context() as broken:
+        broken.setattr("training.loop.check_finite", raise_floating_point_error)
+        result = command(*words, "--resume")
+    assert result.returncode == 3
+    assert "--run_dir NEW --set learning_rate=" in result.stderr
+    assert "--init RUN_DIR/state.pt takes the last checkpoint's weights" in result.stderr
+    words = train_command(recipe_path, prepared, tmp_path / "new", pairs)
+    result = command(*words, "--init", tmp_path / "run" / "state.pt", "--set", "learning_rate=1e-4")
+    assert result.returncode == 0, result.stderr
+
+
+def raise_floating_point_error(*_arguments):
+    raise FloatingPointError("loss nan")
+
+
+def test_resume_refuses_what_it_would_ignore_or_mix(command, recipe_path, prepared, prepare, pairs, tmp_path):
+    words = train_command(recipe_path, prepared, tmp_path / "run", pairs)
+    assert "holds no checkpoint; a new run begins there" in command(*words, "--resume", "--minutes", 0).stderr
+    result = command(*words, "--resume", "--init", tmp_path / "run" / "nanosr_train.pth")
+    assert "--init" in result.stderr.splitlines()[-1]
+    assert result.returncode == 2
+    other = write_photographs(tmp_path / "hr")
+    (other / "2.png").unlink()
+    assert prepare(other, tmp_path / "other", *SMALL_CUT).returncode == 0
+    result = command(*train_command(recipe_path, tmp_path / "other", tmp_path / "run", pairs), "--resume")
+    assert result.returncode == 2
+    assert "the training set has changed since" in result.stderr
+    assert command(*words, "--resume").returncode == 0
+
+
+def test_weights_as_state_and_an_edited_network_are_told(command, recipe_path, prepared, pairs, tmp_path):
+    run = tmp_path / "run"
+    words = train_command(recipe_path, prepared, run, pairs)
+    assert command(*words, "--minutes", 0).returncode == 0
+    state = torch.load(run / "state.pt", weights_only=True)
+    state["params"]["more"] = torch.ones(1)
+    torch.save(state, run / "state.pt")
+    result = command(*words, "--resume")
+    assert "the network has changed since (1 unexpected keys: more)" in result.stderr.splitlines()[-1]
+    torch.save(NanoSR_train().state_dict(), run / "state.pt")
+    result = command(*words, "--resume")
+    assert result.returncode == 2
+    assert f"take them by --init {run / 'state.pt'} in another --run_dir" in result.stderr.splitlines()[-1]
+    words = train_command(recipe_path, prepared, tmp_path / "new", pairs, "--init", run / "state.pt", "--minutes", 0)
+    assert command(*words).returncode == 0
+
+
+def test_second_training_in_one_folder_is_told_at_once(command, recipe_path, prepared, pairs, tmp_path):
+    with held(tmp_path / "run", "choose another --run_dir"):
+        result = command(*train_command(recipe_path, prepared, tmp_path / "run", pairs))
+    assert result.returncode == 2
+    assert "another process is at work there" in result.stderr
