@@ -12,6 +12,7 @@ Method. Every trial runs eval.py as a user would, on small images, with a result
 
 import argparse
 import json
+import os
 import random
 import signal
 import subprocess
@@ -90,6 +91,8 @@ MODELS = {  # kind: what the model file does
     "gives another size": {"forward": "return x"},
     "gives a list": {"forward": "return [x]"},
     "answers what is no answer": {"top": NO_ANSWER},
+    "has a lazy module": {"constructor": "self.conv = nn.LazyConv2d(48, 3, padding=1)"},
+    "imports a neighbour": {"top": "import models.nowhere_to_be_found"},
     "hides behind a thread": {"top": "threading.Thread(target=time.sleep, args=(3600,)).start(); raise OSError"},
 }
 CHANGES = {  # kind: what the model file changes although it works; it must not cost the next model anything
@@ -115,6 +118,10 @@ DATA = {  # kind: damage to a data folder with HR/ and LR/
     "HR without LR": lambda data: (data / "LR" / "00001x4.png").unlink(),
     "LR without HR": lambda data: (data / "HR" / "00001.png").unlink(),
     "LR with another name": lambda data: (data / "LR" / "00001x4.png").rename(data / "LR" / "00001.png"),
+    "LR with an underscore": lambda data: (data / "LR" / "00001x4.png").rename(data / "LR" / "00001_x4.png"),
+    "name that is not UTF-8": lambda data: cut(
+        (data / "HR" / "00001.png").rename(data / "HR" / os.fsdecode(b"V\xf6gel.png")), 1000
+    ),
     "truncated PNG": lambda data: cut(data / "HR" / "00001.png", 1000),
     "empty PNG": lambda data: cut(data / "LR" / "00001x4.png", 0),
     "text as PNG": lambda data: (data / "LR" / "00001x4.png").write_text("no image"),
@@ -136,6 +143,10 @@ CHECKPOINTS = {  # kind: how the checkpoint is written
     "truncated checkpoint": lambda path: (torch.save(state(), path), cut(path, 500)),
     "text as checkpoint": lambda path: path.write_text("no weights"),
     "weights of another network": lambda path: torch.save({"other": torch.ones(1)}, path),
+    "weights under another key": lambda path: torch.save({"epoch": 3, "net_g": state()}, path),
+    "weights with a prefix, beside others": lambda path: torch.save(
+        {"epoch": torch.ones(1), **{f"module.{key}": value for key, value in state().items()}}, path
+    ),
     "checkpoint without tensors": lambda path: torch.save({"epoch": 3}, path),
     "weights of another shape": lambda path: torch.save({**state(), "conv.bias": torch.ones(3)}, path),
 }

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.helpers import photograph
 from utils.data.images import bicubic_downscale, crop_to_multiple, read_rgb, to_image, to_tensor, write_png
@@ -128,3 +129,40 @@ def test_bicubic_equals_matlab_on_set5(shared):
 def test_bicubic_refuses_sides_that_do_not_divide():
     with pytest.raises(ValueError, match="multiple of 4"):
         bicubic_downscale(photograph(10, 12))
+
+
+@pytest.fixture
+def jpeg():
+    """The bytes of a JPEG, and its image as OpenCV decodes it."""
+    data = cv2.imencode(".jpg", photograph(128, 160), [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
+    return data, cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def zeros_in_the_middle(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes(300) + data[middle + 300 :]
+
+
+def cut_and_closed(data):
+    return data[: len(data) // 2] + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("damage", [zeros_in_the_middle, cut_and_closed])
+def test_jpeg_damaged_inside_is_refused_with_the_reason(jpeg, tmp_path, damage):
+    (tmp_path / "a.jpg").write_bytes(damage(jpeg[0]))
+    with pytest.raises(HarnessError, match=r"a\.jpg: damaged JPEG \(.+\); copy or download it again"):
+        read_rgb(tmp_path / "a.jpg")
+
+
+def test_whole_files_with_a_tail_are_read(jpeg, tmp_path):
+    """As a phone appends a film to a photograph."""
+    (tmp_path / "a.jpg").write_bytes(jpeg[0] + bytes(range(256)) * 40)
+    assert np.array_equal(read_rgb(tmp_path / "a.jpg"), jpeg[1])
+    write_png(tmp_path / "a.png", jpeg[1])
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes() + bytes(9000))
+    assert np.array_equal(read_rgb(tmp_path / "a.png"), jpeg[1])
+
+
+def test_jpeg_for_printing_is_read(tmp_path):
+    Image.fromarray(photograph(32, 48)).convert("CMYK").save(tmp_path / "a.jpg")
+    assert read_rgb(tmp_path / "a.jpg").shape == (32, 48, 3)

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from tests.helpers import SMALL_CUT, photograph
 from training.data.subimages import SubImages, verify
@@ -222,3 +223,18 @@ def test_second_process_in_one_folder_is_told_at_once(command, photographs, tmp_
     assert result.returncode == 2
     assert "another process is at work there; wait for it, or choose another --out" in result.stderr
     assert command("-m", "training.prepare", *words, "--workers", 1).returncode == 0
+
+
+def test_square_photograph_whose_lr_image_was_rotated_is_refused(command, tmp_path):
+    """EXIF's orientation 6: viewers turn the image, and so did who made the LR image."""
+    hr, exif = photograph(64, 64), Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "hr").mkdir()
+    Image.fromarray(hr).save(tmp_path / "hr" / "a.jpg", quality=95, exif=exif)
+    write_png(tmp_path / "lr" / "ax4.png", bicubic_downscale(np.rot90(hr, -1)))
+    words = ("--hr", tmp_path / "hr", "--lr", tmp_path / "lr", "--out", tmp_path / "out", "--workers", 1, *SMALL_CUT)
+    result = command("-m", "training.prepare", *words)
+    assert result.returncode == 2
+    assert "make it again from the HR image as it is stored, without EXIF's rotation" in result.stderr
+    write_png(tmp_path / "lr" / "ax4.png", bicubic_downscale(read_rgb(tmp_path / "hr" / "a.jpg")))
+    assert command("-m", "training.prepare", *words).returncode == 0

@@ -1,13 +1,14 @@
 """Strangers' models by --model_file: what real submissions hold gives a row, or one clear line."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from tests.helpers import network_weights, stored, write_model
-from utils.zoo.registry import build_model, entry_from_file
+from tests.helpers import QUICK, network_weights, stored, write_model
+from utils.zoo.registry import Origin, build_model, entry_from_file
 
 WEIGHTS = network_weights()
 
@@ -191,3 +192,14 @@ def test_bad_arguments_are_named(submit, arguments, part):
     result = submit(*arguments)
     assert result.returncode == 2
     assert part in result.stderr.splitlines()[-1]
+
+
+def test_row_of_a_trusted_model_says_what_the_counter_leaves_out(tmp_path, pairs, command, monkeypatch):
+    """fvcore passes over convolutions of padding='same'; torch's dispatcher does not. Here all of them are such."""
+    file, weights = write_model(tmp_path, constructor="self.conv = nn.Conv2d(3, 48, 3, padding='same')")
+    entry = replace(entry_from_file(file, "Net", [], weights), origin=Origin.REGISTRY, id=4242)
+    monkeypatch.setattr("utils.arguments.read_registry", lambda: [entry])
+    result = command("eval.py", *QUICK, "--data_dir", pairs, "--model_id", 4242, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert stored(tmp_path / "results")["Net"]["complexity"]["seen_macs"] == 3 * 48 * 9 * 256**2
+    assert "FLOPs as computed: 0.08 G, by torch's dispatcher; the protocol's counter sees 0.00" in result.stdout
