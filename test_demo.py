@@ -12,7 +12,7 @@ from utils.challenge.organizers_files import (
     split_results,
     write_results_txt,
 )
-from utils.data.datasets import SPLITS, open_dataset
+from utils.data.datasets import open_dataset
 from utils.data.sample import default_data_dir
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.evaluate.evaluation import default_workers, evaluate, largest_lr
@@ -21,6 +21,7 @@ from utils.files import writing
 from utils.measure.complexity import measure_complexity
 from utils.measure.environment import choose_device
 from utils.measure.memory import measure_peak_mib, reset_peak
+from utils.options import SPLITS
 from utils.progress import progress
 from utils.results.record import mean
 from utils.zoo.registry import find_entry, load_model, read_registry, with_checkpoint

@@ -15,7 +15,6 @@ from training.log import TrainingLog
 from training.loop import STATE_FILE, Trainer, train, unreached_kernels, with_precision
 from training.recipe import load_recipe
 from training.validation import validation_psnr
-from utils.arguments import duration, natural
 from utils.data.datasets import open_dataset, read_fitting_hr
 from utils.data.images import read_rgb
 from utils.data.sample import ensure_sample
@@ -25,6 +24,7 @@ from utils.files import held, writing
 from utils.measure.allocator import keep_freed_memory
 from utils.measure.environment import choose_device
 from utils.measure.precision import cost_line
+from utils.options import duration, natural
 from utils.progress import progress
 
 LEAP = 10  # times the first row's loss: a training whose loss leaps so far does not come back

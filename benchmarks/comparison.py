@@ -11,7 +11,6 @@ import matplotlib
 from matplotlib import pyplot as plt
 
 from utils.data.datasets import open_dataset, read_fitting_hr
-from utils.data.images import read_rgb
 from utils.data.sample import ensure_sample
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.evaluate.evaluation import restore
@@ -38,7 +37,7 @@ def main():
 
 def panels(pair, model_ids):
     """Return (title, H x W x 3 uint8) of bicubic upscaling, the models, and the original."""
-    lr = read_rgb(pair.lr)
+    lr = pair.read_lr()
     hr = read_fitting_hr(pair, lr)
     bicubic = cv2.resize(lr, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
     shown = [(f"bicubic\n{psnr(bicubic, hr):.2f} dB", bicubic)]

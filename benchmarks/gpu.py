@@ -26,10 +26,10 @@ import torch
 
 from benchmarks.memory import make_data
 from benchmarks.robustness import last_line
-from utils.arguments import amount
 from utils.errors import exit_on_harness_error
 from utils.files import ROOT, write_text
 from utils.measure.environment import choose_device, describe_environment, machine_line, processors
+from utils.options import amount
 
 SIZE, TINY_SIZE = (1356, 2040), (128, 192)  # of the HR images
 MODELS = (107, 7, 0, 126, 124, 120)  # NanoSR in both forms, and its ancestors

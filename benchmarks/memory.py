@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from utils.arguments import natural, positive
 from utils.data.datasets import open_dataset
 from utils.data.images import bicubic_downscale, read_rgb, write_png
 from utils.data.sample import ensure_sample
@@ -26,6 +25,7 @@ from utils.evaluate.measurement import Plan, measure
 from utils.evaluate.runner import Runner
 from utils.measure.environment import choose_device, describe_environment, machine_line
 from utils.measure.memory import peak_rss_bytes
+from utils.options import natural, positive
 from utils.referee.rows import Row
 from utils.results.record import RECORDS_FILE
 from utils.zoo.registry import find_entry, load_model, read_registry

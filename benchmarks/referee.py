@@ -17,16 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.arguments import positive
 from utils.data.datasets import open_dataset
-from utils.data.images import read_rgb, to_tensor
+from utils.data.images import to_tensor
 from utils.data.sample import ensure_sample
 from utils.errors import exit_on_harness_error
 from utils.evaluate.evaluation import evaluate
 from utils.evaluate.runner import Runner
 from utils.measure.environment import choose_device, describe_environment, machine_line
+from utils.options import SANDBOX_MODES, positive
 from utils.referee.judge import Contestant
-from utils.referee.sandbox import MODES
 from utils.zoo.registry import find_entry, load_model, read_registry
 
 
@@ -36,7 +35,7 @@ def main():
     parser.add_argument("--model_id", type=int, default=7)
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--sandbox", default="auto", choices=MODES)
+    parser.add_argument("--sandbox", default="auto", choices=SANDBOX_MODES)
     args = parser.parse_args()
     device = choose_device(args.device)
     entry = find_entry(args.model_id, read_registry())
@@ -56,7 +55,7 @@ def main():
 def compare(dataset, here, apart, rounds, folder):
     """Print the two rows of one data set."""
     forward, judged, whole = {"here": [], "apart": []}, [], {"here": [], "apart": []}
-    images = [to_tensor(read_rgb(pair.lr), here.entry.data_range) for pair in dataset.pairs]
+    images = [to_tensor(pair.read_lr(), here.entry.data_range) for pair in dataset.pairs]
     different, threads = 0, {"here": here.threads, "apart": torch.get_num_threads()}  # the judge's, beside a contestant
     for number in range(1 + rounds):
         digests = {}

@@ -28,10 +28,10 @@ import torch
 from torch import nn
 
 from benchmarks.memory import make_data
-from utils.arguments import natural, positive
 from utils.errors import exit_on_harness_error
 from utils.files import ROOT
 from utils.measure.environment import choose_device
+from utils.options import natural, positive
 from utils.results.record import RECORDS_FILE, SCHEMA, read_incomplete, read_results, records_by_name
 
 NETWORK = """
@@ -117,8 +117,8 @@ DATA = {  # kind: damage to a data folder with HR/ and LR/
     "empty LR folder": lambda data: [path.unlink() for path in (data / "LR").iterdir()],
     "HR without LR": lambda data: (data / "LR" / "00001x4.png").unlink(),
     "LR without HR": lambda data: (data / "HR" / "00001.png").unlink(),
-    "LR with another name": lambda data: (data / "LR" / "00001x4.png").rename(data / "LR" / "00001.png"),
-    "LR with an underscore": lambda data: (data / "LR" / "00001x4.png").rename(data / "LR" / "00001_x4.png"),
+    "LR with another name": lambda data: (data / "LR" / "00001x4.png").rename(data / "LR" / "other.png"),
+    "two LR images of one name": lambda data: write_image(data / "LR" / "00001_x4.png"),
     "name that is not UTF-8": lambda data: cut(
         (data / "HR" / "00001.png").rename(data / "HR" / os.fsdecode(b"V\xf6gel.png")), 1000
     ),
@@ -144,9 +144,6 @@ CHECKPOINTS = {  # kind: how the checkpoint is written
     "text as checkpoint": lambda path: path.write_text("no weights"),
     "weights of another network": lambda path: torch.save({"other": torch.ones(1)}, path),
     "weights under another key": lambda path: torch.save({"epoch": 3, "net_g": state()}, path),
-    "weights with a prefix, beside others": lambda path: torch.save(
-        {"epoch": torch.ones(1), **{f"module.{key}": value for key, value in state().items()}}, path
-    ),
     "checkpoint without tensors": lambda path: torch.save({"epoch": 3}, path),
     "weights of another shape": lambda path: torch.save({**state(), "conv.bias": torch.ones(3)}, path),
 }

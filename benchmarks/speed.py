@@ -27,9 +27,8 @@ import numpy as np
 import torch
 
 from benchmarks.reference import reference_evaluation
-from utils.arguments import natural, positive
 from utils.data.datasets import open_dataset
-from utils.data.images import read_rgb, to_tensor
+from utils.data.images import to_tensor
 from utils.data.sample import default_data_dir
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.evaluate.evaluation import default_workers, evaluate
@@ -37,6 +36,7 @@ from utils.evaluate.runner import Runner
 from utils.measure.complexity import measure_complexity
 from utils.measure.environment import choose_device, describe_environment, machine_line
 from utils.measure.runtime import timed_forward
+from utils.options import natural, positive
 from utils.progress import progress
 from utils.results.record import mean
 from utils.zoo.registry import find_entry, load_model, read_registry, with_checkpoint
@@ -143,9 +143,9 @@ def common_sizes(dataset, count):
     """Return an LR image of each of the `count` most common sizes."""
     by_size = defaultdict(list)
     for pair in dataset.pairs:
-        by_size[read_rgb(pair.lr).shape].append(pair)
+        by_size[pair.read_lr().shape].append(pair)
     common = sorted(by_size.values(), key=len, reverse=True)[:count]
-    return [read_rgb(pairs[0].lr) for pairs in common]
+    return [pairs[0].read_lr() for pairs in common]
 
 
 def network_table(models, types, quality, ceilings, lr, rounds):

@@ -29,9 +29,9 @@ from training.log import read_log
 from training.loop import STATE_FILE
 from training.recipe import load_recipe
 from training.validation import validation_psnr
-from utils.arguments import duration
 from utils.data.datasets import open_dataset
 from utils.errors import DivergedError, HarnessError, exit_on_harness_error
+from utils.options import duration
 from utils.zoo.checkpoints import save_atomically
 
 STEPS = 3000

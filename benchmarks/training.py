@@ -31,7 +31,6 @@ from training.graph import GraphedUpdate
 from training.loop import Trainer
 from training.prepare import Cut, list_images, prepare
 from training.recipe import load_recipe
-from utils.arguments import natural, positive
 from utils.data.datasets import challenge_folders
 from utils.data.sample import ensure_sample
 from utils.errors import exit_on_harness_error
@@ -39,6 +38,7 @@ from utils.files import ROOT
 from utils.measure.allocator import keep_freed_memory
 from utils.measure.environment import choose_device, describe_environment, machine_line
 from utils.measure.memory import peak_rss_bytes, reset_peak
+from utils.options import natural, positive
 from utils.progress import progress
 
 PLAIN_NANOSR = {"file": "models/team07_NanoSR.py", "class": "NanoSR_inference", "arguments": [3, 3]}

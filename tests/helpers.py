@@ -131,6 +131,7 @@ def record(**changes) -> dict:
             "variant_of": None,
             "missing_weights": None,
             "ignored": None,
+            "notes": [],
         },
         "repository": None,
         "environment": {
@@ -154,6 +155,7 @@ def record(**changes) -> dict:
             "images": 2,
             "has_hr": True,
             "sha256": "0123456789abcdef",
+            "notes": [],
         },
         "images": {
             "name": ["a.png", "b.png"],

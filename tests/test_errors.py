@@ -118,14 +118,44 @@ def test_model_is_named_in_one_way(command, tmp_path, pairs):
     assert "leave it out with --model_file" in result.stderr
 
 
-def test_underscore_before_the_scale_is_told(command, tmp_path):
-    data = write_pairs(tmp_path / "data", ["a"])
-    (data / "LR" / "ax4.png").rename(data / "LR" / "a_x4.png")
-    result = command("eval.py", "--model_id", 126, "--data_dir", data, cwd=tmp_path)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--data_dir", "data", "--hr", "data/HR"),
+        ("--model_id", 126, "--repository", "."),
+        ("--repository", ".", "--checkpoint", "w.pth"),
+        ("--register", 4242),
+        ("--show", "--backend", "fast"),
+        ("--model_id", 126, 7, "--checkpoint", "w.pth"),
+    ],
+    ids=lambda words: " ".join(map(str, words)),
+)
+def test_options_that_exclude_each_other_are_refused(command, tmp_path, words):
+    write_pairs(tmp_path / "data", ["a"])
+    result = command("eval.py", *words, cwd=tmp_path)
     assert result.returncode == 2
-    assert "a.png: has no LR image ax4.png; a_x4.png lies there: rename it" in result.stderr
-    (data / "LR" / "a_x4.png").rename(data / "LR" / "ax4.png")
-    assert command("eval.py", *QUICK, "--model_id", 126, "--data_dir", data, cwd=tmp_path).returncode == 0
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_folders_by_name_are_measured(command, tmp_path):
+    data = write_pairs(tmp_path / "data", ["a"])
+    words = ("--model_id", 126, "--hr", data / "HR", "--lr", data / "LR")
+    first = command("eval.py", *QUICK, *words, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    made = command("eval.py", *QUICK, *words[:-2], cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "; LR images are made from the HR images, by MATLAB's bicubic" in made.stdout
+
+
+def test_help_comes_before_anything_heavy_is_imported():
+    code = (
+        "import runpy, sys; sys.argv = ['eval.py', '--help']\n"
+        "try: runpy.run_path('eval.py', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print('heavy:', sorted({'torch', 'numpy', 'cv2', 'matplotlib'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout.endswith("heavy: []\n"), run.stderr
 
 
 def test_results_with_such_names_are_shown_again(command, tmp_path):

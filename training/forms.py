@@ -19,7 +19,7 @@ from torch import nn
 from models.training.reparam import FORMS as TRAINING_FORMS
 from utils.errors import HarnessError
 from utils.files import ROOT
-from utils.zoo.checkpoints import differences, load_state_dict, load_strictly
+from utils.zoo.checkpoints import differences, load_state_dict, load_strictly, without_prefix
 from utils.zoo.registry import ModelEntry, Origin, build_model, find_entry, read_registry
 
 FORMS = ("plain", *TRAINING_FORMS)
@@ -73,7 +73,7 @@ def load_weights(network, path):
 
     Raises HarnessError if it does not fit, and says so if it is a training form's fused weights.
     """
-    state = load_state_dict(path)
+    state, _ = without_prefix(load_state_dict(path), network.state_dict())
     if differences(network.state_dict(), state) and not differences(fused(network).state_dict(), state):
         raise HarnessError(
             f"{path}: fused already, and {type(network).__name__} cannot be had from that; "

@@ -187,7 +187,7 @@ class Trainer:
                 f"{path}: weights, not a training state; take them by --init {path} in another --run_dir"
             )
         saved = recipe_from(state["recipe"], path)
-        changed = [key for key, value in asdict(saved).items() if value != getattr(self.recipe, key)]
+        changed = self.recipe.goes_on_from(saved, state["step"])
         if changed:
             was = ", ".join(f"{key} was {getattr(saved, key)}" for key in changed)
             raise HarnessError(f"{path}: the recipe has changed ({was}); restore it or start anew in another --run_dir")

@@ -12,27 +12,39 @@ import hashlib
 import multiprocessing
 import os
 import sys
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
-from PIL import Image, JpegImagePlugin
+from PIL import Image, ImageOps, JpegImagePlugin
 
 from training.data.subimages import write_index, write_shard
-from utils.arguments import positive
-from utils.data.images import bicubic_downscale, crop_to_multiple, image_files, read_rgb
+from utils.data.images import bicubic_downscale, crop_to_multiple, read_rgb
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.files import held, writing
 from utils.measure.environment import processors
+from utils.options import positive
 from utils.processes import end_with_parent
 from utils.progress import progress
 from utils.protocol import SCALE
 
+ORIENTATION = 0x0112  # EXIF's tag, and what its values ask for
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 SAME_IMAGE_GREY_LEVELS = 16  # between an LR image and its HR image shrunk: other kernels differ by 1 or 2
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -62,13 +74,15 @@ def main():
         index = prepare(sources, lr_of, args.out, cut, args.images_per_shard, args.workers, args.strict, halved)
     for line in index["skipped"]:
         print(f"skipped: {line}", file=sys.stderr)
+    if line := passed_over(args.hr):
+        print(f"passed over: {line}", file=sys.stderr)
     print(f"{index['images']} images, {index['subimages']} sub-images, {index['bytes'] / 2**20:.0f} MiB in {args.out}")
     print(f"{len(index['skipped'])} images skipped; shards checked against their sha256")
 
 
 def _parse():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hr", nargs="+", required=True, metavar="FOLDER", help="folders of HR images (PNG, JPEG)")
+    parser.add_argument("--hr", nargs="+", required=True, metavar="FOLDER", help="folders of HR images, at any depth")
     parser.add_argument("--lr", nargs="+", metavar="FOLDER", help="folders of LR images NAMEx4.png; default: bicubic")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     parser.add_argument("--size", type=int, default=Cut.size, help="HR side of a sub-image (default %(default)s)")
@@ -82,16 +96,73 @@ def _parse():
 
 
 def list_images(folders):
-    """Return all images of the folders, sorted by name. Raises HarnessError for a missing or empty folder."""
+    """Return all images of the folders and of those inside them, at any depth, sorted by path.
+
+    Raises HarnessError for a missing folder, and one without an image.
+    """
     found = []
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise HarnessError(f"{folder}: no such folder; --hr takes folders of images")
-        images = image_files(folder, IMAGE_SUFFIXES)
+        images = [path for path in _files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
         if not images:
-            raise HarnessError(f"{folder}: holds no PNG or JPEG image")
+            raise HarnessError(f"{folder}: holds no PNG, JPEG, WebP, AVIF, TIFF or BMP image")
         found += images
     return found
+
+
+def _files(folder):
+    """The files below a folder, sorted; hidden ones, and those in hidden folders, are left out."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
+
+
+def passed_over(folders) -> str | None:
+    """Return a line that counts the files of the folders that are not images, None if all are."""
+    suffixes = [path.suffix.lower() or "no suffix" for folder in folders for path in _files(Path(folder))]
+    counts = Counter(suffix for suffix in suffixes if suffix not in IMAGE_SUFFIXES)
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
+    return f"{counts.total()} files are not images of a kind that is taken: {kinds}" if counts else None
+
+
+def read_photograph(path: Path) -> np.ndarray:
+    """Read a photograph of any kind as H x W x 3 uint8 RGB.
+
+    What the protocol takes is read as it reads it. Of the others, EXIF's rotation is done, 16 bits are rounded to 8,
+    and palettes, CMYK and grey become RGB. Raises HarnessError if it cannot be read, or is partly transparent.
+    """
+    try:
+        return _turned(read_rgb(path), path)
+    except HarnessError as error:
+        if path.suffix.lower() in (".jpg", ".jpeg") or not path.is_file():
+            raise
+        refused = error
+    raw = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if raw is not None and raw.dtype == np.uint16:
+        eight = ((raw.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+        if eight.ndim == 2:
+            return cv2.cvtColor(eight, cv2.COLOR_GRAY2RGB)
+        if eight.shape[2] == 3:
+            return cv2.cvtColor(eight, cv2.COLOR_BGR2RGB)
+    try:
+        with Image.open(path) as image:
+            turned = ImageOps.exif_transpose(image)
+            if turned.has_transparency_data and turned.convert("RGBA").getextrema()[3][0] < 255:
+                raise HarnessError(f"{path}: is partly transparent; save it as RGB without transparency")
+            return np.array(turned.convert("RGB"))
+    except HarnessError:
+        raise
+    except Exception as error:  # Pillow raises many kinds for a broken file
+        raise refused from error
+
+
+def _turned(image, path):
+    """Turn an image as the EXIF data of its file say that it is to be shown."""
+    with contextlib.suppress(OSError), Image.open(path) as opened:
+        turn = TURNS.get(opened.getexif().get(ORIENTATION))
+        if turn is not None:
+            return np.array(Image.fromarray(image).transpose(turn))
+    return image
 
 
 def pair_with_lr(hr_folders, lr_folders):
@@ -108,20 +179,23 @@ def pair_with_lr(hr_folders, lr_folders):
 
 
 def _pairs_by_name(hr_folders, lr_folders):
-    sources, given = list_images(hr_folders), {}
-    for kind, paths in (("--hr", sources), ("--lr", list_images(lr_folders))):
-        seen = {}
-        for path in paths:
-            if (twin := seen.setdefault(path.stem, path)) != path:
-                raise HarnessError(
-                    f"{path}: {kind} has {twin}, too, of the same name; name as many --lr folders as --hr folders, in "
-                    "the same order"
-                )
-        given = seen
-    missing = [path for path in sources if f"{path.stem}x{SCALE}" not in given]
+    names = {}
+    for kind, folders in (("--hr", hr_folders), ("--lr", lr_folders)):
+        names[kind] = {}
+        for folder in map(Path, folders):
+            for path in list_images([folder]):
+                name = path.relative_to(folder).with_suffix("")  # of one name in two folders inside, both are kept
+                if (twin := names[kind].setdefault(name, path)) != path:
+                    raise HarnessError(
+                        f"{path}: {kind} has {twin}, too, of the same name; name as many --lr folders as --hr folders, "
+                        "in the same order"
+                    )
+    given = names["--lr"]
+    lr_name_of = {name: name.with_name(f"{name.name}x{SCALE}") for name in names["--hr"]}
+    missing = [names["--hr"][name] for name, lr_name in lr_name_of.items() if lr_name not in given]
     if missing:
         raise HarnessError(f"{missing[0]}: no {missing[0].stem}x{SCALE}.png in --lr ({len(missing)} missing); add it")
-    return {path: given[f"{path.stem}x{SCALE}"] for path in sources}
+    return {names["--hr"][name]: given[lr_name] for name, lr_name in lr_name_of.items()}
 
 
 def prepare(sources, lr_of, out, cut, images_per_shard, workers, strict, halved=frozenset()):
@@ -201,7 +275,7 @@ def _write_shard(job):
 
 def _read_pairs(source, lr_path, cut, halved):
     """Return (LR, HR) of an image, and of its half if it is to be `halved` and large enough."""
-    hr = crop_to_multiple(read_rgb(source))
+    hr = crop_to_multiple(read_photograph(source))
     if min(hr.shape[:2]) < cut.smallest:
         raise HarnessError(f"{source}: {hr.shape[1]} x {hr.shape[0]} is smaller than --smallest {cut.smallest}")
     if lr_path is None:
@@ -214,7 +288,7 @@ def _read_pairs(source, lr_path, cut, halved):
     if apart > SAME_IMAGE_GREY_LEVELS:
         raise HarnessError(
             f"{lr_path}: shows another image than {source} ({apart:.0f} grey levels apart on average); make it again "
-            "from the HR image as it is stored, without EXIF's rotation"
+            "from the HR image as it is shown, with EXIF's rotation"
         )
     return [(lr, hr)]
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pickle
+import re
 import tomllib
 import types
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from training.optim.losses import LOSSES
 from utils.errors import HarnessError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+# Keys that may change in a run that goes on, where nothing that was done would differ.
+SCHEDULE = ("steps", "milestones", "gamma", "warmup", "cooldown", "log_every", "validate_every", "checkpoint_every")
 AT_LEAST_ONE = ("batch", "candidates", "steps", "log_every", "validate_every", "checkpoint_every")
 POSITIVE = ("learning_rate", "gamma", "eps")
 NOT_NEGATIVE = ("output_init", "muon_learning_rate", "warmup", "weight_decay", "clip_norm")
@@ -64,6 +67,16 @@ class Recipe:
             factor *= min(1.0, (step + 1) / self.warmup)
         return factor * min(1.0, (self.steps - step) / self.cooldown) if self.cooldown else factor
 
+    def goes_on_from(self, saved: "Recipe", step: int) -> list[str]:
+        """Return the keys of another recipe by which its first `step` steps, or what follows, would not fit this one.
+
+        A schedule that is longer, or falls elsewhere, fits if it is the same until there.
+        """
+        changed = [key for key, value in dataclasses.asdict(saved).items() if value != getattr(self, key)]
+        if any(saved.schedule_at(done) != self.schedule_at(done) for done in range(step)) or self.steps < step:
+            return changed
+        return [key for key in changed if key not in SCHEDULE]
+
     def ema_decay_at(self, step):
         """`ema_decay` in the update that follows `step` finished ones: less at first, so that the start is forgotten.
 
@@ -86,11 +99,23 @@ def load_recipe(path, changes=()):
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise HarnessError(f"{path}: not valid TOML ({error})") from error
     for change in changes:
-        try:
-            values |= tomllib.loads(change)
-        except tomllib.TOMLDecodeError as error:
-            raise HarnessError(f"--set {change}: not KEY=VALUE as a recipe has it ({error})") from error
+        values |= _changed(change)
     return recipe_from(values, path)
+
+
+def _changed(change):
+    """The {key: value} of a KEY=VALUE; a bare word is a text."""
+    key, equals, value = change.partition("=")
+    try:
+        if (
+            equals
+            and re.fullmatch(r"\s*[A-Za-z_][\w+-]*\s*", value)
+            and value.strip() not in ("true", "false", "inf", "nan")
+        ):
+            return {key.strip(): value.strip()}
+        return tomllib.loads(change)
+    except tomllib.TOMLDecodeError as error:
+        raise HarnessError(f"--set {change}: not KEY=VALUE as a recipe has it ({error})") from error
 
 
 MODEL_KEYS = {"file": str, "class": str, "arguments": list | dict, "data_range": int | float}

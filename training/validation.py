@@ -4,7 +4,6 @@ import torch
 
 from training.forms import fused
 from utils.data.datasets import read_fitting_hr
-from utils.data.images import read_rgb
 from utils.evaluate.evaluation import restore
 from utils.evaluate.metrics import psnr
 from utils.evaluate.runner import Runner
@@ -22,7 +21,7 @@ def validation_psnr(model, entry, dataset, device):
     runner = Runner(LoadedModel(plain.eval(), entry, None, None), device)
     results = []
     for pair in dataset.pairs:
-        lr = read_rgb(pair.lr)
+        lr = pair.read_lr()
         results.append(psnr(restore(runner, lr)[0], read_fitting_hr(pair, lr)))
     plain.train(training)
     return sum(results) / len(results)

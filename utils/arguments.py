@@ -1,10 +1,7 @@
-"""What the command-line files share: the arguments that name a model, and the registry entry that they mean."""
+"""The registry entries that a command line's arguments mean; utils/options.py has the arguments."""
 
-import argparse
 import json
-import math
 from dataclasses import replace
-from pathlib import Path
 
 from utils.errors import HarnessError
 from utils.referee.repository import repository_entries
@@ -17,19 +14,6 @@ from utils.zoo.registry import (
     read_registry,
     with_checkpoint,
 )
-
-
-def add_model_file(parser):
-    """Add the arguments that describe a model of no registry."""
-    group = parser.add_argument_group("a model of no registry")
-    group.add_argument("--model_file", type=Path, metavar="FILE.py", help="its file, whose code is run")
-    group.add_argument("--class", dest="class_name", metavar="NAME", help="the class in --model_file")
-    example = '{"*": [3, 3], "upscale": 4}'
-    group.add_argument("--args", metavar="JSON", help=f"its arguments, a list or an object, or {example}")
-    group.add_argument("--checkpoint", type=Path, help="its weights; with --model_id: instead of the registry's")
-    group.add_argument("--state_key", help="where in --checkpoint the weights of --model_file lie")
-    group.add_argument("--data_range", type=amount, help="of --model_file's input and output (default 1.0)")
-    group.add_argument("--lenient", action="store_true", help="load --model_file's weights with strict=False")
 
 
 def submitted_entry(args):
@@ -133,36 +117,3 @@ def repository_models(args):
         known = ", ".join(str(entry.id) for entry in entries)
         raise HarnessError(f"--model_id {min(unknown)}: not in {args.repository}/test_demo.py, which knows {known}")
     return [entry for entry in entries if entry.id in args.model_id]
-
-
-def positive(text):
-    """An argument's whole number above 0."""
-    return _at_least(1, text, "positive")
-
-
-def natural(text):
-    """An argument's whole number from 0."""
-    return _at_least(0, text, "a count")
-
-
-def amount(text):
-    """An argument's finite number above 0."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
-    return value
-
-
-def duration(text):
-    """An argument's number from 0, infinity included."""
-    value = float(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a duration")
-    return value
-
-
-def _at_least(least, text, name):
-    value = int(text)
-    if value < least:
-        raise argparse.ArgumentTypeError(f"{value} is not {name}")
-    return value

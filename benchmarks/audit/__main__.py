@@ -24,10 +24,10 @@ import psutil
 from benchmarks.audit.cheats import CHEATS, Cheat, written
 from benchmarks.memory import make_data
 from benchmarks.robustness import last_line, run_eval
-from utils.arguments import natural, positive
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.files import ROOT
-from utils.referee.sandbox import MODES, sandboxed, why_not
+from utils.options import SANDBOX_MODES, natural, positive
+from utils.referee.sandbox import sandboxed, why_not
 from utils.results.record import RECORDS_FILE, mean, protocol_runtime_ms, records_by_name
 from utils.zoo.registry import read_registry
 
@@ -59,7 +59,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--honest", type=natural, default=20, help="measurements of each honest model (default 20)")
     parser.add_argument("--busy", type=natural, default=0, metavar="N", help="busy loops beside the honest models")
-    parser.add_argument("--sandbox", default="auto", choices=MODES)
+    parser.add_argument("--sandbox", default="auto", choices=SANDBOX_MODES)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--jobs", type=positive, default=1, help="cheats tried at once, where cores are idle")
     parser.add_argument("--only", help="only the cheats whose name holds this")

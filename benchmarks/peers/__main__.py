@@ -11,9 +11,9 @@ from benchmarks.peers import PEERS, RECIPE, SWEEP_FILE, read_sweep, run, run_fol
 from benchmarks.peers.table import table
 from training.log import read_log
 from training.recipe import load_recipe
-from utils.arguments import duration
 from utils.errors import DivergedError, HarnessError, exit_on_harness_error
 from utils.files import write_json
+from utils.options import duration
 
 FACTORS = (0.5, 1.0, 2.0)
 SWEEP_STEPS = 1000

@@ -4,13 +4,15 @@ import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from tests.helpers import photograph, write_pairs
-from utils.data.datasets import challenge_folders, open_dataset, read_fitting_hr
-from utils.data.images import read_rgb, write_png
+from utils.data.datasets import challenge_folders, open_dataset, open_folders, read_fitting_hr
+from utils.data.images import bicubic_downscale, read_rgb, write_png
 from utils.data.sample import PHOTOGRAPHS, default_data_dir, ensure_sample, make_sample
 from utils.errors import HarnessError
 from utils.evaluate.metrics import ssim
@@ -79,8 +81,8 @@ def remove_hr(folder):
 
 
 def misname_lr(folder):
-    (folder / "LR" / "ax4.png").rename(folder / "LR" / "a.png")
-    return "named NAMEx4.png"
+    (folder / "LR" / "ax4.png").rename(folder / "LR" / "other.png")
+    return "a.png: has no LR image ax4.png"
 
 
 def empty_lr(folder):
@@ -89,17 +91,18 @@ def empty_lr(folder):
     return "holds no PNG"
 
 
-def no_lr_folder(folder):
-    (folder / "LR").rename(folder / "other")
-    return "no such folder"
+def no_folders(folder):
+    for name in ("HR", "LR"):
+        (folder / name).rename(folder / f"other_{name}")
+    return "holds no PNG images in a layout that is known here.*name the folders by --hr and --lr"
 
 
 def twin_hr(folder):
     shutil.copy(folder / "HR" / "a.png", folder / "HR" / "a.PNG")
-    return r"HR/a\.png: which is the image, this or a\.PNG\? remove one of them"
+    return r"HR/a\.png: stands for the same image as a\.PNG; remove or rename one of them"
 
 
-@pytest.mark.parametrize("damage", [remove_lr, remove_hr, misname_lr, empty_lr, no_lr_folder, twin_hr])
+@pytest.mark.parametrize("damage", [remove_lr, remove_hr, misname_lr, empty_lr, no_folders, twin_hr])
 def test_incomplete_folder_names_the_file(pairs, damage):
     reason = damage(pairs)
     with pytest.raises(HarnessError, match=reason):
@@ -164,3 +167,63 @@ def test_broken_label_file_is_named(pairs):
     (pairs / "dataset.json").write_text(json.dumps(["no", "label"]))
     with pytest.raises(HarnessError, match=r"dataset\.json"):
         open_dataset(pairs)
+
+
+# Public data sets as they are downloaded, and benchmarks as training packages keep them: HR and LR image of "baby".
+KNOWN = {
+    "challenge": ("DIV2K_LSDIR_valid_HR/baby.png", "DIV2K_LSDIR_valid_LR/babyx4.png"),
+    "plain": ("HR/baby.png", "LR/babyx4.png"),
+    "DIV2K": ("DIV2K_valid_HR/baby.png", "DIV2K_valid_LR_bicubic/X4/babyx4.png"),
+    "Flickr2K": ("Flickr2K_HR/baby.png", "Flickr2K_LR_bicubic/X4/babyx4.png"),
+    "EDSR": ("HR/baby.png", "LR_bicubic/X4/babyx4.png"),
+    "BasicSR": ("GTmod12/baby.png", "LRbicx4/baby.png"),
+    "LSDIR": ("HR/val/baby.png", "X4/val/babyx4.png"),
+    "SelfExSR": ("image_SRF_4/baby_SRF_4_HR.png", "image_SRF_4/baby_SRF_4_LR.png"),
+    "one folder": ("baby.png", "baby_x4.png"),
+    "same names": ("HR/baby.png", "LR/baby.png"),
+}
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+def test_layouts_of_public_sets_are_known(tmp_path, kind):
+    hr_name, lr_name = KNOWN[kind]
+    hr = photograph(64, 96)
+    for base in ("baby", "bird_x2"):  # whose name has what looks like another scale
+        write_png(tmp_path / hr_name.replace("baby", base), hr)
+        write_png(tmp_path / lr_name.replace("baby", base), bicubic_downscale(hr))
+    pairs = open_dataset(tmp_path).pairs
+    assert [pair.hr.name for pair in pairs] == [Path(hr_name).name, Path(hr_name).name.replace("baby", "bird_x2")]
+    assert [pair.lr.name for pair in pairs] == [Path(lr_name).name, Path(lr_name).name.replace("baby", "bird_x2")]
+
+
+@pytest.mark.parametrize("place", ["HR", "."])
+def test_hr_alone_gets_lr_images_and_says_so(tmp_path, place):
+    hr = photograph(66, 97)
+    write_png(tmp_path / place / "a.png", hr)
+    dataset = open_dataset(tmp_path)
+    assert dataset.notes == ("LR images are made from the HR images, by MATLAB's bicubic",)
+    (pair,) = dataset.pairs
+    assert np.array_equal(pair.read_lr(), bicubic_downscale(hr[:64, :96]))
+    assert len(dataset.sha256) == 64
+
+
+def test_folders_may_lie_anywhere_and_names_are_paired_by_what_they_share(tmp_path):
+    for name in ("a", "b"):
+        hr = photograph(64, 96)
+        write_png(tmp_path / "originals" / f"{name}_HR.png", hr)
+        write_png(tmp_path / "small" / f"{name}_LRx4.png", bicubic_downscale(hr))
+    pairs = open_folders(tmp_path / "originals", tmp_path / "small").pairs
+    assert [(pair.hr.name, pair.lr.name) for pair in pairs] == [(f"{n}_HR.png", f"{n}_LRx4.png") for n in "ab"]
+    assert open_folders(tmp_path / "originals", None).pairs[0].lr is None
+    assert open_folders(None, tmp_path / "small").pairs[0].hr is None
+    write_png(tmp_path / "small" / "a-x4.png", photograph(16, 24))
+    with pytest.raises(HarnessError, match=r"a_LRx4\.png: stands for the same image as a-x4\.png"):
+        open_folders(tmp_path / "originals", tmp_path / "small")
+
+
+def test_hr_image_that_is_a_jpeg_is_told(pairs):
+    data = cv2.imencode(".jpg", photograph(64, 96))[1].tobytes()
+    (pairs / "HR" / "a.png").write_bytes(data)
+    assert open_dataset(pairs).notes == (
+        "1 of 2 HR images are JPEGs whatever their names say; their artefacts count as detail",
+    )

@@ -83,7 +83,7 @@ def test_nothing_runs_beside_a_forward_pass_without_workers(many, tmp_path, monk
 
         return call
 
-    for name in ("read_rgb", "psnr", "ssim", "write_png"):
+    for name in ("read_fitting_hr", "psnr", "ssim", "write_png"):
         monkeypatch.setattr(evaluation, name, watched(getattr(evaluation, name)))
     network = loaded()
     network.model.register_forward_hook(lambda *_: beside.extend(under_way))

@@ -10,7 +10,7 @@ from utils.referee.answers import checked
 
 SOUND = {
     "prepare": None,
-    "load": {"sha256": "ab", "provenance": "trained", "missing_weights": None, "ignored": None},
+    "load": {"sha256": "ab", "provenance": "trained", "missing_weights": None, "ignored": None, "notes": []},
     "load_from_repository": {"name": "07_Net", "data_range": 255.0, "files": ["/a/b\u00a0c d\u3000é.py"], "notes": []},
     "forward": {"runtime_ms": 1.5, "tile": None, "gpu_peak_mib": 3},
     "count": {"params": 1, "flops": 2, "activations": 3, "convs": 0},

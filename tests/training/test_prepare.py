@@ -1,6 +1,7 @@
 """training/prepare.py and training/data/subimages.py: photographs become sub-images that hold every patch."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -9,11 +10,11 @@ import cv2
 import numpy as np
 import psutil
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.helpers import SMALL_CUT, photograph
 from training.data.subimages import SubImages, verify
-from training.prepare import Cut, boxes
+from training.prepare import Cut, boxes, read_photograph
 from utils.data.images import bicubic_downscale, crop_to_multiple, read_rgb, write_png
 from utils.errors import HarnessError
 from utils.files import ROOT, held
@@ -116,7 +117,7 @@ def test_corrupt_and_small_images_are_skipped_counted_or_fatal(prepare, photogra
 def test_empty_folder_and_other_settings_are_refused(prepare, photographs, tmp_path):
     assert prepare(photographs, tmp_path / "done", *SMALL_CUT).returncode == 0
     (tmp_path / "empty").mkdir()
-    assert "holds no PNG or JPEG" in prepare(tmp_path / "empty", tmp_path / "out").stderr
+    assert "holds no PNG, JPEG, WebP" in prepare(tmp_path / "empty", tmp_path / "out").stderr
     again = prepare(photographs, tmp_path / "done", *SMALL_CUT[:-1], 3)
     assert "made from other images or settings" in again.stderr
 
@@ -225,16 +226,77 @@ def test_second_process_in_one_folder_is_told_at_once(command, photographs, tmp_
     assert command("-m", "training.prepare", *words, "--workers", 1).returncode == 0
 
 
-def test_square_photograph_whose_lr_image_was_rotated_is_refused(command, tmp_path):
+def test_square_photograph_is_paired_as_it_is_shown(command, tmp_path):
     """EXIF's orientation 6: viewers turn the image, and so did who made the LR image."""
     hr, exif = photograph(64, 64), Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "hr").mkdir()
     Image.fromarray(hr).save(tmp_path / "hr" / "a.jpg", quality=95, exif=exif)
-    write_png(tmp_path / "lr" / "ax4.png", bicubic_downscale(np.rot90(hr, -1)))
+    write_png(tmp_path / "lr" / "ax4.png", bicubic_downscale(hr))
     words = ("--hr", tmp_path / "hr", "--lr", tmp_path / "lr", "--out", tmp_path / "out", "--workers", 1, *SMALL_CUT)
     result = command("-m", "training.prepare", *words)
     assert result.returncode == 2
-    assert "make it again from the HR image as it is stored, without EXIF's rotation" in result.stderr
-    write_png(tmp_path / "lr" / "ax4.png", bicubic_downscale(read_rgb(tmp_path / "hr" / "a.jpg")))
+    assert "make it again from the HR image as it is shown, with EXIF's rotation" in result.stderr
+    write_png(tmp_path / "lr" / "ax4.png", bicubic_downscale(np.ascontiguousarray(np.rot90(hr, -1))))
+    assert command("-m", "training.prepare", *words).returncode == 0
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photograph_is_turned_as_viewers_turn_it(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(photograph(40, 64)).save(tmp_path / "a.jpg", quality=95, exif=exif)
+    with Image.open(tmp_path / "a.jpg") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    assert np.abs(read_photograph(tmp_path / "a.jpg").astype(int) - expected).max() <= 1
+
+
+def as_16_bits(path, image):
+    cv2.imwrite(str(path.with_suffix(".png")), cv2.cvtColor(image, cv2.COLOR_RGB2BGR).astype(np.uint16) * 257 + 60)
+
+
+KINDS = {  # how a photograph is written, and how far it may lie from what was written [grey levels]
+    "WebP": (lambda path, image: Image.fromarray(image).save(path.with_suffix(".webp"), lossless=True), 0),
+    "AVIF": (lambda path, image: Image.fromarray(image).save(path.with_suffix(".avif"), quality=95), 20),
+    "TIFF": (lambda path, image: Image.fromarray(image).save(path.with_suffix(".tif")), 0),
+    "16 bits": (as_16_bits, 0),
+    "opaque alpha": (lambda path, image: Image.fromarray(image).convert("RGBA").save(path.with_suffix(".png")), 0),
+    "palette": (lambda path, image: Image.fromarray(image).quantize(256).save(path.with_suffix(".png")), 120),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_photographs_of_every_kind_are_taken(tmp_path, kind):
+    write, apart = KINDS[kind]
+    image = cv2.GaussianBlur(photograph(64, 96), (0, 0), 3)  # so that lossy kinds come near
+    write(tmp_path / "a", image)
+    (path,) = tmp_path.iterdir()
+    assert np.abs(read_photograph(path).astype(int) - image).max() <= apart
+
+
+def test_transparent_and_broken_photographs_are_named(tmp_path):
+    alpha = np.dstack([photograph(32, 32), np.full((32, 32), 100, np.uint8)])
+    Image.fromarray(alpha).save(tmp_path / "a.png")
+    (tmp_path / "b.webp").write_bytes(b"RIFF no image")
+    for name, reason in (("a.png", "is partly transparent"), ("b.webp", "not a readable image")):
+        with pytest.raises(HarnessError, match=reason):
+            read_photograph(tmp_path / name)
+
+
+def test_folders_inside_folders_are_read_and_what_is_passed_over_is_counted(command, photographs, tmp_path):
+    """LSDIR comes in folders of a thousand, in which names begin again."""
+    for folder in ("0001000", "0002000"):
+        (tmp_path / "train" / folder).mkdir(parents=True)
+        shutil.copy(photographs / "0.png", tmp_path / "train" / folder / "0000001.png")
+    (tmp_path / "train" / "readme.txt").write_text("two images")
+    (tmp_path / "train" / ".DS_Store").touch()
+    words = ("--hr", tmp_path / "train", "--out", tmp_path / "out", "--workers", 1, *SMALL_CUT)
+    result = command("-m", "training.prepare", *words)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("2 images, ")
+    assert "passed over: 1 files are not images of a kind that is taken: 1 .txt" in result.stderr
+    for folder, name in (("0001000", "lr"), ("0002000", "lr")):
+        lr = bicubic_downscale(crop_to_multiple(read_rgb(tmp_path / "train" / folder / "0000001.png")))
+        write_png(tmp_path / name / folder / "0000001x4.png", lr)
+    words = (*words[:2], "--lr", tmp_path / "lr", "--out", tmp_path / "paired", *words[4:])
     assert command("-m", "training.prepare", *words).returncode == 0

@@ -76,7 +76,8 @@ def test_set_values_replace_the_recipes(recipe_path):
     ("change", "reason"),
     [
         ("batch", "--set batch: not KEY=VALUE"),
-        ("form=plain", "--set form=plain: not KEY=VALUE"),
+        ("form = plain text", "--set form = plain text: not KEY=VALUE"),
+        ("form=plane", "form = 'plane' is out of range"),
         ("batches=3", "unknown key batches"),
         ("batch=0", "batch = 0 is out of range"),
         ("milestones=5", "milestones is 5, expected a list of numbers"),
@@ -98,3 +99,26 @@ def test_set_values_replace_the_recipes(recipe_path):
 def test_bad_set_is_named(recipe_path, change, reason):
     with pytest.raises(HarnessError, match=reason):
         load_recipe(recipe_path, [change])
+
+
+@pytest.mark.parametrize("change", ["precision=bfloat16", "precision = bfloat16", 'precision="bfloat16"'])
+def test_bare_word_is_a_text(recipe_path, change):
+    assert load_recipe(recipe_path, [change]).precision == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "expected"),
+    [
+        (["steps=30"], 6, []),
+        (["milestones=[5]"], 4, []),
+        (["milestones=[3]"], 4, ["milestones"]),
+        (["steps=30", "cooldown=2", "log_every=3"], 6, []),
+        (["steps=5"], 6, ["steps"]),
+        (["steps=30", "batch=3"], 6, ["batch"]),
+        (["warmup=4"], 1, ["warmup"]),
+    ],
+)
+def test_what_was_not_done_yet_may_change(recipe_path, changes, step, expected):
+    saved, recipe = load_recipe(recipe_path), load_recipe(recipe_path, changes)
+    assert sorted(set(recipe.goes_on_from(saved, step)) & set(expected)) == expected
+    assert bool(recipe.goes_on_from(saved, step)) is bool(expected)

@@ -307,3 +307,14 @@ def test_second_training_in_one_folder_is_told_at_once(command, recipe_path, pre
         result = command(*train_command(recipe_path, prepared, tmp_path / "run", pairs))
     assert result.returncode == 2
     assert "another process is at work there" in result.stderr
+
+
+def test_training_goes_on_for_more_steps(command, recipe_path, prepared, pairs, tmp_path):
+    words = train_command(recipe_path, prepared, tmp_path / "run", pairs)
+    assert command(*words).returncode == 0
+    result = command(*words, "--resume", "--set", "steps=8")
+    assert result.returncode == 0, result.stderr
+    assert [row["step"] for row in read_log(tmp_path / "run" / "log.csv")] == list(range(1, 9))
+    result = command(*words, "--resume", "--set", "steps=8", "milestones=[1]")
+    assert result.returncode == 2
+    assert "the recipe has changed (" in result.stderr

@@ -3,11 +3,13 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
-from tests.helpers import QUICK, network_weights, stored, write_model
+from tests.helpers import QUICK, model_words, network_weights, stored, write_model
 from utils.zoo.registry import Origin, build_model, entry_from_file
 
 WEIGHTS = network_weights()
@@ -60,7 +62,7 @@ def test_arguments_come_by_place_by_name_or_both(tmp_path, arguments):
 
 def test_register_writes_the_registry_once_the_model_has_run(submit, tmp_path, monkeypatch):
     registered = []
-    monkeypatch.setattr("utils.zoo.registry.register", registered.append)
+    monkeypatch.setattr("utils.measuring.register", registered.append)
     assert submit("--register", 42, forward="return x").returncode == 2
     assert submit("--register", 42, "--isolated", forward="return x").returncode == 1
     assert not registered
@@ -112,11 +114,41 @@ def test_what_cannot_run_costs_one_line(submit, kind):
 
 
 @pytest.mark.parametrize("more", [{}, {"epoch": torch.ones(1)}], ids=["alone", "beside others"])
-@pytest.mark.parametrize("prefix", ["module.", "net.model."])
-def test_keys_that_all_begin_alike_are_told_so(submit, prefix, more):
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "net.model."])
+def test_prefix_of_the_keys_is_taken_off_and_the_row_says_so(submit, prefix, more):
     result = submit(weights={prefix + key: value for key, value in WEIGHTS.items()} | more)
-    assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].count(f"save it again without the {prefix!r} that its keys begin with") == 1
+    assert result.returncode == 0, result.stderr
+    told = f"Net: the checkpoint's keys begin with {prefix!r}, which was taken off"
+    assert told + (", and 1 other keys left out" if more else "\n") in result.stdout
+
+
+def test_submission_is_checked_with_its_keys_as_they_are(submit, command, tmp_path):
+    paths = write_model(tmp_path, weights={f"module.{key}": value for key, value in WEIGHTS.items()})
+    result = command("-m", "utils.submission", "check", *model_words(paths), cwd=tmp_path)
+    assert result.returncode == 1
+    assert "FAIL  checkpoint loads strictly: " in result.stdout
+    assert "save it again without the 'module.' that its keys begin with" in result.stdout
+
+
+def test_average_is_taken_where_a_checkpoint_has_both_and_the_row_says_so(submit):
+    other = {key: value + 1 for key, value in WEIGHTS.items()}
+    result = submit(weights={"params": other, "params_ema": WEIGHTS, "iter": 3})
+    assert result.returncode == 0, result.stderr
+    assert "Net: weights under params_ema; the checkpoint has params, too" in result.stdout
+
+
+def test_numbers_of_numpy_beside_the_weights_are_no_code(submit):
+    more = {"epoch": np.float64(3.5), "step": np.int64(7), "best": np.float32(1), "losses": np.ones(3)}
+    assert submit(weights={**more, "state_dict": WEIGHTS}).returncode == 0
+
+
+def test_safetensors_are_loaded(submit, tmp_path):
+    safetensors.torch.save_file(WEIGHTS, tmp_path / "w.safetensors")
+    result = submit("--checkpoint", tmp_path / "w.safetensors")
+    assert result.returncode == 0, result.stderr
+    (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:90])
+    result = submit("--checkpoint", tmp_path / "w.safetensors")
+    assert "w.safetensors: not a readable checkpoint" in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("key", ["model_state_dict", "net_g", "ema", "generator"])

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 
 from training.data.subimages import SubImages, read_index, write_index, write_shard
-from utils.arguments import add_model_file, one_entry
+from utils.arguments import one_entry
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.evaluate.evaluation import restore
 from utils.evaluate.runner import Runner
 from utils.files import read_json
 from utils.measure.environment import choose_device
+from utils.options import add_model_file
 from utils.progress import progress
 from utils.zoo.registry import load_model
 

@@ -12,9 +12,9 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from utils.arguments import natural, positive
 from utils.data.images import write_png
 from utils.errors import exit_on_harness_error
+from utils.options import natural, positive
 from utils.progress import progress
 
 WIDTH, HEIGHT = 960, 720

@@ -68,6 +68,7 @@ class Contestant:
             "provenance": loaded.provenance,
             "missing_weights": loaded.missing_weights,
             "ignored": loaded.ignored,
+            "notes": list(loaded.notes),
         }
 
     def load_from_repository(self, folder, model_id, trust):

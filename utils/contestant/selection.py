@@ -17,6 +17,14 @@ from utils.contestant.without_gpu import CudaOnCpu, asks_for_cuda
 from utils.errors import HarnessError, in_one_line
 
 OURS = ("utils", "models", "benchmarks", "training")  # packages whose names an organizers' repository may have too
+USUAL = ("einops", "scipy", "PIL", "yaml", "addict", "thop", "ptflops", "lmdb")  # of requirements-strangers.txt
+UNUSUAL = {
+    "torchvision": "install the build of it that belongs to the installed torch, where there is one",
+    "timm": "it needs torchvision, and that the build that belongs to the installed torch: pip install timm",
+    "basicsr": "it needs an old torchvision; most entries need one function of it, which can be put into their file",
+    "mmcv": "it is built for one torch and one CUDA; see its own instructions",
+    "mamba_ssm": "it needs a GPU and nvcc: pip install mamba-ssm",
+}
 ARGUMENTS = {"data_dir": "../", "save_dir": "results", "include_test": False, "hybrid_test": False, "ssim": False}
 
 
@@ -42,9 +50,7 @@ def load_from_repository(folder, model_id, device, trust):
         model = model.to(device)
         keep = on_cpu and fails_without(cuda, model, float(data_range))
     except ModuleNotFoundError as error:
-        raise HarnessError(
-            f"imports {error.name}, which is not installed; try pip install --requirement requirements-strangers.txt"
-        ) from error
+        raise HarnessError(f"imports {error.name}, which is not installed; {_provided_by(error.name or '')}") from error
     except UnboundLocalError as error:
         raise HarnessError(f"select_model gives no model for id {model_id} ({in_one_line(error)})") from error
     except HarnessError:
@@ -66,6 +72,16 @@ def load_from_repository(folder, model_id, device, trust):
         "files": [*ours, *loads.paths],
         "notes": notes,
     }
+
+
+def _provided_by(module):
+    """What to do about a package that public submissions import and that is not installed."""
+    first = module.partition(".")[0]
+    if first in USUAL:
+        return "try pip install --requirement requirements-strangers.txt"
+    if first in UNUSUAL:
+        return UNUSUAL[first]
+    return f"nothing here provides it; try pip install {first}"
 
 
 def leave_our_house(folder):

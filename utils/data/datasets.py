@@ -1,31 +1,62 @@
-"""Data folders: image pairs in the challenge's layout or as plain HR/ and LR/, and their labels."""
+"""Data folders: image pairs in the challenge's layout or in others that public sets come in, and their labels."""
 
 import hashlib
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from utils.data.images import crop_to_multiple, image_files, read_rgb
+import numpy as np
+
+from utils.data.images import bicubic_downscale, crop_to_multiple, image_files, read_rgb
 from utils.errors import HarnessError
 from utils.files import file_sha256
 from utils.protocol import SCALE, SHAVE, SSIM_WINDOW
 
-SPLITS = ("valid", "test")
 CHALLENGE_IMAGES = 200  # in DIV2K_LSDIR_valid
 SMALLEST = -(-(SSIM_WINDOW + 2 * SHAVE) // SCALE)  # side of an LR image whose SR image has room for SSIM's window
+# HR and LR folders below a data folder: the challenge's, plain ones, those of DIV2K and Flickr2K as they are
+# downloaded, and of the benchmarks that EDSR, BasicSR, LSDIR and SelfExSR are measured on.
+LAYOUTS = (
+    ("DIV2K_LSDIR_{split}_HR", "DIV2K_LSDIR_{split}_LR"),
+    ("HR", "LR"),
+    ("DIV2K_{split}_HR", "DIV2K_{split}_LR_bicubic/X4"),
+    ("Flickr2K_HR", "Flickr2K_LR_bicubic/X4"),
+    ("HR", "LR_bicubic/X4"),
+    ("GTmod12", "LRbicx4"),
+    ("HR/val", "X4/val"),
+    ("image_SRF_4", "image_SRF_4"),
+    (".", "."),
+)
+# What stands behind the part that the names of a pair have in common.
+SUFFIX = re.compile(r"(?:[_-]?(?:x4|4x)|[_-](?:lr4?|hr|gt|srf[_-]?4|bicubic|bic))+$", re.IGNORECASE)
+LR_SUFFIX = re.compile(r"(?:x4|4x|lr4?)$", re.IGNORECASE)
+JPEG_SIGNATURE = b"\xff\xd8"
 LABEL_FILE = "dataset.json"  # {"label": …} in a data folder names it in every table
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One image: `name` is the HR file's name; `hr` is None where participants have LR only."""
+    """One image: `name` is the HR file's name; `hr` is None where participants have LR only.
+
+    `lr` is None where there is HR only: then the LR image is made from it.
+    """
 
     name: str
-    lr: Path
+    lr: Path | None
     hr: Path | None
+
+    @property
+    def place(self) -> Path:
+        """The file to name in a message about the LR image."""
+        return self.lr or self.hr
+
+    def read_lr(self) -> np.ndarray:
+        """Read the LR image as H x W x 3 uint8, or make it as the challenge does, by MATLAB's bicubic."""
+        return read_rgb(self.lr) if self.lr else bicubic_downscale(crop_to_multiple(read_rgb(self.hr)))
 
 
 @dataclass(frozen=True)
@@ -36,6 +67,7 @@ class Dataset:
     split: str
     folder: Path
     pairs: tuple[Pair, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def has_hr(self):
@@ -48,7 +80,10 @@ class Dataset:
         In bytewise order of their names, first the HR images', then the LR ones': `(cd HR; sha256sum *.png; cd ../LR;
         sha256sum *.png) | sha256sum`. Raises HarnessError for an image that cannot be read.
         """
-        paths = [*sorted(pair.hr for pair in self.pairs if pair.hr), *sorted(pair.lr for pair in self.pairs)]
+        paths = [
+            *sorted(pair.hr for pair in self.pairs if pair.hr),
+            *sorted(pair.lr for pair in self.pairs if pair.lr),
+        ]
         try:
             with ThreadPoolExecutor() as pool:
                 digests = pool.map(file_sha256, paths)
@@ -64,49 +99,113 @@ def challenge_folders(folder, split):
 
 
 def open_dataset(folder, split="valid"):
-    """List the pairs of a data folder: the challenge's layout for `split`, else `HR/` and `LR/` (any split).
+    """List the pairs of a data folder in one of the LAYOUTS, for `split` where a layout has splits.
 
-    The HR folder may be absent as a whole (LR only), a single HR or LR image may not. Raises HarnessError for a
-    missing folder, no images, two files of one name, or an image without its partner.
+    The HR folder may be absent as a whole (LR only), or the LR folder (HR only, LR images are made from them). A single
+    HR or LR image may not. Raises HarnessError for a missing folder, no images, two files of one name, or an image
+    without its partner.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise HarnessError(f"{folder}: no such folder; name a data folder that exists")
-    hr_dir, lr_dir = challenge_folders(folder, split)
-    challenge = lr_dir.is_dir() or hr_dir.is_dir()
-    if not challenge:
-        hr_dir, lr_dir = folder / "HR", folder / "LR"
-    if not lr_dir.is_dir():
-        raise HarnessError(f"{lr_dir}: no such folder; a data folder holds DIV2K_LSDIR_{split}_HR/_LR or HR/ and LR/")
-    lr_paths = image_files(lr_dir, [".png"])
-    if not lr_paths:
-        raise HarnessError(f"{lr_dir}: holds no PNG image; LR images are named NAMEx{SCALE}.png")
-    pairs = _pair(lr_paths, hr_dir)
-    return Dataset(_label(folder, split, challenge, len(pairs)), split, folder, tuple(pairs))
+    layouts = [tuple(folder / name.format(split=split) for name in layout) for layout in LAYOUTS]
+    for with_lr in (True, False):
+        for number, (hr_dir, lr_dir) in enumerate(layouts):
+            if not with_lr and lr_dir.is_dir() and hr_dir.is_dir() and lr_dir != hr_dir and not _has_images(lr_dir):
+                raise HarnessError(f"{lr_dir}: holds no PNG image; add the LR images, or remove this folder")
+            if (lr_dir if with_lr else hr_dir).is_dir() and _has_images(lr_dir if with_lr else hr_dir):
+                if hr_dir == lr_dir:
+                    hr_paths, lr_paths = _told_apart(image_files(hr_dir, [".png"]))
+                else:
+                    hr_paths = image_files(hr_dir, [".png"]) if hr_dir.is_dir() else None
+                    lr_paths = image_files(lr_dir, [".png"]) if lr_dir.is_dir() else None
+                return _dataset(folder, split, hr_paths or None, lr_paths or None, challenge=number == 0)
+    raise HarnessError(
+        f"{folder}: holds no PNG images in a layout that is known here, such as DIV2K_LSDIR_{split}_HR/_LR, or HR/ and "
+        "LR/; name the folders by --hr and --lr"
+    )
 
 
-def _pair(lr_paths, hr_dir):
-    suffix = f"x{SCALE}"
-    for path in lr_paths:
-        if not path.stem.endswith(suffix):
-            raise HarnessError(f"{path}: LR images are named NAME{suffix}.png; rename or remove it")
-    lr_of = {stem.removesuffix(suffix): path for stem, path in _by_stem(lr_paths).items()}
-    if not hr_dir.is_dir():
-        return [Pair(f"{stem}.png", path, None) for stem, path in lr_of.items()]
-    hr_of = _by_stem(image_files(hr_dir, [".png"]))
-    for stem in sorted(hr_of.keys() - lr_of.keys()):
-        other = f"; {lr_of[stem + '_'].name} lies there: rename it" if f"{stem}_" in lr_of else ""
-        raise HarnessError(f"{hr_of[stem]}: has no LR image {stem}{suffix}.png{other or '; add it or remove this one'}")
-    for stem in sorted(lr_of.keys() - hr_of.keys()):
-        raise HarnessError(f"{lr_of[stem]}: has no HR image {stem}.png; add it or remove this one")
-    return [Pair(hr_of[stem].name, lr_of[stem], hr_of[stem]) for stem in sorted(hr_of)]
+def open_folders(hr, lr, split="valid"):
+    """List the pairs of an HR and an LR folder, one of which may be None; names are paired by what they have in common.
+
+    Raises HarnessError as `open_dataset` does.
+    """
+    paths = []
+    for folder in (hr, lr):
+        if folder is not None and not Path(folder).is_dir():
+            raise HarnessError(f"{folder}: no such folder; --hr and --lr take folders of PNG images")
+        found = image_files(Path(folder), [".png"]) if folder is not None else None
+        if found == []:
+            raise HarnessError(f"{folder}: holds no PNG image")
+        paths.append(found)
+    return _dataset(Path(hr or lr), split, *paths, challenge=False)
 
 
-def _by_stem(paths):
+def _has_images(folder):
+    return bool(image_files(folder, [".png"]))
+
+
+def _told_apart(paths):
+    """HR and LR images of one folder: an LR image's name has a suffix beside one that has none, or HR's."""
+    stems = {path.stem for path in paths}
+    lr_paths = [
+        path
+        for path in paths
+        if re.search(r"x4$|4x$|lr4?$", path.stem, re.IGNORECASE) and _base(path.stem) != path.stem
+    ]
+    if not any(
+        _base(path.stem) in {_base(stem) for stem in stems - {one.stem for one in lr_paths}} for path in lr_paths
+    ):
+        return paths, None
+    return [path for path in paths if path not in lr_paths], lr_paths
+
+
+def _base(stem):
+    return SUFFIX.sub("", stem)
+
+
+def _dataset(folder, split, hr_paths, lr_paths, challenge):
+    pairs, notes = _pair(hr_paths, lr_paths), []
+    label = _label(folder, split, challenge, len(pairs))
+    if lr_paths is None:
+        notes.append("LR images are made from the HR images, by MATLAB's bicubic")
+    jpegs = sum(_is_jpeg(path) for path in hr_paths or ())
+    if jpegs:
+        notes.append(
+            f"{jpegs} of {len(pairs)} HR images are JPEGs whatever their names say; their artefacts count as detail"
+        )
+    return Dataset(label, split, folder, tuple(pairs), tuple(notes))
+
+
+def _is_jpeg(path):
+    try:
+        with open(path, "rb") as file:
+            return file.read(2) == JPEG_SIGNATURE
+    except OSError:
+        return False  # whoever reads it says so
+
+
+def _pair(hr_paths, lr_paths):
+    if hr_paths is None:
+        return [Pair(f"{base}.png", path, None) for base, path in sorted(_by_base(lr_paths).items())]
+    hr_of = _by_base(hr_paths)
+    if lr_paths is None:
+        return [Pair(path.name, None, path) for _, path in sorted(hr_of.items())]
+    lr_of = _by_base(lr_paths)
+    for base in sorted(hr_of.keys() - lr_of.keys()):
+        raise HarnessError(f"{hr_of[base]}: has no LR image {base}x{SCALE}.png; add it or remove this one")
+    for base in sorted(lr_of.keys() - hr_of.keys()):
+        raise HarnessError(f"{lr_of[base]}: has no HR image {base}.png; add it or remove this one")
+    return [Pair(hr_of[base].name, lr_of[base], hr_of[base]) for base in sorted(hr_of)]
+
+
+def _by_base(paths):
+    """Files by the part of their names that a pair has in common. Raises HarnessError if two have the same."""
     found = {}
     for path in paths:
-        if (twin := found.setdefault(path.stem, path)) != path:
-            raise HarnessError(f"{path}: which is the image, this or {twin.name}? remove one of them")
+        if (twin := found.setdefault(_base(path.stem), path)) != path:
+            raise HarnessError(f"{path}: stands for the same image as {twin.name}; remove or rename one of them")
     return found
 
 
@@ -140,13 +239,13 @@ def read_fitting_hr(pair, lr):
     """
     if min(lr.shape[:2]) < SMALLEST:
         raise HarnessError(
-            f"{pair.lr}: {lr.shape[1]} x {lr.shape[0]} is too small for SSIM, which takes {SMALLEST} x {SMALLEST} at "
-            "least; remove the image and its HR image"
+            f"{pair.place}: {lr.shape[1]} x {lr.shape[0]} is too small for SSIM, which takes {SMALLEST} x {SMALLEST} "
+            "at least; remove the image and its HR image"
         )
     hr = crop_to_multiple(read_rgb(pair.hr))
     if hr.shape[:2] != (SCALE * lr.shape[0], SCALE * lr.shape[1]):
         raise HarnessError(
-            f"{pair.lr}: {lr.shape[1]} x {lr.shape[0]} is not a quarter of {pair.hr.name} "
+            f"{pair.place}: {lr.shape[1]} x {lr.shape[0]} is not a quarter of {pair.hr.name} "
             f"({hr.shape[1]} x {hr.shape[0]} after cropping to a multiple of {SCALE}); make it again from the HR image"
         )
     return hr

@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 
 from utils.ahead import ahead
-from utils.data.datasets import read_fitting_hr
-from utils.data.images import read_rgb, to_image, to_tensor, write_png
+from utils.data.datasets import Pair, read_fitting_hr
+from utils.data.images import to_image, to_tensor, write_png
 from utils.errors import HarnessError, in_one_line
 from utils.evaluate.metrics import psnr, ssim
 from utils.measure.runtime import check_output
@@ -47,7 +47,7 @@ def evaluate(runner, dataset, with_ssim=False, save_dir=None, workers=0):
     judged = dataset.has_hr and not runner.missing_weights
 
     def read(pair):
-        lr = read_rgb(pair.lr)
+        lr = pair.read_lr()
         return lr, read_fitting_hr(pair, lr) if judged else None
 
     def judge(pair, lr, hr, restored, start=partial):
@@ -82,7 +82,7 @@ def default_workers(device):
 def time_dataset(runner, dataset, workers=0):
     """Yield the runtime [ms] of each image's forward pass, in order, judging nothing; `workers` decode ahead."""
     with ThreadPoolExecutor(workers) if workers else nullcontext() as pool:
-        for lr in ahead(pool, read_rgb, (pair.lr for pair in dataset.pairs), 2 * workers):
+        for lr in ahead(pool, Pair.read_lr, dataset.pairs, 2 * workers):
             yield restore(runner, lr)[1]
 
 
@@ -112,4 +112,4 @@ def forward(runner, lr):
 
 def largest_lr(dataset, lr_pixels):
     """Read the LR image with the most pixels, given the count of each, in order: H x W x 3 uint8."""
-    return read_rgb(dataset.pairs[int(np.argmax(lr_pixels))].lr)
+    return dataset.pairs[int(np.argmax(lr_pixels))].read_lr()

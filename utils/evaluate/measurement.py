@@ -221,6 +221,7 @@ def _start_record(runner, dataset, plan):
             "variant_of": entry.variant.get("of"),
             "missing_weights": runner.missing_weights,
             "ignored": runner.ignored,
+            "notes": runner.checkpoint_notes,
         },
         "repository": runner.repository,
         "environment": describe_environment(device) | {"threads": runner.threads, "process": runner.process},
@@ -231,6 +232,7 @@ def _start_record(runner, dataset, plan):
             "images": len(dataset.pairs),
             "has_hr": dataset.has_hr,
             "sha256": dataset.sha256,
+            "notes": list(dataset.notes),
         },
         "images": {"name": [], "lr_pixels": [], "psnr": [], "ssim": [], "tile": [], "nan": []},
         "runtime": {

@@ -17,6 +17,7 @@ class Runner:
         self.model, self.device = loaded.model, device
         self.entry, self.sha256, self.provenance = loaded.entry, loaded.sha256, loaded.provenance
         self.missing_weights, self.ignored = loaded.missing_weights, loaded.ignored
+        self.checkpoint_notes = list(loaded.notes)
         self.repository = None  # an organizers' repository that the model comes from
         self.threads = torch.get_num_threads()
 

@@ -41,7 +41,8 @@ NOTHING = optional(lambda value: False)
 ANSWERS = {  # by request: a check of the answer, or of each of its values
     "prepare": NOTHING,
     "echo": NOTHING,
-    "load": dict.fromkeys(("sha256", "missing_weights", "ignored"), optional(text)) | {"provenance": text},
+    "load": dict.fromkeys(("sha256", "missing_weights", "ignored"), optional(text))
+    | {"provenance": text, "notes": texts},
     "load_from_repository": {"name": text, "data_range": amount, "files": texts, "notes": texts},
     "forward": {"runtime_ms": amount, "tile": optional(count), "gpu_peak_mib": optional(amount)},
     "count": dict.fromkeys(("params", "flops", "activations", "convs"), count),

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from utils.data.datasets import read_fitting_hr
-from utils.data.images import read_rgb, to_image, to_tensor
+from utils.data.images import to_image, to_tensor
 from utils.errors import ForeignError, HarnessError
 from utils.evaluate.evaluation import largest_lr
 from utils.evaluate.fresh import changed
@@ -105,7 +105,7 @@ class Audit:
         """
         runs, possible, reported = self.record["runtime"]["runs"], [], []
         for number in self.rng.permutation(len(self.dataset.pairs))[:LEAD]:
-            lr, times_ms = read_rgb(self.dataset.pairs[number].lr), []
+            lr, times_ms = self.dataset.pairs[number].read_lr(), []
             for _ in range(MORE_PAIRS):
                 self._judged(changed(lr, self.rng), times_ms)
             possible.append(min(times_ms))
@@ -115,7 +115,7 @@ class Audit:
     def _new_inputs(self):
         """A drawn image as it is and with imperceptible changes, in turn: time and output must be of the same kind."""
         number = int(self.rng.integers(len(self.dataset.pairs)))
-        lr = read_rgb(self.dataset.pairs[number].lr)
+        lr = self.dataset.pairs[number].read_lr()
         seen_ms, new_ms, differences = self._in_turn(lr, PAIRS)
         if min(new_ms) > SEEN_SHARE * min(seen_ms) + SEEN_MS:  # is it the machine?
             seen_ms, new_ms, _ = self._in_turn(lr, MORE_PAIRS)
@@ -141,7 +141,7 @@ class Audit:
         lead = min(LEAD, count)
         for _ in range(MORE_PAIRS):
             for step in reversed(range(lead)):
-                lr = read_rgb(self.dataset.pairs[(number - step) % count].lr)
+                lr = self.dataset.pairs[(number - step) % count].read_lr()
                 self._judged(lr, again_ms)
             self._judged(changed(lr, self.rng), other_ms)
         if min(other_ms) > SEEN_SHARE * min(again_ms[lead - 1 :: lead]) + SEEN_MS and not self._is_busy():
@@ -177,7 +177,7 @@ class Audit:
             self.findings.append(f"restores {exact} of {len(quality)} images as nothing can from their LR images")
         number = int(self.rng.integers(len(self.dataset.pairs)))
         pair = self.dataset.pairs[number]
-        lr = read_rgb(pair.lr)
+        lr = pair.read_lr()
         output, *_ = self.contestant.forward(to_tensor(lr[:, ::-1], self._range))
         mirrored = psnr(to_image(output, self._range)[:, ::-1], read_fitting_hr(pair, lr))
         self.figures["mirrored_db"] = mirrored - quality[number]
@@ -187,7 +187,7 @@ class Audit:
     def _is_easy(self, number):
         """Return whether bicubic upscaling restores an image nearly: a flat one, or a ramp, hides nothing."""
         pair = self.dataset.pairs[number]
-        lr = read_rgb(pair.lr)
+        lr = pair.read_lr()
         bicubic = cv2.resize(lr, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
         return psnr(bicubic, read_fitting_hr(pair, lr)) > EASY_DB
 

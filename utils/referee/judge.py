@@ -68,7 +68,7 @@ class Contestant:
         self.limits, self.sandbox = limits or Limits(), sandbox
         self.folder = repository and Path(repository).resolve()
         self.sha256, self.provenance, self.missing_weights, self.ignored = None, entry.provenance, None, None
-        self.repository, self.notes = None, []
+        self.repository, self.notes, self.checkpoint_notes = None, [], []
         self.timings, self.findings, self.samples = [], [], {}
         self.numbers = iter(range(1, 1 << 62))
         self.taken = [None, None]
@@ -158,6 +158,7 @@ class Contestant:
         answer = self.ask("load", entry=asdict(self.entry))
         self.sha256, self.provenance = answer["sha256"], answer["provenance"]
         self.missing_weights, self.ignored = answer["missing_weights"], answer["ignored"]
+        self.checkpoint_notes = answer["notes"]
         self.loaded = True
 
     def ask(self, do, **arguments):

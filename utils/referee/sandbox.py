@@ -15,7 +15,6 @@ from utils.files import ROOT
 from utils.referee.process import run_isolated
 
 MISSED = re.compile(r"No such file or directory: '(.+?)'|imports (\w+), which is not installed")  # in an error's line
-MODES = ("auto", "require", "off")
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives", "/etc/ld.so.cache")
 HARDWARE = ("/sys/devices/system/cpu", "/sys/devices/system/node")  # what libraries read to choose their code
 GPU = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset", "/dev/dri", "/dev/kfd")

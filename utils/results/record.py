@@ -10,10 +10,10 @@ stays under "models" meanwhile. A record:
                  (over all its sources if there are several), class, arguments, data_range, checkpoint, sha256 (null
                  without weights), provenance, variant_of (null, or the id of the model whose function it computes in
                  another way), missing_weights (null, or why quality is absent), ignored (null, or what lenient loading
-                 passed over)
+                 passed over), notes (lines on how the checkpoint was read)
     environment  date, device, gpu, cuda, cpu, cores, threads, memory_gib, platform, python, libraries, process ("the
                  judge's", or in which sandbox the model had one of its own)
-    dataset      label, split, folder, images, has_hr, sha256 (of all images; utils/data/datasets.py says how)
+    dataset      label, split, folder, images, has_hr, sha256 (of all images; utils/data/datasets.py says how), notes
     images       name, lr_pixels, psnr [dB], ssim, tile, nan: lists, one value per image; a quality value may be null;
                  tile is the LR side of the tiles [pixels] where memory ran out on the whole image, else null; nan says
                  whether the output held NaN, which counts as 0

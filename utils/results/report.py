@@ -96,7 +96,7 @@ def _compared(versions):
 
 
 def _versions(pair, records, images_dir):
-    lr = read_rgb(pair.lr)
+    lr = pair.read_lr()
     versions = [("bicubic", cv2.resize(lr, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC))]
     for record in records:
         model = record["model"]
@@ -112,7 +112,7 @@ def _crop_row(pair, spread, records, images_dir):
     top, left = place_of_difference(hr, [image for _, image in _compared(versions)])
     height, width = (min(SIDE, side) for side in hr.shape[:2])
     window = slice(top, top + height), slice(left, left + width)
-    lr = read_rgb(pair.lr)[tuple(slice(s.start // SCALE, s.stop // SCALE) for s in window)]
+    lr = pair.read_lr()[tuple(slice(s.start // SCALE, s.stop // SCALE) for s in window)]
     panels = [Panel("LR", _src(lr), None)]
     panels += [Panel(name, _src(image[window]), psnr(image[window], hr[window], shave=0)) for name, image in versions]
     return CropRow(pair.name, top, left, spread, [*panels, Panel("original", _src(hr[window]), None)])

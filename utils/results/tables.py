@@ -89,6 +89,7 @@ def _model_notes(record):
         yield "no quality, the data has no HR images"
     if record["model"].get("ignored"):
         yield f"loaded leniently, {record['model']['ignored']}"
+    yield from record["model"]["notes"]
     if left_out := _left_out(record["complexity"]):
         yield left_out
     tiles = [tile for tile in record["images"].get("tile", []) if tile]
@@ -146,8 +147,8 @@ def _audit_notes(audit):
 
 
 def _data(record):
-    sha256 = record["dataset"].get("sha256")
-    return record["dataset"]["label"] + (f", sha256 {sha256[:12]}" if sha256 else "")
+    data = record["dataset"]
+    return "; ".join([f"{data['label']}, sha256 {data['sha256'][:12]}", *data["notes"]])
 
 
 def _machine(record):

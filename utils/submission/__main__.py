@@ -10,12 +10,12 @@ import argparse
 import re
 from pathlib import Path
 
-from utils.arguments import add_model_file, one_entry
+from utils.arguments import one_entry
 from utils.challenge.rules import EDITIONS, get_edition
-from utils.data.datasets import SPLITS, open_dataset
+from utils.data.datasets import open_dataset
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.files import file_sha256
-from utils.referee.sandbox import MODES
+from utils.options import SANDBOX_MODES, SPLITS, add_model_file
 from utils.results.record import RECORDS_FILE, read_results
 from utils.results.tables import latex_table
 from utils.submission.checks import FAIL, check_submission
@@ -58,7 +58,9 @@ def parse():
     parser.add_argument("--edition", type=int, default=max(EDITIONS), help="whose threshold (default %(default)s)")
     parser.add_argument("--requirements", type=Path, metavar="FILE", help="the organizers' requirements.txt")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where eval.py left them")
-    parser.add_argument("--sandbox", default="auto", choices=MODES, help="for the submission's code (default: auto)")
+    parser.add_argument(
+        "--sandbox", default="auto", choices=SANDBOX_MODES, help="for the submission's code (default: auto)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE.zip", help="default: submissions/teamNN_Name.zip")
     return parser.parse_args()
 

@@ -5,7 +5,7 @@ import math
 import re
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from utils.data.datasets import is_challenge, open_dataset, read_fitting_hr
-from utils.data.images import read_rgb, to_tensor
+from utils.data.images import to_tensor
 from utils.data.sample import ensure_sample
 from utils.errors import ForeignError, HarnessError, in_one_line
 from utils.evaluate.evaluation import evaluate
@@ -88,7 +88,8 @@ def _checks_by_running(entry, dataset, edition, sandbox):
     """The checks that run the submission's code; if its process ends early, that is the first one's failure."""
     limits = Limits(START_S + IMAGE_S * (len(dataset.pairs) if dataset else 0))
     with tempfile.TemporaryDirectory() as folder:
-        judged = with_checkpoint(entry, entry.checkpoint_path)  # a submission without its checkpoint is an error
+        # Without its checkpoint a submission is an error; and the organizers take no prefix off its keys.
+        judged = replace(with_checkpoint(entry, entry.checkpoint_path), exact=True)
         contestant = Contestant(judged, torch.device("cpu"), Path(folder) / "log", limits, sandbox)
         try:
             checks = _checks_of(contestant, entry, dataset, edition)
@@ -253,7 +254,7 @@ def _deterministic(runs, entry):
 
 def _value_range(runs, entry):
     _need(runs)
-    lr = read_rgb(open_dataset(ensure_sample()).pairs[0].lr)
+    lr = open_dataset(ensure_sample()).pairs[0].read_lr()
     sr, *_ = runs.forward(to_tensor(lr, entry.data_range))
     ratio = sr.mean().item() / (lr.mean() / 255 * entry.data_range)
     low, high = (np.percentile(sr.numpy(), q) / entry.data_range for q in (1, 99))
@@ -272,7 +273,7 @@ def _better_than_bicubic(runs):
     reached = mean(image.psnr for image in evaluate(runs, dataset)) or -math.inf
     bicubic = []
     for pair in dataset.pairs:
-        lr = read_rgb(pair.lr)
+        lr = pair.read_lr()
         upscaled = cv2.resize(lr, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
         bicubic.append(psnr(upscaled, read_fitting_hr(pair, lr)))
     if reached <= mean(bicubic):

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from utils.data.datasets import open_dataset
-from utils.data.images import read_rgb
 from utils.data.sample import ensure_sample
 from utils.errors import HarnessError
 from utils.evaluate.evaluation import restore
@@ -89,7 +88,7 @@ def select_model_source(entry):
     """Return the text of select_model.py: the organizers' function with this model's branch."""
     positional, named = split_arguments(entry.arguments)
     arguments = ", ".join([*map(repr, positional), *(f"{key}={value!r}" for key, value in named.items())])
-    key, _ = find_state_dict(entry.checkpoint_path, entry.state_key)
+    key = find_state_dict(entry.checkpoint_path, entry.state_key).key
     branch = BRANCH.format(
         id=entry.id,
         module=".".join(Path(place_of(ROOT / entry.file)).with_suffix("").parts[1:]),
@@ -114,7 +113,7 @@ def prove(entry, archive, sandbox="auto"):
 
     Every image of the sample must come out equal to the last bit. Raises HarnessError otherwise.
     """
-    images = {pair.name: read_rgb(pair.lr) for pair in open_dataset(ensure_sample()).pairs}
+    images = {pair.name: pair.read_lr() for pair in open_dataset(ensure_sample()).pairs}
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         with zipfile.ZipFile(archive) as opened:

@@ -3,8 +3,11 @@
 import contextlib
 import os
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import safetensors.torch
 import torch
 
 from utils.errors import HarnessError, one_line
@@ -12,7 +15,30 @@ from utils.errors import HarnessError, one_line
 WRAPPERS = ("params_ema", "params", "state_dict", "model")  # under which training frameworks nest the weights
 MAGICS = (b"PK\x03\x04", b"\x80")  # of torch.save's archives, and of the pickles that it wrote before
 TRUST, STATE_KEY = "--trust-checkpoint", "--state_key"  # options that an error may name
+# What NumPy's numbers and arrays beside the weights are pickled by; all of them hold data alone.
+NUMPY_VALUES = [
+    np.dtype,
+    np.ndarray,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "uint8", "bool")),
+    *(
+        (function, f"{package}.multiarray.{function.__name__}")
+        for function in (np._core.multiarray.scalar, np._core.multiarray._reconstruct)
+        for package in ("numpy._core", "numpy.core")
+    ),
+]
 NAMED_KEYS = 4  # of the missing or unexpected ones, in an error
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What of a checkpoint is loaded: a state dict, and the key that it lies under, "" where it is the whole file.
+
+    `others` are the keys under which other state dicts lie beside it.
+    """
+
+    key: str
+    state: dict[str, torch.Tensor]
+    others: tuple[str, ...] = ()
 
 
 def load_state_dict(path, key="", trust=False, remedies=()):
@@ -20,49 +46,70 @@ def load_state_dict(path, key="", trust=False, remedies=()):
 
     Raises HarnessError as `find_state_dict` does.
     """
-    return find_state_dict(path, key, trust, remedies)[1]
+    return find_state_dict(path, key, trust, remedies).state
 
 
-def find_state_dict(path, key="", trust=False, remedies=()):
-    """Return the key under which `load_state_dict` finds the state dict, "" where it is the whole file, and the dict.
+def find_state_dict(path, key="", trust=False, remedies=()) -> Weights:
+    """Return the Weights of a file of torch.save, or of a .safetensors file.
 
-    Nothing but tensors is unpickled (`weights_only`), unless `trust` is set: then whatever the file holds is unpickled,
-    which may run code, and a whole pickled network counts as its state dict. `remedies` are the options of the command
-    that an error may name, of TRUST and STATE_KEY. Raises HarnessError if the file is missing, is not a checkpoint, or
-    holds anything but plain tensors.
+    Nothing is unpickled but tensors, plain values and NumPy's numbers (`weights_only`), unless `trust` is set: then
+    whatever the file holds is unpickled, which may run code, and a whole pickled network counts as its state dict.
+    `remedies` are the options of the command that an error may name, of TRUST and STATE_KEY. Raises HarnessError if the
+    file is missing, is not a checkpoint, or holds what could run code.
     """
     path = Path(path)
     if not path.is_file():
         raise HarnessError(f"{path}: no such checkpoint; put the file there or name another")
+    state = _read(path, trust, remedies)
+    if isinstance(state, torch.nn.Module):
+        state = state.state_dict()
+    if key and not (isinstance(state, dict) and isinstance(state.get(key), dict)):
+        raise HarnessError(f"{path}: holds nothing under {key}, but {_found(state)}; name another {STATE_KEY}")
+    nested = [name for name, value in state.items() if _is_state_dict(value)] if isinstance(state, dict) else []
+    if not key and isinstance(state, dict):
+        key = next((key for key in WRAPPERS if isinstance(state.get(key), dict)), "")
+    if key:
+        state = state[key]
+    if not _is_state_dict(state):
+        if nested and STATE_KEY in remedies:
+            remedy = f"name the one to load by {STATE_KEY} {nested[0]}"
+        else:
+            remedy = "save it again as model.state_dict()"
+        raise HarnessError(f"{path}: holds no state dict of tensors, but {_found(state)}; {remedy}")
+    return Weights(key, state, tuple(name for name in nested if name != key) if key else ())
+
+
+def _read(path, trust, remedies):
     with open(path, "rb") as file:
-        known = file.read(4).startswith(MAGICS)
+        head = file.read(9)
     try:
-        if not known:
+        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+            return safetensors.torch.load_file(path)
+        if not head.startswith(MAGICS):
             raise EOFError("neither a zip archive nor a pickle")
-        state = torch.load(path, map_location="cpu", weights_only=not trust)
+        with torch.serialization.safe_globals(NUMPY_VALUES):
+            return torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         raise HarnessError(
             f"{path}: not plain tensors, so loading it could run code; save it again as model.state_dict()"
             + (f", or add {TRUST} if you would run its author's code" if TRUST in remedies else "")
         ) from error
     except Exception as error:  # torch raises many kinds for a broken file
-        raise HarnessError(f"{path}: not a readable PyTorch checkpoint; copy or download it again") from error
-    if isinstance(state, torch.nn.Module):
-        state = state.state_dict()
-    if key and not (isinstance(state, dict) and isinstance(state.get(key), dict)):
-        raise HarnessError(f"{path}: holds nothing under {key}, but {_found(state)}; name another {STATE_KEY}")
-    if not key and isinstance(state, dict):
-        key = next((key for key in WRAPPERS if isinstance(state.get(key), dict)), "")
-    if key:
-        state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        nested = [name for name, value in state.items() if _is_state_dict(value)] if isinstance(state, dict) else []
-        if nested and STATE_KEY in remedies:
-            remedy = f"name the one to load by {STATE_KEY} {nested[0]}"
-        else:
-            remedy = "save it again as model.state_dict()"
-        raise HarnessError(f"{path}: holds no state dict of tensors, but {_found(state)}; {remedy}")
-    return key, state
+        raise HarnessError(f"{path}: not a readable checkpoint; copy or download it again") from error
+
+
+def without_prefix(state, expected):
+    """Return a state dict without what stands before each expected key, and a line that says so; itself and None.
+
+    DataParallel writes `module.`, torch.compile `_orig_mod.`, a wrapping class its own name. Other keys are left out.
+    """
+    prefix = prefix_of(state, expected)
+    if not prefix:
+        return state, None
+    kept = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    others = len(state) - len(kept)
+    also = f", and {others} other keys left out" if others else ""
+    return kept, f"the checkpoint's keys begin with {prefix!r}, which was taken off{also}"
 
 
 def _is_state_dict(value):

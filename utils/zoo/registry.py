@@ -18,7 +18,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from utils.errors import HarnessError, in_one_line
 from utils.files import ROOT, file_sha256, write_text
-from utils.zoo.checkpoints import STATE_KEY, TRUST, load_leniently, load_state_dict, load_strictly
+from utils.zoo.checkpoints import STATE_KEY, TRUST, find_state_dict, load_leniently, load_strictly, without_prefix
 
 REGISTRY = ROOT / "model_zoo" / "models.toml"
 TEAM_FILE = re.compile(r"team(?P<id>\d+)_(?P<name>\w+)\.py")
@@ -48,7 +48,8 @@ class ModelEntry:
     unpickles more than tensors, and no registry can ask for it. `variant`, of an entry that computes another one's
     function in another way, holds the other one's id as `of`, and the `backend` and `precision` that choose it.
     `training` is the id of the entry that is trained and whose weights fuse into this one's. `given_checkpoint` is a
-    file that the user named to be loaded in place of `checkpoint`.
+    file that the user named to be loaded in place of `checkpoint`. With `exact`, as a submission is checked, no prefix
+    is taken off a checkpoint's keys.
     """
 
     id: int
@@ -69,6 +70,7 @@ class ModelEntry:
     variant: dict = field(default_factory=dict)
     training: int | None = None
     given_checkpoint: str = ""
+    exact: bool = False
 
     @property
     def full_name(self) -> str:
@@ -109,7 +111,7 @@ class ModelEntry:
 class LoadedModel:
     """A network in eval mode on its device. Without weights, `missing_weights` says why and quality means nothing.
 
-    `ignored` lists what lenient loading passed over.
+    `ignored` lists what lenient loading passed over, `notes` says in lines how else the checkpoint was read.
     """
 
     model: nn.Module
@@ -117,6 +119,7 @@ class LoadedModel:
     sha256: str | None
     missing_weights: str | None
     ignored: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def provenance(self):
@@ -194,19 +197,25 @@ def load_model(entry, device):
     """
     model = build_model(entry)
     path = entry.checkpoint_path
-    sha256, missing, ignored = None, None, None
+    sha256, missing, ignored, notes = None, None, None, []
     if entry.origin == Origin.REGISTRY and not entry.given_checkpoint and not path.is_file():
         missing = f"{entry.checkpoint}: no checkpoint ({entry.provenance})"
     else:
         remedies = (TRUST,) if entry.origin == Origin.REGISTRY else (TRUST, STATE_KEY)
-        state = load_state_dict(path, entry.state_key, entry.trust_checkpoint, remedies)
+        weights = find_state_dict(path, entry.state_key, entry.trust_checkpoint, remedies)
+        state = weights.state
+        if weights.others:
+            notes.append(f"weights under {weights.key}; the checkpoint has {', '.join(weights.others)}, too")
+        if not entry.exact:
+            state, note = without_prefix(state, model.state_dict())
+            notes += [note] if note else []
         if entry.lenient:
             ignored = load_leniently(model, state, path)
         else:
             load_strictly(model, state, path)
         sha256 = file_sha256(path)
     model.requires_grad_(False)
-    return LoadedModel(model.eval().to(device), entry, sha256, missing, ignored)
+    return LoadedModel(model.eval().to(device), entry, sha256, missing, ignored, tuple(notes))
 
 
 def entry_from_file(file, class_name, arguments, checkpoint, data_range=1.0, state_key="", lenient=False):
