@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -149,6 +151,34 @@ CHECKPOINTS = {  # kind: how the checkpoint is written
 }
 
 
+def wrapped(**more):
+    """Write the weights under `state_dict`, beside other things."""
+    return lambda path: torch.save({"state_dict": state(), **more}, path)
+
+
+TAKEN = {  # kind: a checkpoint, or a change of the data folder, that other programs leave and that is taken here
+    "keys with a prefix": lambda path: torch.save({f"module.{key}": value for key, value in state().items()}, path),
+    "numbers of NumPy beside the weights": wrapped(epoch=np.float64(3.5), losses=np.ones(3)),
+    "two state dicts": lambda path: torch.save({"params": state(), "params_ema": state()}, path),
+    "safetensors": lambda path: safetensors.torch.save_file(state(), path),
+}
+LAYOUTS = {
+    "DIV2K as downloaded": lambda data: (
+        (data / "HR").rename(data / "DIV2K_valid_HR"),
+        (data / "DIV2K_valid_LR_bicubic").mkdir(),
+        (data / "LR").rename(data / "DIV2K_valid_LR_bicubic" / "X4"),
+    ),
+    "a benchmark of BasicSR": lambda data: (
+        (data / "HR").rename(data / "GTmod12"),
+        (data / "LR").rename(data / "LRbicx4"),
+    ),
+    "HR images alone": lambda data: shutil.rmtree(data / "LR"),
+    "HR image that is a JPEG": lambda data: (data / "HR" / "00001.png").write_bytes(
+        cv2.imencode(".jpg", cv2.imread(str(data / "HR" / "00001.png")))[1].tobytes()
+    ),
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=natural, default=20)
@@ -194,6 +224,8 @@ def try_broken_input(folder, limited, only, jobs=1):
     trials += [(kind, {"model": changes, "works": True}) for kind, changes in CHANGES.items()]
     trials += [(kind, {"damage": damage}) for kind, damage in DATA.items()]
     trials += [(kind, {"checkpoint": write}) for kind, write in CHECKPOINTS.items()]
+    trials += [(kind, {"checkpoint": write, "works": True}) for kind, write in TAKEN.items()]
+    trials += [(kind, {"damage": change, "works": True}) for kind, change in LAYOUTS.items()]
     failed = 0
     with ThreadPoolExecutor(jobs) as pool:
         tries = {
