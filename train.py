@@ -24,7 +24,7 @@ from utils.files import held, writing
 from utils.measure.allocator import keep_freed_memory
 from utils.measure.environment import choose_device
 from utils.measure.precision import cost_line
-from utils.options import duration, natural
+from utils.options import duration, natural, refuse
 from utils.progress import progress
 
 LEAP = 10  # times the first row's loss: a training whose loss leaps so far does not come back
@@ -32,6 +32,8 @@ LEAP = 10  # times the first row's loss: a training whose loss leaps so far does
 
 def main():
     args = parse()
+    if args.feed == "resident":
+        refuse(("--workers",), "is for --feed mapped; leave it out")
     recipe = load_recipe(args.recipe, args.set)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = choose_device(args.device, int(os.environ.get("LOCAL_RANK", 0)))

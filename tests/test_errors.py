@@ -127,6 +127,12 @@ def test_model_is_named_in_one_way(command, tmp_path, pairs):
         ("--register", 4242),
         ("--show", "--backend", "fast"),
         ("--model_id", 126, 7, "--checkpoint", "w.pth"),
+        ("--edition", 2026),
+        ("--time_limit", 5),
+        ("--memory_limit", 5),
+        ("--sandbox", "off"),
+        *(("--show", option, 1) for option in ("--runs", "--warmup", "--repeats", "--workers", "--time_limit")),
+        *(("--show", option) for option in ("--fresh", "--save_images", "--isolated", "--sandbox=off", "--device=cpu")),
     ],
     ids=lambda words: " ".join(map(str, words)),
 )
@@ -135,6 +141,22 @@ def test_options_that_exclude_each_other_are_refused(command, tmp_path, words):
     result = command("eval.py", *words, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(("factsheet", option, "x") for option in ("--data_dir", "--requirements", "--out")),
+        ("factsheet", "--edition", 2025),
+        ("check", "--results", "x"),
+        ("check", "--out", "x"),
+    ],
+    ids=lambda words: " ".join(map(str, words)),
+)
+def test_options_of_another_step_of_a_submission_are_refused(command, tmp_path, words):
+    result = command("-m", "utils.submission", *words, "--model_id", 7, cwd=tmp_path)
+    assert result.returncode == 2
+    assert f"{words[1]}: is not for `{words[0]}`" in result.stderr.splitlines()[-1]
 
 
 def test_folders_by_name_are_measured(command, tmp_path):

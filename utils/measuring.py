@@ -15,6 +15,7 @@ from utils.evaluate.sharding import joined_shard
 from utils.files import write_text
 from utils.measure.environment import choose_device
 from utils.measure.precision import cost_line
+from utils.options import refuse
 from utils.progress import progress
 from utils.referee.process import Limits
 from utils.referee.rows import Row, Rules
@@ -24,9 +25,28 @@ from utils.results.report import write_report
 from utils.results.tables import write_tables
 from utils.zoo.registry import Origin, register
 
+APART = ("--time_limit", "--memory_limit", "--sandbox")  # options about models in processes of their own
+MEASURES = (
+    "--runs",
+    "--warmup",
+    "--repeats",
+    "--workers",
+    "--fresh",
+    "--save_images",
+    "--isolated",
+    "--device",
+    *APART,
+)
+
 
 def measure_or_show(args):
     """Do what eval.py's arguments ask for; return the exit status."""
+    if not args.score:
+        refuse(("--edition",), "is for --score; add it, or leave this out")
+    if args.show:
+        refuse(MEASURES, "is for measuring; leave it out with --show")
+    elif not (args.isolated or args.model_file or args.repository):
+        refuse(APART, "is for models in processes of their own; add --isolated, or leave this out")
     if args.show:
         return show(stored_records(args), args)
     with joined_shard() as shard:

@@ -2,10 +2,20 @@
 
 import argparse
 import math
+import sys
 from pathlib import Path
+
+from utils.errors import HarnessError
 
 SPLITS = ("valid", "test")
 SANDBOX_MODES = ("auto", "require", "off")
+
+
+def refuse(names: tuple[str, ...], reason: str) -> None:
+    """Raise HarnessError if one of the options was typed: it would be ignored, for the `reason`."""
+    for name in names:
+        if any(word == name or word.startswith(f"{name}=") for word in sys.argv[1:]):
+            raise HarnessError(f"{name}: {reason}")
 
 
 def add_model_file(parser):

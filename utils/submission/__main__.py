@@ -15,7 +15,7 @@ from utils.challenge.rules import EDITIONS, get_edition
 from utils.data.datasets import open_dataset
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.files import file_sha256
-from utils.options import SANDBOX_MODES, SPLITS, add_model_file
+from utils.options import SANDBOX_MODES, SPLITS, add_model_file, refuse
 from utils.results.record import RECORDS_FILE, read_results
 from utils.results.tables import latex_table
 from utils.submission.checks import FAIL, check_submission
@@ -25,6 +25,12 @@ from utils.zoo.registry import Origin, sources_sha256
 
 def main():
     args = parse()
+    if args.command == "factsheet":
+        refuse(
+            ("--data_dir", "--dataset", "--edition", "--requirements", "--sandbox", "--out"), "is not for `factsheet`"
+        )
+    if args.command == "check":
+        refuse(("--results", "--out"), "is not for `check`")
     entry = one_entry(args)
     if args.command == "factsheet":
         record = measured(entry, args.results)
