@@ -32,7 +32,7 @@ def noting(tmp_path):
     ids=lambda words: " ".join(map(str, words)) or "alone",
 )
 def test_code_of_a_file_runs_in_no_process_but_its_own(command, noting, pairs, tmp_path, monkeypatch, more):
-    monkeypatch.setattr("utils.zoo.registry.register", lambda entry: None)
+    monkeypatch.setattr("utils.measuring.register", lambda entry: None)
     words, ran_in = noting()
     result = command("eval.py", *QUICK, "--data_dir", pairs, *words, *more, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -16,6 +16,7 @@ def test_peak_is_not_that_of_the_past(tmp_path):
     assert peaks[1] == pytest.approx(peaks[0], abs=3)
 
 
+@pytest.mark.slow
 def test_peak_is_what_is_in_use_at_once(tmp_path):
     forward = (
         "for mib in (8, 24, 12, 32, 20, 28) if x.shape[2] > 16 else ():\n"

@@ -78,6 +78,7 @@ def test_steady_runtime_leaves_the_warm_up_out(monkeypatch):
 
 
 @pytest.mark.real_process
+@pytest.mark.slow
 def test_cpu_memory_grows_with_the_image():
     entry = find_entry(7, read_registry())
     small, large = cpu_peak_mib(entry, (1, 3, 32, 32)), cpu_peak_mib(entry, (1, 3, 256, 256))

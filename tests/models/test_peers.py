@@ -21,7 +21,7 @@ PEERS = {
 each_peer = pytest.mark.parametrize("peer", PEERS)
 
 
-@each_peer
+@pytest.mark.parametrize("peer", [pytest.param(peer, marks=[pytest.mark.slow] * (peer is PAN)) for peer in PEERS])
 def test_complexity_is_the_published_one(peer):
     assert measure_complexity(peer().eval()) == PEERS[peer][1]
 

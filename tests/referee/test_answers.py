@@ -108,7 +108,11 @@ def test_judge_outlives_a_process_that_is_rewritten(command, stranger, pairs, tm
         ),
         # the first pass of the fresh process by which memory is measured
         pytest.param(
-            "", "1 / (x.shape[2:] != (16, 16))", "ZeroDivisionError", marks=pytest.mark.real_process, id="memory"
+            "",
+            "1 / (x.shape[2:] != (16, 16))",
+            "ZeroDivisionError",
+            marks=[pytest.mark.real_process, pytest.mark.slow],
+            id="memory",
         ),
         ("sys.modules['__main__'].Contestant.reset_peak = lambda self: 1 / 0", "pass", "ZeroDivisionError"),
     ],

@@ -50,6 +50,7 @@ def test_transfers_grow_with_the_image(tmp_path):
 
 
 @pytest.mark.real_process
+@pytest.mark.slow
 def test_freed_memory_is_kept_where_a_pass_is_watched(stranger, tmp_path):
     _, file, _, name, _, weights = stranger(forward="x.repeat(1, 80, 1, 1)")
 

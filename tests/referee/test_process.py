@@ -64,7 +64,7 @@ time.sleep({seconds})
 """
 
 
-@pytest.mark.parametrize("own_session", [False, True])
+@pytest.mark.parametrize("own_session", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_hanging_command_is_killed_with_its_children(run, own_session):
     reason, log = run(CHILD.format(own_session=own_session, seconds=10**6), seconds=4)
     assert reason == "did not end within 4 s and was killed"

@@ -83,6 +83,7 @@ def test_what_was_measured_is_measured_again_only_when_it_changed(run, repositor
     assert records(tmp_path)["Nested"] != before["Nested"]
 
 
+@pytest.mark.slow
 def test_what_was_measured_otherwise_is_measured_again(run, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.referee.sandbox.why_not", lambda: "bwrap is not installed")
 

@@ -150,6 +150,7 @@ def packable():
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_sources_beside_the_file_are_packed_with_it(tmp_path):
     entry = find_entry(210, read_registry())
     names = pack(entry, packable(), tmp_path / "a.zip")  # which runs it in an empty folder

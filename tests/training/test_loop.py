@@ -24,7 +24,7 @@ def run_steps(recipe, prepared):
     return trainer, losses
 
 
-@both_kinds
+@pytest.mark.parametrize("recipe_path", ["plain", pytest.param("collapsed", marks=pytest.mark.slow)], indirect=True)
 def test_loss_falls(recipe_path, prepared):
     _, losses = run_steps(replace(load_recipe(recipe_path), steps=60, milestones=()), prepared)
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])

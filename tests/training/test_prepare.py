@@ -145,6 +145,7 @@ def test_processes_end_with_a_preparation_that_is_killed(stuck):
     assert not psutil.wait_procs(children, timeout=100)[1]
 
 
+@pytest.mark.slow
 def test_process_that_is_killed_costs_one_line(stuck):
     process, children = stuck
     for child in children:

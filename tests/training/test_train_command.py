@@ -62,7 +62,7 @@ def test_resumed_run_ends_with_the_same_bits(command, recipe_path, prepared, pai
     assert all(torch.equal(actual[key], value) for key, value in expected.items())
 
 
-@pytest.mark.parametrize("has_it", [True, False])
+@pytest.mark.parametrize("has_it", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_precision_is_the_devices_and_stays_that_of_the_run(
     command, recipe_path, prepared, pairs, tmp_path, monkeypatch, has_it
 ):
