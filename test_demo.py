@@ -44,6 +44,8 @@ def main():
     log = open_log(out_dir / LOG_NAME)
     log.info("%s on %s", loaded.entry.full_name, device)
     values = {}
+    for note in dict.fromkeys(note for dataset in datasets for note in dataset.notes):
+        log.info("note: %s", note)
     for dataset in datasets:
         values |= run(loaded, dataset, device, args, log)
     values |= complexity_results(measure_complexity(loaded.model))

@@ -16,7 +16,6 @@ from training.loop import STATE_FILE, Trainer, train, unreached_kernels, with_pr
 from training.recipe import load_recipe
 from training.validation import validation_psnr
 from utils.data.datasets import open_dataset, read_fitting_hr
-from utils.data.images import read_rgb
 from utils.data.sample import ensure_sample
 from utils.errors import DivergedError, HarnessError, exit_on_harness_error, in_one_line, line_of
 from utils.evaluate.sharding import process_group
@@ -104,8 +103,10 @@ def open_validation(folder):
     dataset = open_dataset(folder or ensure_sample())
     if not dataset.has_hr:
         raise HarnessError(f"{folder}: validation needs HR images; add them or name another folder")
+    for note in dataset.notes:
+        print(f"validation: {note}")
     for pair in dataset.pairs:
-        read_fitting_hr(pair, read_rgb(pair.lr))
+        read_fitting_hr(pair, pair.read_lr())
     return dataset
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import sys
 
 import cv2
@@ -102,6 +103,13 @@ def test_lr_alone_is_restored_and_saved_with_dashes(run, tmp_path, pairs, weight
     assert result.returncode == 0, result.stderr
     assert read_rgb(tmp_path / "results" / FULL_NAME / "valid" / "a.png").shape == (64, 96, 3)
     assert (tmp_path / "results" / "results.txt").read_text().splitlines()[1].split("\t")[1] == "-"
+
+
+def test_hr_alone_is_measured_by_the_organizers_command_with_a_note(run, tmp_path, pairs, weights):
+    shutil.rmtree(pairs / "LR")
+    result = run("test_demo.py", "--data_dir", pairs, "--checkpoint", weights, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "note: LR images are made from the HR images" in (tmp_path / "results" / "NTIRE-EfficientSR.log").read_text()
 
 
 def test_eval_measures_everything_and_writes_three_tables(run, tmp_path, pairs, weights):

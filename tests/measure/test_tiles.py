@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from models.plainusr import PlainUSR
 from models.training.nanosr import NanoSR_train
 from utils.measure.tiles import OVERLAP, forward_in_tiles, forward_within_memory, reach
 
@@ -81,3 +82,7 @@ def test_reach_is_how_far_a_network_looks(sides, expected):
 def test_nanosr_looks_no_farther_than_tiles_overlap():
     network = NanoSR_train().fuse().eval()
     assert reach(network, "cpu") <= OVERLAP
+
+
+def test_attention_of_plainusr_looks_farther():
+    assert reach(PlainUSR().eval(), "cpu") > OVERLAP

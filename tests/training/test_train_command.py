@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -318,3 +319,18 @@ def test_training_goes_on_for_more_steps(command, recipe_path, prepared, pairs, 
     result = command(*words, "--resume", "--set", "steps=8", "milestones=[1]")
     assert result.returncode == 2
     assert "the recipe has changed (" in result.stderr
+
+
+def test_hr_images_alone_validate_a_training(command, recipe_path, prepared, pairs, tmp_path):
+    shutil.rmtree(pairs / "LR")
+    result = command(*train_command(recipe_path, prepared, tmp_path / "run", pairs, "--minutes", 0))
+    assert result.returncode == 0, result.stderr
+    assert "validation: LR images are made from the HR images" in result.stdout
+
+
+def test_option_that_a_command_does_not_have_is_not_advised(command, tmp_path):
+    torch.save(NanoSR_train(), tmp_path / "whole.pth")
+    result = command("-m", "training.fuse", tmp_path / "whole.pth", "--model_id", 7, "--out", tmp_path / "fused.pth")
+    assert result.returncode == 2
+    assert "not plain tensors" in result.stderr
+    assert "--trust-checkpoint" not in result.stderr

@@ -209,6 +209,7 @@ def test_cuda_in_the_constructor_costs_one_line_without_a_gpu(submit):
     result = submit(constructor="self.conv.cuda()")
     assert result.returncode == 2
     assert "cannot build Net" in result.stderr.splitlines()[-1]
+    assert "there is no GPU here: leave .cuda() out" in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
