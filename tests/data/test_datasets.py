@@ -207,6 +207,12 @@ def test_hr_alone_gets_lr_images_and_says_so(tmp_path, place):
     assert len(dataset.sha256) == 64
 
 
+def test_other_pictures_beside_the_folders_are_not_the_data(tmp_path):
+    write_png(tmp_path / "preview.png", photograph(64, 64))
+    write_png(tmp_path / "HR" / "a.png", photograph(64, 64))
+    assert [pair.name for pair in open_dataset(tmp_path).pairs] == ["a.png"]
+
+
 def test_folders_may_lie_anywhere_and_names_are_paired_by_what_they_share(tmp_path):
     for name in ("a", "b"):
         hr = photograph(64, 96)

@@ -29,11 +29,10 @@ LAYOUTS = (
     ("GTmod12", "LRbicx4"),
     ("HR/val", "X4/val"),
     ("image_SRF_4", "image_SRF_4"),
-    (".", "."),
 )
 # What stands behind the part that the names of a pair have in common.
 SUFFIX = re.compile(r"(?:[_-]?(?:x4|4x)|[_-](?:lr4?|hr|gt|srf[_-]?4|bicubic|bic))+$", re.IGNORECASE)
-LR_SUFFIX = re.compile(r"(?:x4|4x|lr4?)$", re.IGNORECASE)
+LR_SUFFIX = re.compile(r"(?:x4|4x|[_-]lr4?)$", re.IGNORECASE)
 JPEG_SIGNATURE = b"\xff\xd8"
 LABEL_FILE = "dataset.json"  # {"label": …} in a data folder names it in every table
 
@@ -109,17 +108,19 @@ def open_dataset(folder, split="valid"):
     if not folder.is_dir():
         raise HarnessError(f"{folder}: no such folder; name a data folder that exists")
     layouts = [tuple(folder / name.format(split=split) for name in layout) for layout in LAYOUTS]
-    for with_lr in (True, False):
-        for number, (hr_dir, lr_dir) in enumerate(layouts):
-            if not with_lr and lr_dir.is_dir() and hr_dir.is_dir() and lr_dir != hr_dir and not _has_images(lr_dir):
-                raise HarnessError(f"{lr_dir}: holds no PNG image; add the LR images, or remove this folder")
-            if (lr_dir if with_lr else hr_dir).is_dir() and _has_images(lr_dir if with_lr else hr_dir):
-                if hr_dir == lr_dir:
-                    hr_paths, lr_paths = _told_apart(image_files(hr_dir, [".png"]))
-                else:
-                    hr_paths = image_files(hr_dir, [".png"]) if hr_dir.is_dir() else None
-                    lr_paths = image_files(lr_dir, [".png"]) if lr_dir.is_dir() else None
-                return _dataset(folder, split, hr_paths or None, lr_paths or None, challenge=number == 0)
+    with_lr = next((layout for layout in layouts if _has_images(layout[1])), None)
+    with_hr = next((layout for layout in layouts if _has_images(layout[0])), None)
+    if with_lr is None and with_hr is not None and with_hr[1].is_dir():
+        raise HarnessError(f"{with_hr[1]}: holds no PNG image; add the LR images, or remove this folder")
+    if found := with_lr or with_hr:
+        hr_dir, lr_dir = found
+        if hr_dir == lr_dir:
+            hr_paths, lr_paths = _told_apart(image_files(hr_dir, [".png"]))
+        else:
+            hr_paths, lr_paths = (image_files(place, [".png"]) if place.is_dir() else None for place in found)
+        return _dataset(folder, split, hr_paths or None, lr_paths or None, challenge=found == layouts[0])
+    if _has_images(folder):
+        return _dataset(folder, split, *_told_apart(image_files(folder, [".png"])), challenge=False)
     raise HarnessError(
         f"{folder}: holds no PNG images in a layout that is known here, such as DIV2K_LSDIR_{split}_HR/_LR, or HR/ and "
         "LR/; name the folders by --hr and --lr"
@@ -143,22 +144,18 @@ def open_folders(hr, lr, split="valid"):
 
 
 def _has_images(folder):
-    return bool(image_files(folder, [".png"]))
+    return folder.is_dir() and bool(image_files(folder, [".png"]))
 
 
 def _told_apart(paths):
-    """HR and LR images of one folder: an LR image's name has a suffix beside one that has none, or HR's."""
-    stems = {path.stem for path in paths}
-    lr_paths = [
-        path
-        for path in paths
-        if re.search(r"x4$|4x$|lr4?$", path.stem, re.IGNORECASE) and _base(path.stem) != path.stem
-    ]
-    if not any(
-        _base(path.stem) in {_base(stem) for stem in stems - {one.stem for one in lr_paths}} for path in lr_paths
-    ):
-        return paths, None
-    return [path for path in paths if path not in lr_paths], lr_paths
+    """Return (HR, LR) images of one folder: an LR image's name ends like one, and an HR image shares the rest of it.
+
+    LR is None if there is no such pair.
+    """
+    like_lr = [path for path in paths if LR_SUFFIX.search(path.stem)]
+    others = [path for path in paths if path not in like_lr]
+    shared = {_base(path.stem) for path in like_lr} & {_base(path.stem) for path in others}
+    return (others, like_lr) if shared else (paths, None)
 
 
 def _base(stem):
