@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import training.prepare
 from tests.helpers import (
     QUICK,
     ROOT,
     SMALL_CUT,
     command_module,
     model_words,
-    python,
     write_model,
     write_pairs,
     write_photographs,
@@ -121,11 +121,12 @@ def submit(tmp_path, command):
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
-    """A training set of three photographs, prepared by two processes; for reading only."""
+    """A training set of three photographs; for reading only."""
     folder = tmp_path_factory.mktemp("prepared")
-    hr = write_photographs(folder / "hr")
-    result = python("-m", "training.prepare", "--hr", hr, "--out", folder / "out", "--workers", 2, *SMALL_CUT)
-    assert result.returncode == 0, result.stderr
+    words = ("--hr", write_photographs(folder / "hr"), "--out", folder / "out", "--workers", 1, *SMALL_CUT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["training.prepare", *map(str, words)])
+        training.prepare.main()
     return folder / "out"
 
 

@@ -76,7 +76,15 @@ def foreign_pairs(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("more", [(), ("--report", "page"), ("--score",)], ids=lambda words: " ".join(words) or "alone")
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--report", "page"),
+        pytest.param((), marks=pytest.mark.slow),
+        pytest.param(("--score",), marks=pytest.mark.slow),
+    ],
+    ids=lambda words: " ".join(words) or "alone",
+)
 def test_names_that_are_not_utf_8_are_measured_and_shown(command, foreign_pairs, tmp_path, more):
     words = ("--data_dir", foreign_pairs, "--model_id", 126, "--save_images", *more)
     result = command("eval.py", *QUICK, *words, cwd=tmp_path)

@@ -74,16 +74,20 @@ Channel.send = send
 """
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
         ("self.connection.send_bytes(b'[' * 900000)", "its process answers what is no answer"),
-        ("self.connection.send_bytes(b'[1]')", "its process answers what is no answer"),
-        (
+        slow("self.connection.send_bytes(b'[1]')", "its process answers what is no answer"),
+        slow(
             "self.connection.send_bytes(b'{\"number\": %d, \"answer\": 7}' % message['number'])",
             "its process answers 'load' by what is no answer",
         ),
-        (
+        slow(
             'self.connection.send_bytes(b\'{"number": %d, "error": "\\\\u001b[2J"}\' % message[\'number\'])',
             "error: ?[2J",
         ),

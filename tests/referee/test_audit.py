@@ -102,8 +102,11 @@ CHEATS = {
 }  # fmt: skip
 
 
+SLOW = ("less at sizes that windows divide", "an output that depends on nothing", "outputs kept by input")
+
+
 @pytest.mark.usefixtures("quiet")
-@pytest.mark.parametrize("kind", CHEATS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW)) for kind in CHEATS])
 def test_cheat_is_named_beside_its_figures(audited, kind):
     changes, parts = CHEATS[kind]
     record = audited(**changes)

@@ -139,7 +139,7 @@ def train_here(prepared, pairs, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", COSTS)
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_mistake_in_a_network_costs_a_line(train_here, name, precision, tmp_path):
     file = tmp_path / "team42_Mistaken.py"
     file.write_text(MISTAKEN)
