@@ -73,6 +73,8 @@ class Recipe:
         A schedule that is longer, or falls elsewhere, fits if it is the same until there.
         """
         changed = [key for key, value in dataclasses.asdict(saved).items() if value != getattr(self, key)]
+        if not changed:
+            return []  # the schedules of half a million steps need not be compared
         if any(saved.schedule_at(done) != self.schedule_at(done) for done in range(step)) or self.steps < step:
             return changed
         return [key for key in changed if key not in SCHEDULE]

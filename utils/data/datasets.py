@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.data.images import bicubic_downscale, crop_to_multiple, image_files, read_rgb
+from utils.data.images import JPEG_SIGNATURE, bicubic_downscale, crop_to_multiple, image_files, read_rgb
 from utils.errors import HarnessError
 from utils.files import file_sha256
 from utils.protocol import SCALE, SHAVE, SSIM_WINDOW
@@ -33,7 +33,6 @@ LAYOUTS = (
 # What stands behind the part that the names of a pair have in common.
 SUFFIX = re.compile(r"(?:[_-]?(?:x4|4x)|[_-](?:lr4?|hr|gt|srf[_-]?4|bicubic|bic))+$", re.IGNORECASE)
 LR_SUFFIX = re.compile(r"(?:x4|4x|[_-]lr4?)$", re.IGNORECASE)
-JPEG_SIGNATURE = b"\xff\xd8"
 LABEL_FILE = "dataset.json"  # {"label": …} in a data folder names it in every table
 
 
@@ -178,7 +177,7 @@ def _dataset(folder, split, hr_paths, lr_paths, challenge):
 def _is_jpeg(path):
     try:
         with open(path, "rb") as file:
-            return file.read(2) == JPEG_SIGNATURE
+            return file.read(len(JPEG_SIGNATURE)) == JPEG_SIGNATURE
     except OSError:
         return False  # whoever reads it says so
 

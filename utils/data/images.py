@@ -39,9 +39,7 @@ def read_rgb(path):
     # OpenCV fills the missing part of a damaged file with grey and says so only on stderr.
     if data.startswith(png.SIGNATURE) and not _png_is_whole(data):
         raise HarnessError(f"{path}: truncated PNG; copy or download it again")
-    if data.startswith(JPEG_SIGNATURE):
-        _check_jpeg(data, path)
-    image = png.decode(data)
+    image = _decode_jpeg(data, path) if data.startswith(JPEG_SIGNATURE) else png.decode(data)
     if image is not None:
         return image
     if data:
@@ -69,11 +67,15 @@ def _png_is_whole(data):
     return False
 
 
-def _check_jpeg(data, path):
-    """Raise HarnessError if libjpeg warns of a file: of missing or damaged data it says nothing through OpenCV."""
+def _decode_jpeg(data, path):
+    """Return a JPEG as H x W x 3 uint8 RGB; None for one in CMYK, which OpenCV converts.
+
+    Raises HarnessError if libjpeg warns of it: through OpenCV it says nothing of missing or damaged data.
+    """
     try:
-        colours = simplejpeg.decode_jpeg_header(data)[2]
-        simplejpeg.decode_jpeg(data, colorspace="CMYK" if colours in ("CMYK", "YCCK") else "RGB", strict=True)
+        in_cmyk = simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK")
+        image = simplejpeg.decode_jpeg(data, colorspace="CMYK" if in_cmyk else "RGB", strict=True)
+        return None if in_cmyk else image
     except ValueError as error:
         reason = one_line(str(error), 100)
         raise HarnessError(f"{path}: damaged JPEG ({reason}); copy or download it again") from error
