@@ -12,7 +12,7 @@ from isal import isal_zlib
 
 from models.cpu.compiler import compiled_if_possible
 
-SIGNATURE, END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PLAIN = 8, 2, 0, 0, 0  # bits, RGB, deflate, the usual filters, not interlaced
 ABOVE = 2  # the filter that takes the row above off
 LEVEL = 1  # of ISA-L's 0 to 3
