@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import photograph
 from utils.ahead import ahead
-from utils.data import png
-from utils.data.images import bicubic_downscale, crop_to_multiple, read_rgb, to_image, to_tensor
+from utils.data.images import bicubic_downscale, crop_to_multiple, encode_png, read_rgb, to_image, to_tensor
 from utils.errors import HarnessError
 from utils.evaluate.metrics import SHAVE, WINDOW, psnr, ssim
 from utils.evaluate.sharding import Shard, interleave
@@ -104,7 +103,7 @@ def test_any_png_is_read_as_rgb_or_named(tmp_path, height, width, dtype, channel
 @given(height=sizes, width=sizes, seed=st.integers(0, 99), data_range=st.sampled_from([1.0, 255.0]))
 def test_images_survive_files_and_tensors(tmp_path, height, width, seed, data_range):
     image = photograph(height, width, seed)
-    (tmp_path / "x.png").write_bytes(png.encode(image))
+    (tmp_path / "x.png").write_bytes(encode_png(image))
     assert np.array_equal(read_rgb(tmp_path / "x.png"), image)
     assert np.array_equal(to_image(to_tensor(image, data_range), data_range), image)
 

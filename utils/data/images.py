@@ -8,13 +8,12 @@ import numpy as np
 import simplejpeg
 import torch
 
-from utils.data import png
 from utils.errors import HarnessError, one_line
 from utils.files import writing
 from utils.protocol import SCALE
 
 STRIP_BYTES = 1 << 20  # of float32 grey levels that are rounded at once: they stay in the cache
-JPEG_SIGNATURE = b"\xff\xd8"
+JPEG_SIGNATURE, PNG_SIGNATURE = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 
 
 def image_files(folder, suffixes):
@@ -37,9 +36,9 @@ def read_rgb(path):
     except OSError as error:
         raise HarnessError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
     # OpenCV fills the missing part of a damaged file with grey and says so only on stderr.
-    if data.startswith(png.SIGNATURE) and not _png_is_whole(data):
+    if data.startswith(PNG_SIGNATURE) and not _png_is_whole(data):
         raise HarnessError(f"{path}: truncated PNG; copy or download it again")
-    image = _decode_jpeg(data, path) if data.startswith(JPEG_SIGNATURE) else png.decode(data)
+    image = _decode_jpeg(data, path) if data.startswith(JPEG_SIGNATURE) else None
     if image is not None:
         return image
     if data:
@@ -58,7 +57,7 @@ def read_rgb(path):
 
 def _png_is_whole(data):
     """Whether a PNG's chunks go on to its end; what lies behind that is nobody's concern."""
-    at = len(png.SIGNATURE)
+    at = len(PNG_SIGNATURE)
     while at + 12 <= len(data):  # a chunk: length, type, data, check sum
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         at += 12 + length
@@ -86,7 +85,12 @@ def write_png(path, image):
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png.encode(image))
+        path.write_bytes(encode_png(image))
+
+
+def encode_png(image):
+    """Return H x W x 3 uint8 RGB as the bytes of a PNG file."""
+    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def to_tensor(image, data_range=1.0):

@@ -9,9 +9,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from utils.data import png
 from utils.data.datasets import read_fitting_hr
-from utils.data.images import read_rgb
+from utils.data.images import encode_png, read_rgb
 from utils.errors import HarnessError
 from utils.evaluate.metrics import psnr
 from utils.files import write_text
@@ -131,4 +130,4 @@ def place_of_difference(hr, images):
 
 
 def _src(image):
-    return "data:image/png;base64," + base64.b64encode(png.encode(image)).decode()
+    return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()
