@@ -18,7 +18,6 @@ from utils.errors import HarnessError, exit_on_harness_error
 from utils.evaluate.evaluation import default_workers, evaluate, largest_lr
 from utils.evaluate.runner import Runner
 from utils.files import writing
-from utils.measure.complexity import measure_complexity
 from utils.measure.environment import choose_device
 from utils.measure.memory import measure_peak_mib, reset_peak
 from utils.options import SPLITS
@@ -48,7 +47,7 @@ def main():
         log.info("note: %s", note)
     for dataset in datasets:
         values |= run(loaded, dataset, device, args, log)
-    values |= complexity_results(measure_complexity(loaded.model))
+    values |= complexity_results(Runner(loaded, device).count())
     models = merge_results(out_dir / "results.json", loaded.entry.full_name, values)
     write_results_txt(out_dir / "results.txt", models, args.include_test)
     log.info("results: %s, %s", out_dir / "results.json", out_dir / "results.txt")

@@ -12,8 +12,9 @@ from training.data.feed import THREADS, Plan, make_feed
 from training.data.subimages import SubImages
 from training.forms import load_weights, trained_model
 from training.log import TrainingLog
-from training.loop import STATE_FILE, Trainer, train, unreached_kernels, with_precision
-from training.recipe import load_recipe
+from training.loop import STATE_FILE, Trainer, read_state, train, unreached_kernels
+from training.recipe import load_recipe, recipe_from
+from training.setup import set_up
 from training.validation import validation_psnr
 from utils.data.datasets import open_dataset, read_fitting_hr
 from utils.data.sample import ensure_sample
@@ -42,17 +43,16 @@ def main():
     plan = Plan(subimages.shapes, recipe.seed, recipe.batch, recipe.hr_patch, recipe.candidates, rank, world)
     validation = open_validation(args.validation) if rank == 0 else None
     run_dir = args.run_dir or Path("runs") / args.recipe.stem
-    recipe = with_precision(recipe, device, run_dir / STATE_FILE if args.resume else None)
-    if rank == 0:
-        print(f"precision: {recipe.precision}")
-        if line := cost_line(device, recipe.precision):
-            print(line)
+    state = state_to_go_on_from(run_dir, args.resume, args.init, device)
     try:
         alone = held(run_dir, "choose another --run_dir") if rank == 0 else nullcontext()
         with alone, process_group("nccl" if device.type == "cuda" else "gloo", world):
-            trainer = Trainer(recipe, device, rank, world)
-            trainer.data_sha256 = subimages.sha256
-            start(trainer, run_dir, args.resume, args.init)
+            setup = set_up(recipe, device, state and recipe_from(state["recipe"], run_dir / STATE_FILE))
+            recipe = setup.recipe
+            if rank == 0:
+                announce(setup)
+            trainer = Trainer(setup, rank, world, subimages.sha256)
+            start(trainer, run_dir, state, args.init)
             feed = make_feed(subimages, plan, device, args.workers, args.feed)
             finished = run(trainer, feed, validation, run_dir, args)
     except HarnessError:
@@ -64,6 +64,13 @@ def main():
     if rank == 0:
         state = "finished" if finished else f"stopped at step {trainer.step} of {recipe.steps}; go on with --resume"
         print(f"{state}; {trainer.seconds / 60:.1f} minutes of training in all; weights and curves in {run_dir}")
+
+
+def announce(setup):
+    """Print what was decided for a training, and what that costs."""
+    print(f"precision: {setup.recipe.precision}; kernels: {setup.recipe.kernels}")
+    for line in filter(None, [cost_line(setup.device, setup.recipe.precision), *setup.notes]):
+        print(line)
 
 
 def what_to_mend(error, path, recipe):
@@ -110,17 +117,25 @@ def open_validation(folder):
     return dataset
 
 
-def start(trainer, run_dir, resume, init):
+def state_to_go_on_from(run_dir, resume, init, device):
+    """Return the checkpoint of the run in a folder, None if a new run begins there."""
+    path = run_dir / STATE_FILE
+    if not path.exists():
+        if resume and int(os.environ.get("RANK", 0)) == 0:
+            print(f"{run_dir}: holds no checkpoint; a new run begins there", file=sys.stderr)
+        return None
+    if not resume:
+        raise HarnessError(f"{run_dir}: holds a run already; go on with --resume or choose another --run_dir")
+    if init:
+        raise HarnessError(f"--init {init}: a run that goes on has its weights; leave out --init or --resume")
+    return read_state(path, device)
+
+
+def start(trainer, run_dir, state, init):
     """Go on from the run's checkpoint, or begin a new run in its folder."""
-    if (run_dir / STATE_FILE).exists():
-        if not resume:
-            raise HarnessError(f"{run_dir}: holds a run already; go on with --resume or choose another --run_dir")
-        if init:
-            raise HarnessError(f"--init {init}: a run that goes on has its weights; leave out --init or --resume")
-        trainer.load(run_dir)
+    if state:
+        trainer.load(state, run_dir / STATE_FILE)
         return
-    if resume and trainer.rank == 0:
-        print(f"{run_dir}: holds no checkpoint; a new run begins there", file=sys.stderr)
     if init:
         trainer.start_from(load_weights(trainer.model, init))
     with writing(run_dir, "choose another --run_dir"):
@@ -132,7 +147,7 @@ def run(trainer, feed, validation, run_dir, args):
     if trainer.rank:
         return train(trainer, feed, lambda loss, norm: None, args.minutes)
     recipe = trainer.recipe
-    log = TrainingLog(run_dir, trainer.step, recipe.precision)
+    log = TrainingLog(run_dir, trainer.step, recipe.precision, recipe.kernels)
     bar = progress(total=recipe.steps, initial=trainer.step, unit="step")
     since_last_row, dead = [], []
 

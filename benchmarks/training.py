@@ -15,22 +15,21 @@ import multiprocessing
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import psutil
 import torch
 
-from training.cpu.convolution import chosen
+from kernels.convolution import fastest
 from training.data.feed import THREADS, MappedFeed, Plan, ResidentFeed
 from training.data.subimages import SubImages
 from training.graph import GraphedUpdate
 from training.loop import Trainer
 from training.prepare import Cut, list_images, prepare
 from training.recipe import load_recipe
+from training.setup import set_up
 from utils.data.datasets import challenge_folders
 from utils.data.sample import ensure_sample
 from utils.errors import exit_on_harness_error
@@ -53,18 +52,21 @@ class Variant:
     channels_last: bool = True
     compile: bool = False
     cuda_graph: bool = False
-    own: bool = False  # convolutions, by training/cpu
+    kernels: str = "torch"  # "auto": the fastest that works here
 
     def of(self, recipe):
         """The recipe in this way; the plain form is trained by itself."""
-        ways = {key: getattr(self, key) for key in ("form", "precision", "channels_last", "compile", "cuda_graph")}
+        ways = {
+            key: getattr(self, key)
+            for key in ("form", "precision", "channels_last", "compile", "cuda_graph", "kernels")
+        }
         return replace(recipe, **ways, **({"model": PLAIN_NANOSR} if self.form == "plain" else {}))
 
     def possible(self, device):
         """Whether this machine can do it."""
         if device.type == "cuda":
-            return not self.own
-        return not (self.compile or self.cuda_graph) and (chosen() is not None or not self.own)
+            return self.kernels == "torch"
+        return not (self.compile or self.cuda_graph) and (self.kernels == "torch" or fastest() is not None)
 
 
 REFERENCE = Variant("branches", "float32", channels_last=False)
@@ -74,12 +76,12 @@ VARIANTS = (
     Variant("collapsed", "float32"),
     Variant("branches", "bfloat16"),
     Variant("collapsed", "bfloat16"),
-    Variant("collapsed", "bfloat16", own=True),
+    Variant("collapsed", "bfloat16", kernels="auto"),
     Variant("branches", "bfloat16", cuda_graph=True),
     Variant("collapsed", "bfloat16", cuda_graph=True),
     Variant("collapsed", "bfloat16", compile=True, cuda_graph=True),
     Variant("plain", "bfloat16"),
-    Variant("plain", "bfloat16", own=True),
+    Variant("plain", "bfloat16", kernels="auto"),
 )
 
 
@@ -111,16 +113,16 @@ def main():
         ratio = np.median(times[REFERENCE]) / median
         layout = "channels_last" if variant.channels_last else "contiguous"
         compiled, graph = ("yes" if used else "no" for used in (variant.compile, variant.cuda_graph))
-        convolutions = chosen().source.stem if variant.own else "torch"
+        convolutions = variant.kernels if variant.kernels == "torch" else fastest()
         print(
             f"| {variant.form} | {variant.precision} | {layout} | {compiled} | {graph} | {convolutions} "
             f"| {median:.1f} ({p10:.1f}-{p90:.1f}) | {1000 / median:.2f} | {ratio:.2f} "
             f"| {peak_mib(recipe, variant, device):.0f} |"
         )
-    fastest = min(np.median(values) for values in times.values())
+    quickest = min(np.median(values) for values in times.values())
     print("\n| feed | batches/s | ratio to the fastest form's steps/s |\n| --- | ---: | ---: |")
     for name, rate in feed_rates(recipe, device, args.rounds):
-        print(f"| {name} | {rate:.1f} | {rate * fastest / 1000:.1f} |")
+        print(f"| {name} | {rate:.1f} | {rate * quickest / 1000:.1f} |")
 
 
 def random_batch(recipe, device):
@@ -137,8 +139,7 @@ def updates(recipe, variants, device):
         keep_freed_memory()
     steps = {}
     for variant in variants:
-        with nullcontext() if variant.own else patch("training.loop.chosen", lambda: None):
-            trainer = Trainer(variant.of(recipe), device)
+        trainer = Trainer(set_up(variant.of(recipe), device))
         steps[variant] = GraphedUpdate(trainer) if variant.cuda_graph else trainer.update
     return steps
 

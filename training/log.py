@@ -8,18 +8,19 @@ from torch.utils.tensorboard import SummaryWriter
 
 from utils.files import write_text, writing
 
-FIELDS = ("step", "loss", "gradient_norm", "learning_rate", "validation_psnr", "seconds", "precision")
+FIELDS = ("step", "loss", "gradient_norm", "learning_rate", "validation_psnr", "seconds", "precision", "kernels")
 
 
 class TrainingLog:
     """Appends rows to `folder`/log.csv; rows past `step`, left by a run killed after its last checkpoint, are cut.
 
     `first_loss` is that of the run's first row, or what the caller sets before there is one. All that writes raises
-    HarnessError where a disk is full. `precision` is the number type of the steps, which may differ between sittings.
+    HarnessError where a disk is full. `precision` and `kernels` are those of the steps, which may change on another
+    machine.
     """
 
-    def __init__(self, folder, step, precision=""):
-        self.path, self.precision = Path(folder) / "log.csv", precision
+    def __init__(self, folder: Path | str, step: int, precision: str = "", kernels: str = ""):
+        self.path, self.precision, self.kernels = Path(folder) / "log.csv", precision, kernels
         rows = [row for row in read_log(self.path) if row["step"] <= step] if step else []
         kept = io.StringIO()
         writer = csv.DictWriter(kept, FIELDS, lineterminator="\n")
@@ -42,12 +43,13 @@ class TrainingLog:
             "validation_psnr": "" if validation_psnr is None else f"{validation_psnr:.4f}",
             "seconds": f"{seconds:.1f}",
             "precision": self.precision,
+            "kernels": self.kernels,
         }
         self.first_loss = loss if self.first_loss is None else self.first_loss
         with self._writing():
             self.writer.writerow(row)
             self.file.flush()
-            for key in FIELDS[1:-1]:
+            for key in FIELDS[1:-2]:
                 if row[key]:
                     self.events.add_scalar(key, float(row[key]), step)
 

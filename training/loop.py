@@ -3,94 +3,53 @@
 import math
 import time
 from contextlib import nullcontext
-from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
-from training.cpu.convolution import chosen
-from training.cpu.exchange import with_own_convolutions
-from training.forms import build, fused, trained_model
+from training.forms import fused
 from training.graph import GraphedUpdate
-from training.optim.averages import average_over_processes, follow
+from training.optim.averages import average_over_processes, running_average
 from training.optim.losses import LOSSES
-from training.optim.muon import Muon, hidden_weights
-from training.recipe import Recipe, recipe_from, recipe_of_state
+from training.recipe import recipe_from
+from training.setup import Setup
 from utils.errors import DivergedError, HarnessError
-from utils.measure.precision import fast_precision
 from utils.measure.runtime import check_output
-from utils.protocol import SCALE
 from utils.zoo.checkpoints import differences, save_atomically
 
 STATE_FILE = "state.pt"  # in the run's folder, beside the weights under the names that the registry has for them
 UNREACHED = 1e-9  # of the whole gradient's norm: the first steps of a sound network give 5e-8, dead blocks 1e-10 to 0
-RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in [0, 1]
 
 
 class Trainer:
     """Trains a model by a recipe. `step` counts finished updates; all randomness hangs on the seed and `step`."""
 
-    def __init__(self, recipe, device, rank=0, world=1):
-        self.device, self.rank, self.world = torch.device(device), rank, world
-        self.recipe = recipe = with_precision(recipe, self.device)
-        torch.manual_seed(recipe.seed)
-        self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        self.trained = trained_model(recipe.model)
-        self.data_range = self.trained.entry.data_range
-        self.model = build(self.trained, recipe.form)
-        if not any(weight.requires_grad for weight in self.model.parameters()):
-            raise HarnessError(f"{self.trained.entry.file}: the network has no weights to train")
-        if recipe.output_init:
-            start_near_mean(self.model, recipe.output_init, self.data_range)
-        own = own_convolutions_apply(recipe, self.device)
-        # Kernels would be copied from another layout in every step.
-        weights_layout = chosen().layout if own and recipe.form == "plain" else self.layout
-        self.model.to(self.device, memory_format=weights_layout)
-        self.average = deepcopy(self.model).requires_grad_(False) if recipe.ema_decay else None
-        self.optimizers = self._make_optimizers()
-        self.forward = with_own_convolutions(self.model, self._trial()) if own else self.model
-        if recipe.compile and self.device.type == "cuda":
-            self.forward = torch.compile(self.forward)
-        self.data_sha256 = None  # of the training set, which the checkpoint keeps
+    def __init__(self, setup: Setup, rank: int = 0, world: int = 1, data_sha256: str | None = None):
+        self.recipe, self.device, self.trained, self.layout = setup.recipe, setup.device, setup.trained, setup.layout
+        self.model, self.forward, self.optimizers = setup.model, setup.forward, setup.optimizers
+        self.rank, self.world = rank, world
+        self.data_range = setup.trained.entry.data_range
+        self.data_sha256 = data_sha256  # of the training set, which the checkpoint keeps
+        self.average = running_average(self.model, self._share) if setup.recipe.ema_decay else None
         self.step = 0
-        self.seconds = 0.0  # spent in training, over all sittings
+        self.seconds = 0.0  # spent in training, over all runs
 
-    def _trial(self):
-        """LR patches of random pixels, to try the network on."""
-        side = self.recipe.hr_patch // SCALE
-        pixels = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-        return (self.data_range * pixels).to(memory_format=self.layout)
-
-    def _make_optimizers(self):
-        recipe = self.recipe
-        hidden = hidden_weights(self.model) if recipe.muon_learning_rate else []
-        others = [weight for weight in self.model.parameters() if not any(weight is other for other in hidden)]
-        # Rates are tensors: a CUDA graph reads them anew each step.
-        adamw = torch.optim.AdamW(
-            others,
-            lr=torch.tensor(recipe.learning_rate, device=self.device),
-            betas=recipe.betas,
-            eps=recipe.eps,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-            capturable=self.device.type == "cuda",
-        )
-        if not hidden:
-            return [adamw]
-        return [adamw, Muon(hidden, torch.tensor(recipe.muon_learning_rate, device=self.device), recipe.weight_decay)]
+    def _share(self) -> float:
+        """Return the current weights' share in their running average, in the update that follows."""
+        return 1 - self.recipe.ema_decay_at(self.step)
 
     @property
     def weights(self):
         """The network to validate and export: the running average if the recipe keeps one."""
-        return self.average or self.model
+        return self.average.module if self.average else self.model
 
     def start_from(self, state):
         """Take a training-form state dict as initial weights, in the live network and in the average."""
-        for model in filter(None, (self.model, self.average)):
-            model.load_state_dict(state)
+        self.model.load_state_dict(state)
+        self.weights.load_state_dict(state)
 
     def set_learning_rates(self):
         """Set the optimizers' rates to the schedule's for the coming update."""
@@ -132,7 +91,7 @@ class Trainer:
     def advance(self):
         """Take the updated weights into their running average, and count the step."""
         if self.average:
-            follow(self.average, self.model, 1 - self.recipe.ema_decay_at(self.step))
+            self.average.update_parameters(self.model)
         self.step += 1
 
     def update(self, lr, hr):
@@ -169,23 +128,14 @@ class Trainer:
             "seconds": self.seconds,
             "params": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "params_ema": self.average.state_dict() if self.average else None,
+            "params_ema": self.weights.state_dict() if self.average else None,
             "rng": torch.get_rng_state(),
             "data_sha256": self.data_sha256,
         }
         save_atomically(state, Path(folder) / STATE_FILE)
 
-    def load(self, folder):
-        """Go on from a checkpoint. Raises HarnessError if it is unreadable or was made by another recipe."""
-        path = Path(folder) / STATE_FILE
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:  # torch raises many kinds for a broken file
-            raise HarnessError(f"{path}: not a readable training state; start anew in another --run_dir") from error
-        if not isinstance(state, dict) or not {"recipe", "step", "optimizers"} <= state.keys():
-            raise HarnessError(
-                f"{path}: weights, not a training state; take them by --init {path} in another --run_dir"
-            )
+    def load(self, state: dict[str, Any], path: Path) -> None:
+        """Go on from a checkpoint that `read_state` read from `path`. Raises HarnessError if it is another recipe's."""
         saved = recipe_from(state["recipe"], path)
         changed = self.recipe.goes_on_from(saved, state["step"])
         if changed:
@@ -205,20 +155,20 @@ class Trainer:
         for optimizer, saved_state in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved_state)
         if self.average:
-            self.average.load_state_dict(state["params_ema"])
+            self.weights.load_state_dict(state["params_ema"])
         torch.set_rng_state(state["rng"].cpu())
         self.step, self.seconds = state["step"], state["seconds"]
 
 
-def with_precision(recipe: Recipe, device: torch.device, state: Path | None = None) -> Recipe:
-    """Return the recipe with a precision in place of "auto": that of the run which goes on, else the device's.
-
-    `state` is the checkpoint that is gone on with, if it exists. Raises HarnessError if it cannot be read.
-    """
-    if recipe.precision != "auto":
-        return recipe
-    goes_on = state is not None and state.exists()
-    return replace(recipe, precision=recipe_of_state(state).precision if goes_on else fast_precision(device))
+def read_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """Return a run's checkpoint, its tensors on a device. Raises HarnessError if it is not one."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many kinds for a broken file
+        raise HarnessError(f"{path}: not a readable training state; start anew in another --run_dir") from error
+    if not isinstance(state, dict) or not {"recipe", "step", "optimizers"} <= state.keys():
+        raise HarnessError(f"{path}: weights, not a training state; take them by --init {path} in another --run_dir")
+    return state
 
 
 def check_trainable(sr, lr, file):
@@ -228,34 +178,10 @@ def check_trainable(sr, lr, file):
         raise HarnessError(f"{file}: no gradient comes back from its output; is it computed under torch.no_grad()?")
 
 
-def own_convolutions_apply(recipe, device):
-    """Whether convolutions are made by training/cpu: in bfloat16, on a CPU where they can, without branches."""
-    return (
-        device.type == "cpu" and recipe.precision == "bfloat16" and recipe.form != "branches" and chosen() is not None
-    )
-
-
 def check_finite(loss, norm):
     """Raise FloatingPointError unless both are finite."""
     if not (torch.isfinite(loss) and torch.isfinite(norm)):
         raise FloatingPointError(f"loss {loss.item()}, gradient norm {norm.item()}")
-
-
-@torch.no_grad()
-def start_near_mean(model, factor, data_range=1.0):
-    """Shrink the last convolution's weights by `factor` and set its bias to the RGB mean of the training data.
-
-    For networks whose last convolution gives the whole image, not what is added to an enlarged one. Where features live
-    on the scale of grey levels and the output in [0, 1], PyTorch's initial weights make the first output tens of times
-    too large, and the first thousand steps do nothing but shrink it.
-    """
-    last = next((module for module in reversed(list(model.modules())) if isinstance(module, nn.Conv2d)), None)
-    if last is None or last.out_channels % len(RGB_MEAN):
-        found = f"{last.out_channels} channels in the last convolution" if last else "no convolution"
-        raise HarnessError(f"output_init = {factor}: the network has {found}, which makes no image; set it to 0.0")
-    last.weight.mul_(factor)
-    if last.bias is not None:
-        last.bias.copy_((torch.tensor(RGB_MEAN) * data_range).repeat_interleave(last.out_channels // len(RGB_MEAN)))
 
 
 def unreached_kernels(model):

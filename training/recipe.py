@@ -11,11 +11,13 @@ from pathlib import Path
 
 import torch
 
+from kernels.convolution import KERNELS
 from training.forms import FORMS
 from training.optim.losses import LOSSES
 from utils.errors import HarnessError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+KERNEL_NAMES = ("auto", "torch", *KERNELS)
 # Keys that may change in a run that goes on, where nothing that was done would differ.
 SCHEDULE = ("steps", "milestones", "gamma", "warmup", "cooldown", "log_every", "validate_every", "checkpoint_every")
 AT_LEAST_ONE = ("batch", "candidates", "steps", "log_every", "validate_every", "checkpoint_every")
@@ -59,6 +61,8 @@ class Recipe:
     validate_every: int
     checkpoint_every: int
     precision: str = "auto"  # "float32", "bfloat16" (autocast), or "auto": bfloat16 where the device has it
+    # 3x3 convolutions in bfloat16 on a CPU: "torch" (oneDNN's), "amx", "winograd", or "auto": the fastest that works
+    kernels: str = "auto"
 
     def schedule_at(self, step):
         """Factor on the learning rates in the update that follows `step` finished ones."""
@@ -72,7 +76,8 @@ class Recipe:
 
         A schedule that is longer, or falls elsewhere, fits if it is the same until there.
         """
-        changed = [key for key, value in dataclasses.asdict(saved).items() if value != getattr(self, key)]
+        values = dataclasses.asdict(saved)
+        changed = [key for key, value in values.items() if value != getattr(self, key) and key != "kernels"]
         if not changed:
             return []  # the schedules of half a million steps need not be compared
         if any(saved.schedule_at(done) != self.schedule_at(done) for done in range(step)) or self.steps < step:
@@ -177,6 +182,7 @@ def recipe_from(values, source):
         "milestones": all(milestone >= 0 for milestone in recipe.milestones),
         "form": recipe.form in FORMS,
         "precision": recipe.precision in PRECISIONS,
+        "kernels": recipe.kernels in KERNEL_NAMES,
         "ema_decay": 0 <= recipe.ema_decay < 1,
         "betas": len(recipe.betas) == 2 and all(0 <= beta < 1 for beta in recipe.betas),
         **{key: getattr(recipe, key) >= 1 for key in AT_LEAST_ONE},

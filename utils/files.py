@@ -1,12 +1,14 @@
 """Files: readers see the old one or the new one, never a part; JSON with room for infinite PSNR; digests."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from utils.errors import HarnessError, one_line
 
@@ -82,48 +84,36 @@ def writing(path, instead="choose another folder"):
 
 
 @contextlib.contextmanager
-def locked(path):
-    """Hold a file's lock, so that two runs do not lose each other's results.
-
-    It is a `.lock` file beside it, which goes when the lock does.
-    """
+def locked(path: Path | str) -> Iterator[None]:
+    """Hold the lock of a file, so that two runs do not lose each other's results. It is a `.lock` file beside it."""
     lock_path = Path(path).with_name(f".{Path(path).name}.lock")
     with writing(path):
         lock_path.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock(lock_path)
-    with lock:
-        try:
-            yield
-        finally:
-            lock_path.unlink(missing_ok=True)
+        lock = FileLock(lock_path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
-def held(folder: Path, instead: str):
+def held(folder: Path, instead: str) -> Iterator[None]:
     """Hold a folder, which is created, for one process: two that write the same files would spoil each other's.
 
     Raises HarnessError at once if another process holds it; `instead` says what to do.
     """
+    lock = FileLock(folder / ".in_use.lock", blocking=False)
     with writing(folder, instead):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".in_use.lock", "w")
-    with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            lock.acquire()
+        except Timeout as error:
             raise HarnessError(f"{folder}: another process is at work there; wait for it, or {instead}") from error
+    try:
         yield
-
-
-def _lock(path):
-    """Open and lock a file that is still the one under its name when it is locked: the holder before removes it."""
-    while True:
-        file = open(path, "w")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
-        file.close()
+    finally:
+        lock.release()
 
 
 def _map_psnr(values, change, key=""):

@@ -10,6 +10,7 @@ from training.forms import trained_model
 from training.log import read_log
 from training.loop import Trainer
 from training.recipe import load_recipe
+from training.setup import set_up
 from training.validation import validation_psnr
 from utils.data.datasets import open_dataset
 from utils.errors import HarnessError
@@ -96,7 +97,7 @@ def step_times(peers):
     steps = {}
     for peer in peers:
         recipe = load_recipe(RECIPE, as_settings(peer.changes(1, peer.seeds[0])))
-        steps[peer] = Trainer(recipe, "cpu").update
+        steps[peer] = Trainer(set_up(recipe, "cpu")).update
     batch = random_batch(load_recipe(RECIPE), torch.device("cpu"))
     return medians(time_steps(steps, batch, WARMUP, STEP_ROUNDS))
 

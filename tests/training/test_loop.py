@@ -12,12 +12,13 @@ from training.data.subimages import SubImages
 from training.loop import Trainer, train, unreached_kernels
 from training.optim.losses import LOSSES
 from training.recipe import load_recipe
+from training.setup import set_up
 from utils.errors import DivergedError
 
 
 def run_steps(recipe, prepared):
     subimages = SubImages(prepared)
-    trainer = Trainer(recipe, "cpu")
+    trainer = Trainer(set_up(recipe, "cpu"))
     losses = []
     feed = ResidentFeed(subimages, Plan(subimages.shapes, recipe.seed, recipe.batch, recipe.hr_patch), "cpu")
     assert train(trainer, feed, lambda loss, norm: losses.append(loss.item()))
@@ -47,14 +48,14 @@ def test_branches_and_collapsed_train_alike(recipe_path, prepared):
 @both_kinds
 def test_average_forgets_the_start_at_once_and_then_follows_its_definition(recipe_path, prepared):
     recipe = replace(load_recipe(recipe_path), steps=3, milestones=(), ema_decay=0.15)
-    trainer = Trainer(recipe, "cpu")
+    trainer = Trainer(set_up(recipe, "cpu"))
     subimages = SubImages(prepared)
     feed = ResidentFeed(subimages, Plan(subimages.shapes, 7, 2, 32), "cpu")
     expected = trainer.model.conv_cat.weight.detach().clone()
     for (lr, hr), decay in zip(feed.batches(0, 3), (1 / 10, 0.15, 0.15), strict=True):  # 2 / 11 would be more
         trainer.update(lr, hr)
         expected = decay * expected + (1 - decay) * trainer.model.conv_cat.weight.detach()
-    assert torch.allclose(trainer.average.conv_cat.weight, expected, atol=1e-7)
+    assert torch.allclose(trainer.weights.conv_cat.weight, expected, atol=1e-7)
 
 
 NORMALIZED = """
@@ -76,7 +77,7 @@ def test_average_takes_the_statistics_that_a_network_keeps_with_it(recipe_path, 
     model = {"file": str(tmp_path / "normalized.py"), "class": "Normalized"}
     recipe = replace(load_recipe(recipe_path), model=model, form="plain", output_init=0.0, steps=1)
     trainer, _ = run_steps(recipe, prepared)
-    live, average = trainer.model.body[1], trainer.average.body[1]
+    live, average = trainer.model.body[1], trainer.weights.body[1]
     assert live.running_mean.abs().max() > 0
     assert torch.allclose(average.running_mean, 0.9 * live.running_mean, rtol=1e-6)  # (1 + 0) / (10 + 0) of zeros
     assert torch.allclose(average.running_var, 0.1 + 0.9 * live.running_var, rtol=1e-6)
@@ -86,7 +87,7 @@ def test_average_takes_the_statistics_that_a_network_keeps_with_it(recipe_path, 
 @both_kinds
 def test_non_finite_loss_stops_with_step_and_seed_and_keeps_the_weights(recipe_path, prepared):
     recipe = load_recipe(recipe_path)
-    trainer = Trainer(recipe, "cpu")
+    trainer = Trainer(set_up(recipe, "cpu"))
     subimages = SubImages(prepared)
     feed = ResidentFeed(subimages, Plan(subimages.shapes, 7, 2, 32), "cpu")
 

@@ -71,9 +71,9 @@ def test_precision_is_the_devices_and_stays_that_of_the_run(
     words = train_command(recipe_path, prepared, tmp_path / "run", pairs)
     expected = "bfloat16" if has_it else "float32"
     monkeypatch.setattr("utils.measure.precision.has_bfloat16", lambda device: has_it)
-    assert f"precision: {expected}\n" in command(*words, "--minutes", 0).stdout
+    assert f"precision: {expected};" in command(*words, "--minutes", 0).stdout
     monkeypatch.setattr("utils.measure.precision.has_bfloat16", lambda device: not has_it)  # as on another machine
-    assert f"precision: {expected}\n" in command(*words, "--resume").stdout
+    assert f"precision: {expected};" in command(*words, "--resume").stdout
     assert {row["precision"] for row in read_log(tmp_path / "run" / "log.csv")} == {expected}
     assert recipe_of_state(tmp_path / "run" / "state.pt").precision == expected
 
@@ -84,7 +84,8 @@ def test_precision_that_is_asked_for_is_taken_and_its_cost_told(
     monkeypatch.setattr("utils.measure.precision.convolution_cost", lambda device, precision: 6.5)
     words = train_command(recipe_path, prepared, tmp_path / "run", pairs, "--minutes", 0)
     printed = command(*words, "--set", 'precision="bfloat16"').stdout
-    assert "precision: bfloat16\nbfloat16: PyTorch emulates it on this processor" in printed
+    assert "precision: bfloat16;" in printed
+    assert "\nbfloat16: PyTorch emulates it on this processor" in printed
     assert "takes 6.5 times as long as in float32" in printed
 
 

@@ -1,25 +1,32 @@
 """Means of what a step works on: of weights over steps, and of gradients over processes."""
 
-from itertools import compress
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 
-def follow(average, model, share):
-    """Move a network's weights by `share` to those of another, and its statistics, such as a BatchNorm's, with them.
+def running_average(model: nn.Module, share: Callable[[], float]) -> AveragedModel:
+    """Return a model that follows another's weights, and its statistics, such as a BatchNorm's, with them.
 
-    What is no floating-point number, such as the count of batches, is taken over.
+    Each update moves its numbers by `share()` to the other's. Whole numbers, such as a count of batches, are taken
+    over.
     """
-    ours, theirs = (list(network.state_dict().values()) for network in (average, model))
-    numbers = [tensor.is_floating_point() for tensor in ours]
-    torch._foreach_lerp_(list(compress(ours, numbers)), list(compress(theirs, numbers)), share)
-    for tensor, other, is_number in zip(ours, theirs, numbers, strict=True):
-        if not is_number:
-            tensor.copy_(other)
+
+    def follow(ours: list[Tensor], theirs: list[Tensor], _count: Tensor | int) -> None:
+        if ours[0].is_floating_point():  # they come grouped by dtype
+            torch._foreach_lerp_(ours, theirs, share())
+        else:
+            torch._foreach_copy_(ours, theirs)
+
+    average = AveragedModel(model, multi_avg_fn=follow, use_buffers=True).requires_grad_(False)
+    average.n_averaged.fill_(1)  # the initial weights count as the first: by default they would be forgotten at once
+    return average
 
 
-def average_over_processes(tensors):
+def average_over_processes(tensors: list[Tensor]) -> None:
     """Replace float32 tensors by their means over all processes, in one exchange.
 
     DistributedDataParallel would hide the exchange behind the backward pass, which small networks do not need.

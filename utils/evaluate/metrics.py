@@ -1,13 +1,9 @@
 """PSNR and SSIM as the challenge defines them: pure functions of two 8-bit RGB images."""
 
-import ctypes
-import platform
-from pathlib import Path
-
 import cv2
 import numpy as np
 
-from models.cpu.compiler import compiled_if_possible
+from kernels.ssim import similarity_in_c
 from utils.protocol import SHAVE, SSIM_WINDOW
 
 PEAK = 255.0
@@ -39,8 +35,10 @@ def ssim(sr, hr, shave=SHAVE):
     if min(sr.shape[:2]) < WINDOW:
         raise ValueError(f"shape {sr.shape[:2]} inside the border is smaller than the {WINDOW} x {WINDOW} window")
     height, width = sr.shape[0] - WINDOW + 1, sr.shape[1] - WINDOW + 1  # of the valid area
-    function = _compiled_similarity() if height * width >= COMPILED_PIXELS else None
-    total = _similarity_in_c(function, sr, hr) if function else _similarity_in_strips(sr, hr)
+    large = height * width >= COMPILED_PIXELS
+    total = similarity_in_c(sr, hr, WINDOW, SIGMA, C1, C2) if large else None
+    if total is None:
+        total = _similarity_in_strips(sr, hr)
     return float(total / (height * width * 3))
 
 
@@ -60,27 +58,6 @@ def _similarity(sr, hr):
     covariance = _window_mean(x * y) - mu_xy
     variances = _window_mean(x * x + y * y) - mu_squares  # only the sum of both variances is needed
     return (2 * mu_xy + C1) * (2 * covariance + C2) / ((mu_squares + C1) * (variances + C2))
-
-
-def _similarity_in_c(function, sr, hr):
-    """The same sum by `ssim.c`, up to rounding."""
-    weights = cv2.getGaussianKernel(WINDOW, SIGMA)[: WINDOW // 2 + 1, 0].copy()
-    weights[-1] /= 2
-    means = np.empty(4 * 3 * sr.shape[1])
-    sr, hr = (image if image.strides[1:] == (3, 1) else np.ascontiguousarray(image) for image in (sr, hr))
-    images, strides = (sr.ctypes.data, hr.ctypes.data), (sr.strides[0], hr.strides[0])
-    return function(*images, *strides, *sr.shape[:2], weights.ctypes.data, C1, C2, means.ctypes.data)
-
-
-def _compiled_similarity():
-    wide = ["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []
-    library = compiled_if_possible(Path(__file__).with_name("ssim.c"), "-fopenmp-simd", *wide, WINDOW=WINDOW)
-    if library is None:
-        return None
-    pointer, number, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
-    library.similarity.argtypes = [pointer] * 2 + [number] * 4 + [pointer, real, real, pointer]
-    library.similarity.restype = real
-    return library.similarity
 
 
 def _shaved(sr, hr, shave):

@@ -1,11 +1,21 @@
 """Who runs a model: this process, for models that are trusted; `utils/referee` has the same methods for strangers'."""
 
 import torch
+from torch import nn
 
 from utils.measure.complexity import INPUT_SHAPE, measure_complexity
 from utils.measure.counting import watched_pass
 from utils.measure.memory import cpu_peak_mib, gpu_peak_mib, reset_peak
 from utils.measure.tiles import forward_within_memory, reach
+from utils.zoo.registry import ModelEntry, build_model, plain_entry
+
+
+def counted_network(entry: ModelEntry, network: nn.Module, device: torch.device) -> nn.Module:
+    """Return the network that is counted for an entry: its own, or of a variant the plain one, without its weights.
+
+    A variant computes another network's function by other means, of which FLOPs and activations say nothing.
+    """
+    return build_model(plain_entry(entry)).eval().to(device) if entry.variant else network
 
 
 class Runner:
@@ -26,8 +36,8 @@ class Runner:
         return forward_within_memory(self.model, lr.to(self.device))
 
     def count(self):
-        """Return the network's Complexity."""
-        return measure_complexity(self.model)
+        """Return the network's Complexity; a variant counts as the network whose function it computes."""
+        return measure_complexity(counted_network(self.entry, self.model, self.device))
 
     def reach(self):
         """Return how far the network looks [LR pixels]."""

@@ -144,9 +144,10 @@ def descendants_of(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     found, waiting = [], [pid]
     for parent in waiting:  # which grows meanwhile
-        for path in Path(f"/proc/{parent}/task").glob("*/children"):
-            with contextlib.suppress(OSError):  # the thread ended meanwhile
-                waiting += map(int, path.read_text().split())
+        with contextlib.suppress(OSError):  # the process ended meanwhile
+            for task in os.listdir(f"/proc/{parent}/task"):
+                with contextlib.suppress(OSError):  # the thread did
+                    waiting += map(int, Path(f"/proc/{parent}/task/{task}/children").read_text().split())
     for child in waiting[1:]:
         with contextlib.suppress(psutil.NoSuchProcess):
             found.append(psutil.Process(child))

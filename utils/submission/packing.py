@@ -103,9 +103,9 @@ def select_model_source(entry):
 
 
 def place_of(source):
-    """Return where a source lies in the archive: as in this project's models/, else in models/ itself."""
-    inside = source.is_relative_to(ROOT / "models")
-    return f"models/{source.relative_to(ROOT / 'models') if inside else source.name}"
+    """Return where a source lies in the archive: as in this project's models/ and kernels/, else in models/ itself."""
+    inside = any(source.is_relative_to(ROOT / folder) for folder in ("models", "kernels"))
+    return str(source.relative_to(ROOT)) if inside else f"models/{source.name}"
 
 
 def prove(entry, archive, sandbox="auto"):

@@ -21,6 +21,7 @@ from utils.files import ROOT, file_sha256, write_text
 from utils.zoo.checkpoints import STATE_KEY, TRUST, find_state_dict, load_leniently, load_strictly, without_prefix
 
 REGISTRY = ROOT / "model_zoo" / "models.toml"
+KERNELS = ROOT / "kernels"
 TEAM_FILE = re.compile(r"team(?P<id>\d+)_(?P<name>\w+)\.py")
 HEADER = re.compile(r'^#include "([\w.]+)"', re.MULTILINE)
 COMPILED = (".c", ".cpp", ".cu")
@@ -162,6 +163,11 @@ def find_entry(model_id, entries):
             return entry
     known = ", ".join(f"{entry.id} {entry.name}" for entry in entries)
     raise HarnessError(f"--model_id {model_id}: not in model_zoo/models.toml; it holds {known}")
+
+
+def plain_entry(entry: ModelEntry) -> ModelEntry:
+    """Return the registry's entry whose function a variant computes; an entry that is no variant itself."""
+    return find_entry(entry.variant["of"], read_registry()) if entry.variant else entry
 
 
 def find_variant(entry, entries, backend=None, precision=None):
@@ -325,14 +331,20 @@ def split_arguments(arguments):
     return arguments.get("*", []), {key: value for key, value in arguments.items() if key != "*"}
 
 
-def source_files(entry):
-    """Return the files that an entry's network is written in: its Python file, compiled sources of the same stem beside
-    it with the headers that they include from there, and the same of the model files of this project that it imports.
+def source_files(entry: ModelEntry) -> list[Path]:
+    """Return the files that an entry's network is written in.
+
+    They are its Python file, compiled sources of the same stem beside it with the headers that they include from there,
+    the same of the model files of this project that it imports, and all of `kernels/` if one of them imports from it.
     """
     files, waiting = [], [ROOT / entry.file]
     for path in waiting:  # which grows meanwhile
         files += [path, *_compiled_companions(path)]
-        waiting += [other for other in _imported_models(path) if other not in waiting]
+        modules = _own_modules(path)
+        others = [ROOT / f"{name.replace('.', '/')}.py" for name in modules if name.startswith("models.")]
+        waiting += [other for other in others if other.is_file() and other not in waiting]
+        if any(name.startswith("kernels") for name in modules):
+            files += sorted(other for other in KERNELS.iterdir() if other.suffix in (".py", ".c", ".h"))
     return list(dict.fromkeys(files))
 
 
@@ -345,15 +357,16 @@ def _compiled_companions(path):
     return files
 
 
-def _imported_models(path):
-    """The model files of this project that one of them imports."""
+def _own_modules(path: Path) -> list[str]:
+    """Return the modules of this project's `models` and `kernels` that a file imports, if it is of this project."""
+    if not path.is_relative_to(ROOT):
+        return []
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
         return []  # whoever runs it says so
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-    files = (ROOT / f"{name.replace('.', '/')}.py" for name in sorted(modules) if name.startswith("models."))
-    return [file for file in files if file.is_file() and path.is_relative_to(ROOT)]
+    return sorted(name for name in modules if name.partition(".")[0] in ("models", "kernels"))
 
 
 def sources_sha256(entry):

@@ -50,18 +50,9 @@ static inline void product(const factor *v, const factor *u, float *m, int more)
 }
 
 static void input_tile(const number *in, long stride, factor *v) {
-    for (int c = 0; c < C; c += LANES) {
-        vec columns[TAKEN][TAKEN], d[TAKEN], r[TAKEN];
-        for (int j = 0; j < TAKEN; j++) {
-            for (int i = 0; i < TAKEN; i++) d[i] = load_number(in + (i * stride + j) * C + c);
-            input_1d(d, r);
-            for (int i = 0; i < TAKEN; i++) columns[i][j] = r[i];
-        }
-        for (int i = 0; i < TAKEN; i++) {
-            input_1d(columns[i], r);
-            for (int j = 0; j < TAKEN; j++) store_factor(v + (i * TAKEN + j) * NEXT + c, r[j]);
-        }
-    }
+    for (int c = 0; c < C; c += LANES)
+        TRANSFORM(TAKEN, TAKEN, input_1d, load_number(in + (y * stride + x) * C + c), TAKEN, TAKEN,
+                  store_factor(v + (y * TAKEN + x) * NEXT + c, result));
 }
 
 /* The tile whose first input is (y, x), which may lie outside of the map: zeros there. */
@@ -78,26 +69,21 @@ static void input_tile_at(const number *in, long h, long w, long y, long x, fact
     input_tile(padded[0][0], TAKEN, v);
 }
 
-static void output_tile_at(const float *m, const float *bias, const number *other, void *out, long h, long w, long y,
-                           long x, int then) {
-    int rows = h - y < GIVEN ? h - y : GIVEN, columns = w - x < GIVEN ? w - x : GIVEN;
-    for (int c = 0; c < C; c += LANES) {
-        vec half[GIVEN][TAKEN], d[TAKEN], o[GIVEN];
-        for (int j = 0; j < TAKEN; j++) {
-            for (int i = 0; i < TAKEN; i++) d[i] = load(m + (i * TAKEN + j) * NEXT + c);
-            output_1d(d, o);
-            for (int i = 0; i < GIVEN; i++) half[i][j] = o[i];
-        }
-        for (int i = 0; i < rows; i++) {
-            long at = ((y + i) * w + x) * C + c;
-            output_1d(half[i], o);
-            for (int j = 0; j < columns; j++, at += C) {
-                vec z = followed(o[j] + load(bias + c), other + at, then);
-                if (then == SHUFFLE) store_shuffled(out, z, c, h, w, y + i, x + j);
-                else store_number((number *)out + at, z);
-            }
-        }
-    }
+/* LANES sums of a pixel, from channel c on, to where they go. */
+static inline void finish(vec sum, const float *bias, const number *other, void *out, long h, long w, long y, long x,
+                          int c, int then) {
+    const long at = (y * w + x) * C + c;
+    const vec z = followed(sum + load(bias + c), other + at, then);
+    if (then == SHUFFLE) store_shuffled(out, z, c, h, w, y, x);
+    else store_number((number *)out + at, z);
+}
+
+static void output_tile_at(const float *m, const float *bias, const number *other, void *out, long h, long w, long top,
+                           long left, int then) {
+    const int rows = h - top < GIVEN ? h - top : GIVEN, columns = w - left < GIVEN ? w - left : GIVEN;
+    for (int c = 0; c < C; c += LANES)
+        TRANSFORM(TAKEN, GIVEN, output_1d, load(m + (y * TAKEN + x) * NEXT + c), rows, columns,
+                  finish(result, bias, other, out, h, w, top + y, left + x, c, then));
 }
 
 /* in, other, out: H x W x C; out may be other, not in. u: POINTS x C x C. bias: C. */

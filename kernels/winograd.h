@@ -3,6 +3,25 @@
    outputs +-FARTHEST, and infinity; what compiles this defines them. To be included after vectors.h. */
 enum { TAKEN = GIVEN + 2, POINTS = TAKEN * TAKEN };
 
+/* Transform `from` x `from` values by `line`, the columns first, then the rows. `value` is an expression of y and x;
+   `take`, a statement, is what becomes of `result` at the first `rows` x `columns` of the `to` x `to` places (y, x). */
+#define TRANSFORM(from, to, line, value, rows, columns, take)                \
+    do {                                                                     \
+        vec half[to][from], before[from], after[to];                         \
+        for (int x = 0; x < (from); x++) {                                   \
+            for (int y = 0; y < (from); y++) before[y] = (value);            \
+            line(before, after);                                             \
+            for (int y = 0; y < (to); y++) half[y][x] = after[y];            \
+        }                                                                    \
+        for (int y = 0; y < (rows); y++) {                                   \
+            line(half[y], after);                                            \
+            for (int x = 0; x < (columns); x++) {                            \
+                const vec result = after[x];                                 \
+                take;                                                        \
+            }                                                                \
+        }                                                                    \
+    } while (0)
+
 #if GIVEN == 4
 /* Inputs to points. */
 static inline void input_1d(const vec d[TAKEN], vec v[TAKEN]) {

@@ -1,17 +1,19 @@
-"""A network whose convolutions, where they can be, are those of convolution.py: `with_own_convolutions(network, lr)`.
+"""A network whose 3x3 convolutions run by a kernel of `kernels/convolution.py`: `with_kernel(network, lr, kernel)`.
 
 torch.fx writes the network's forward pass down as a graph; there, convolutions are exchanged, together with a SiLU or
 the parameter-free attention of SPAN and NanoSR behind them. Weights stay those of the network. What a graph does not
 hold, such as a part without gradients, would be lost: so both are tried, and must agree.
 """
 
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from training.cpu.convolution import convolve, convolve_attention, convolve_silu, is_possible
+from kernels.convolution import convolve, convolve_attention, convolve_silu, takes
 
 # Of a network with a hundred convolutions in bfloat16, against the same by other convolutions.
 OUTPUT_ERROR, GRADIENT_ERROR = 0.05, 0.2
@@ -22,21 +24,24 @@ fx.wrap("convolve_silu")
 fx.wrap("convolve_attention")
 
 
-def with_own_convolutions(network, lr):
-    """Return what runs in a network's place: itself, if its forward pass cannot be written down, or does otherwise.
+def with_kernel(network: nn.Module, lr: Tensor, kernel: str) -> nn.Module | None:
+    """Return what runs in a network's place, with its weights, by a kernel; None if its forward pass does not allow it.
 
     `lr` B x 3 x H x W is tried first. A training form that runs collapsed is returned itself, and its plain network
     runs exchanged.
     """
     try:
         usual, copy = deepcopy(network), deepcopy(network)
-        agree = in_agreement(there_and_back(usual, usual, lr), there_and_back(copy, exchanged(copy), lr))
+        agree = in_agreement(there_and_back(usual, usual, lr), there_and_back(copy, exchanged(copy, kernel), lr))
     except Exception:  # of any kind, since the network's own code runs; the first step says what is wrong with it
-        return network
-    return exchanged(network) if agree else network
+        return None
+    return exchanged(network, kernel) if agree else None
 
 
-def there_and_back(network, run, lr):
+Trial = tuple[Tensor, tuple[Tensor | None, ...]]  # an output, and gradients of the network's weights
+
+
+def there_and_back(network: nn.Module, run: nn.Module, lr: Tensor) -> Trial:
     """Return what `run` gives of a batch in bfloat16, and a random gradient's way back to the network's weights."""
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     with torch.random.fork_rng(devices=[]), torch.autocast("cpu", torch.bfloat16):
@@ -45,8 +50,8 @@ def there_and_back(network, run, lr):
         return sr.detach(), torch.autograd.grad(sr, weights, torch.randn(sr.shape), allow_unused=True)
 
 
-def in_agreement(usual, other):
-    """Whether two networks' outputs and gradients are the same but for rounding to bfloat16."""
+def in_agreement(usual: Trial, other: Trial) -> bool:
+    """Return whether two networks' outputs and gradients are the same but for rounding to bfloat16."""
     (sr, gradients), (other_sr, others) = usual, other
     if [gradient is None for gradient in gradients] != [gradient is None for gradient in others]:
         return False
@@ -56,27 +61,29 @@ def in_agreement(usual, other):
     return all(close) and bool((other_sr - sr).norm() <= OUTPUT_ERROR * sr.norm())
 
 
-def exchanged(network):
-    """Exchange a network's convolutions; return what runs in its place."""
-    if callable(getattr(network, "map_plain", None)):
-        network.map_plain(rewritten)
+def exchanged(network: nn.Module, kernel: str) -> nn.Module:
+    """Exchange a network's convolutions; return what runs in its place. Raises as `rewritten` does."""
+    if callable(map_plain := getattr(network, "map_plain", None)):
+        map_plain(partial(rewritten, kernel=kernel))
         return network
-    return rewritten(network)
+    return rewritten(network, kernel)
 
 
-def rewritten(network):
-    """Return the network's graph with convolutions exchanged; the network itself if it cannot be traced."""
-    try:
-        traced = fx.symbolic_trace(network)
-    except Exception:  # of any kind, since its own code runs: its path hangs on what it computes, or it is at fault
-        return network
+def rewritten(network: nn.Module, kernel: str) -> fx.GraphModule:
+    """Return the network's graph with convolutions exchanged.
+
+    Raises ValueError if there is none to exchange, and anything if the network cannot be traced: its own code runs.
+    """
+    traced = fx.symbolic_trace(network)
+    count = 0
     for node in list(traced.graph.nodes):
         module = traced.get_submodule(node.target) if node.op == "call_module" else None
-        if isinstance(module, nn.Conv2d) and is_made_here(module):
+        if isinstance(module, nn.Conv2d) and is_exchanged(module, kernel):
+            count += 1
             with traced.graph.inserting_before(node):
                 weight = traced.graph.get_attr(f"{node.target}.weight")
                 bias = None if module.bias is None else traced.graph.get_attr(f"{node.target}.bias")
-                new = traced.graph.call_function(convolve, (node.args[0], weight, bias))
+                new = traced.graph.call_function(convolve, (node.args[0], weight, bias, kernel))
         elif isinstance(module, nn.SiLU) and not module.inplace:
             with traced.graph.inserting_before(node):
                 new = traced.graph.call_function(F.silu, (node.args[0],), {"inplace": False})
@@ -84,27 +91,35 @@ def rewritten(network):
             continue
         node.replace_all_uses_with(new)
         traced.graph.erase_node(node)
+    if not count:
+        raise ValueError("no convolution that the kernel takes")
     traced.recompile()
-    for pattern, replacement in PATTERNS:
+    for pattern, replacement in patterns(kernel):
         fx.replace_pattern(traced, pattern, replacement)
     return traced
 
 
-def is_made_here(module):
-    """Whether `convolve` does what a convolution does."""
+def is_exchanged(module: nn.Conv2d, kernel: str) -> bool:
+    """Return whether a kernel does what a convolution does."""
     ways = module.kernel_size, module.stride, module.padding, module.dilation, module.groups, module.padding_mode
     plain = ways == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
-    return plain and is_possible(module.in_channels, module.out_channels)
+    return plain and takes(kernel, module.in_channels, module.out_channels)
 
 
-def attention(x, weight, bias, other):
-    """The parameter-free attention, as models write it."""
-    z = convolve(x, weight, bias)
-    return (z + other) * (torch.sigmoid(z) - 0.5)
+def patterns(kernel: str) -> list[tuple[Callable[..., Tensor], Callable[..., Tensor]]]:
+    """Return what is looked for in a graph, and what takes its place: SiLU and attention after a convolution.
 
+    The latter are functions that call it, since fx would look into it itself.
+    """
 
-# What is looked for in a graph, and what takes its place: functions that call it, since fx would look into it itself.
-PATTERNS = (
-    (lambda x, weight, bias: F.silu(convolve(x, weight, bias)), lambda x, weight, bias: convolve_silu(x, weight, bias)),
-    (attention, lambda x, weight, bias, other: convolve_attention(x, weight, bias, other)),
-)
+    def attention(x: Tensor, weight: Tensor, bias: Tensor, other: Tensor) -> Tensor:
+        z = convolve(x, weight, bias, kernel)
+        return (z + other) * (torch.sigmoid(z) - 0.5)
+
+    return [
+        (
+            lambda x, weight, bias: F.silu(convolve(x, weight, bias, kernel)),
+            lambda x, weight, bias: convolve_silu(x, weight, bias, kernel),
+        ),
+        (attention, lambda x, weight, bias, other: convolve_attention(x, weight, bias, other, kernel)),
+    ]

@@ -3,8 +3,8 @@
 A 3x3 convolution takes 9 multiplications for an output, Winograd's F(6x6, 3x3) takes 64 for 36: tiles of 8 x 8 inputs
 and the kernels are transformed, multiplied point by point (over the channels: matrix products) and transformed back. It
 pays where a strip of tiles goes all the way, activation or attention included, while it lies in the cache; in tensor
-operations the transforms go through memory and cost more than is saved. So the convolutions are C, `nanosr_winograd.c`
-beside this file, compiled when the network is built: that needs gcc or clang, for a second, and otherwise only torch.
+operations the transforms go through memory and cost more than is saved. So the convolutions are C,
+`kernels/nanosr_winograd.c`, compiled when the network is first built: that needs gcc or clang, for a second.
 
 `precision` "float32" is the same function up to rounding. "float16" rounds the maps between convolutions to it, which
 wait for memory, and computes in float32 all the same. "bfloat16" rounds maps, transformed tiles and kernels to it, and
@@ -17,15 +17,13 @@ Barabasz et al., *Error Analysis and Improving the Accuracy of Winograd Convolut
 import ctypes
 import functools
 import math
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from models.cpu.compiler import POINTS, THEN, compiled_convolution
+from kernels.compiler import POINTS, THEN, compiled_convolution
 from models.team07_NanoSR import CHANNELS, IMG_RANGE, SCALE, NanoSR_inference
 
-SOURCE = Path(__file__).with_suffix(".c")
 MAPS = 5  # that live at the same time
 # Outputs of a tile's side: larger tiles multiply less, and round more.
 GIVEN = {"float32": 6, "float16": 6, "bfloat16": 4}
@@ -34,7 +32,7 @@ GIVEN = {"float32": 6, "float16": 6, "bfloat16": 4}
 @functools.cache
 def functions(precision):
     """Return the C functions `begin`, `convolve` and `weighted_sum`."""
-    library = compiled_convolution(SOURCE, precision, GIVEN[precision], CHANNELS=CHANNELS)
+    library = compiled_convolution("nanosr_winograd.c", precision, GIVEN[precision], CHANNELS=CHANNELS)
     pointer, number = ctypes.c_void_p, ctypes.c_long
     library.convolve.argtypes = [pointer] * 5 + [number, number, ctypes.c_int, ctypes.c_int]
     library.begin.argtypes = [pointer] * 4 + [number, number, ctypes.c_int]
@@ -95,9 +93,6 @@ class NanoSR_winograd(NanoSR_inference):
     def forward(self, lr):
         if lr.shape[0] != 1 or lr.device.type != "cpu":
             raise RuntimeError("takes one image, on the CPU; for a GPU take the backend fast")
-        # What counts operators or modules shall see the convolutions of the plain network.
-        if torch.jit.is_tracing() or self.conv_cat._forward_hooks:
-            return super().forward(lr)
         f0, first, a, b, c = self._maps(*lr.shape[2:])
         f0 = self._begin((lr - self.mean) * IMG_RANGE, f0)
         out_1, _ = self._attended(self.block_1, f0, first, a, c)

@@ -1,22 +1,20 @@
 """NanoSR, fused form, for processors with AMX: the function and state-dict keys of `team07_NanoSR.py`, in bfloat16.
 
 AMX multiplies tiles of matrices at several times the rate of everything else in such a processor, so that Winograd's
-trick, whose transforms the rest would have to compute, loses. The convolutions are direct ones, `nanosr_amx.c` beside
-this file; activation and attention are computed between the products. Maps are bfloat16, sums float32. It needs gcc or
-clang, and a kernel that lets a process use tiles.
+trick, whose transforms the rest would have to compute, loses. The convolutions are direct ones, in
+`kernels/nanosr_amx.c`; activation and attention are computed between the products. Maps are bfloat16, sums float32. It
+needs gcc or clang, and a kernel that lets a process use tiles.
 """
 
 import ctypes
 import functools
-from pathlib import Path
 
 import torch
 
-from models.cpu.compiler import THEN, compiled_convolution
-from models.cpu.nanosr_winograd import MAPS, NanoSR_winograd
+from kernels.compiler import THEN, compiled_convolution
+from models.nanosr_winograd import MAPS, NanoSR_winograd
 from models.team07_NanoSR import CHANNELS
 
-SOURCE = Path(__file__).with_suffix(".c")
 TILE, DEPTH = 16, 32  # rows or columns of a tile, and how many values it sums up
 STEPS = 5  # tiles of DEPTH that hold a kernel's row of 3 x 48 values and the 16 before or after it
 SLACK = 4 * DEPTH * CHANNELS  # zeros that are read, to no effect, after the last map
@@ -28,7 +26,7 @@ def functions():
 
     Raises RuntimeError where it cannot be compiled or may not use tiles.
     """
-    library = compiled_convolution(SOURCE, "bfloat16", CHANNELS=CHANNELS)
+    library = compiled_convolution("nanosr_amx.c", "bfloat16", CHANNELS=CHANNELS)
     if library.permitted():
         raise RuntimeError("the kernel does not let a process use AMX's tiles; take the backend fast or winograd")
     pointer, number = ctypes.c_void_p, ctypes.c_long

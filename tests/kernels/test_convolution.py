@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.cpu import convolution
+from kernels import convolution
 
 # Images of batch, channels in and out, height, width: the training's, and what fits neither tiles, rows nor threads.
 SHAPES = [
@@ -20,17 +20,15 @@ ODD_SHAPES = [(2, 28, 20, 9, 10), (1, 17, 40, 4, 31)]  # channels that vectors d
 
 @pytest.fixture(
     params=[
-        pytest.param("AMX", marks=pytest.mark.kernel("training/cpu/amx.c")),
-        pytest.param("WINOGRAD", marks=pytest.mark.kernel("training/cpu/winograd.c")),
+        pytest.param("amx", marks=pytest.mark.kernel("kernels/training_amx.c")),
+        pytest.param("winograd", marks=pytest.mark.kernel("kernels/training_winograd.c")),
     ]
 )
-def way(request, monkeypatch):
-    """Each way that convolutions can go here."""
-    way = getattr(convolution, request.param)
-    if not convolution.works(way):
+def kernel(request):
+    """Each kernel that works here."""
+    if not convolution.works(request.param):
         pytest.skip(f"{request.param}: no such processor, or no compiler that knows it")
-    monkeypatch.setattr(convolution, "chosen", lambda: way)
-    return way
+    return request.param
 
 
 def case(batch, c_in, c_out, height, width):
@@ -63,21 +61,21 @@ def exact_attention(x, weight, bias, other):
 
 
 FUNCTIONS = {
-    "nothing": (lambda x, weight, bias, _: convolution.convolve(x, weight, bias), exact_convolution),
-    "silu": (lambda x, weight, bias, _: convolution.convolve_silu(x, weight, bias), exact_silu),
+    "nothing": (lambda x, weight, bias, _, kernel: convolution.convolve(x, weight, bias, kernel), exact_convolution),
+    "silu": (lambda x, weight, bias, _, kernel: convolution.convolve_silu(x, weight, bias, kernel), exact_silu),
     "attention": (convolution.convolve_attention, exact_attention),
 }
 
 
 @pytest.mark.parametrize("then", FUNCTIONS)
 @pytest.mark.parametrize("shape", SHAPES + ODD_SHAPES, ids=str)
-def test_outputs_and_gradients_are_those_of_float64(shape, then, way):
-    if shape in ODD_SHAPES and way is convolution.AMX:
+def test_outputs_and_gradients_are_those_of_float64(shape, then, kernel):
+    if shape in ODD_SHAPES and kernel == "amx":
         pytest.skip("AMX takes channels by sixteen")
     function, exact = FUNCTIONS[then]
     inputs, gradient = case(*shape)
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-    result = function(*leaves)
+    result = function(*leaves, kernel)
     result.backward(gradient)
     doubles = [tensor.double().requires_grad_() for tensor in inputs]
     expected = exact(*doubles)
@@ -96,19 +94,19 @@ def test_outputs_and_gradients_are_those_of_float64(shape, then, way):
         assert near(leaves[3].grad, doubles[3].grad, rounded, rounded)
 
 
-def test_convolution_without_a_bias_has_a_gradient(way):
+def test_convolution_without_a_bias_has_a_gradient(kernel):
     (x, weight, _, _), gradient = case(2, 16, 32, 8, 8)
-    out = convolution.convolve(x, weight.requires_grad_(), None)
+    out = convolution.convolve(x, weight.requires_grad_(), None, kernel)
     out.backward(gradient)
     exact = weight.detach().double().requires_grad_()
     F.conv2d(x.double(), exact, padding=1).backward(gradient.double())
     assert near(weight.grad, exact.grad, 1e-5, 1e-5)
 
 
-def test_result_used_twice_gets_both_gradients(way):
+def test_result_used_twice_gets_both_gradients(kernel):
     """The sums themselves and what follows them, as where a network returns both."""
     (x, weight, bias, _), gradient = case(2, 16, 16, 8, 8)
-    z, out = convolution.Convolution.apply(x, weight.requires_grad_(), bias, "silu", None)
+    z, out = convolution.Convolution.apply(x, weight.requires_grad_(), bias, "silu", None, kernel)
     (z + out).backward(gradient)
     exact = weight.detach().double().requires_grad_()
     expected = F.conv2d(x.double(), exact, bias.double(), padding=1)
@@ -116,24 +114,24 @@ def test_result_used_twice_gets_both_gradients(way):
     assert near(weight.grad, exact.grad, 2**-7, 2**-7)
 
 
-def test_same_inputs_give_the_same_bits(way):
+def test_same_inputs_give_the_same_bits(kernel):
     inputs, gradient = case(3, 48, 48, 32, 32)
     grads = []
     for _ in range(3):
         leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-        convolution.convolve_attention(*leaves).backward(gradient)
+        convolution.convolve_attention(*leaves, kernel).backward(gradient)
         grads.append([leaf.grad for leaf in leaves])
     assert all(torch.equal(a, b) for other in grads[1:] for a, b in zip(grads[0], other, strict=True))
 
 
-def test_saturated_sums_stay_numbers(way):
+def test_saturated_sums_stay_numbers(kernel):
     x = torch.tensor([-3e4, -200.0, 0.0, 200.0, 3e4]).view(1, 1, 1, 5).expand(1, 16, 1, 5)
     weight = torch.zeros(16, 16, 3, 3)
     weight[range(16), range(16), 1, 1] = 1
     weight.requires_grad_()
-    out = convolution.convolve_silu(x, weight, torch.zeros(16))
+    out = convolution.convolve_silu(x, weight, torch.zeros(16), kernel)
     out.backward(torch.ones_like(out))
-    exactly = 1e-30 if way is convolution.AMX else 1e-6  # of the largest, which shares tiles with the others
+    exactly = 1e-30 if kernel == "amx" else 1e-6  # of the largest, which shares tiles with the others
     assert near(out, F.silu(x.bfloat16().double()), 2**-8, exactly)
     assert torch.isfinite(weight.grad).all()
 
@@ -141,13 +139,13 @@ def test_saturated_sums_stay_numbers(way):
 @pytest.mark.parametrize(
     "other", [0.5, torch.rand(2, 16, 1, 1), torch.rand(16, 6, 5)], ids=["number", "pixel", "image"]
 )
-def test_attention_takes_what_is_broadcast(other, way):
+def test_attention_takes_what_is_broadcast(other, kernel):
     (x, weight, bias, _), _ = case(2, 16, 16, 6, 5)
-    result = convolution.convolve_attention(x, weight, bias, other)
+    result = convolution.convolve_attention(x, weight, bias, other, kernel)
     assert near(result, exact_attention(x.double(), weight.double(), bias.double(), other), 2**-5, 2**-6)
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 6, 5), (2, 64, 6, 5), (48, 6, 5)])
-def test_inputs_of_other_channels_or_dimensions_are_refused(shape, way):
+def test_inputs_of_other_channels_or_dimensions_are_refused(shape, kernel):
     with pytest.raises(ValueError, match="kernels of 48 channels are no match for"):
-        convolution.convolve(torch.rand(shape), torch.rand(48, 48, 3, 3), None)
+        convolution.convolve(torch.rand(shape), torch.rand(48, 48, 3, 3), None, kernel)

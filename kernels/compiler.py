@@ -1,0 +1,105 @@
+"""C sources, compiled for this machine when they are first needed, and kept for the processes that come after."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+
+KERNELS = Path(__file__).parent
+CACHE = KERNELS / ".compiled"  # libraries by a digest of what they are made of and for; can be deleted at any time
+THEN = {"nothing": 0, "silu": 1, "attention": 2, "add": 3, "shuffle": 4}  # what follows a convolution; in C, SILU …
+# Winograd's tiles of so many outputs are evaluated at 0, infinity, and these with both signs. For 4, the usual 1 and 2
+# give three times the noise in bfloat16; 6 is for products in float32.
+POINTS = {4: (0.75, 1.5), 6: (0.5, 1.0, 2.0)}
+NAMES = ("NEAR", "FAR", "FARTHEST")  # of the points in C
+_compiling = threading.Lock()
+
+
+def compiled(source: str, *options: str, **values: str | int) -> ctypes.CDLL:
+    """Return a C file of this folder as a loaded library, compiled with `options` and macros of these `values`.
+
+    Raises RuntimeError if there is no compiler, or if it rejects the source.
+    """
+    candidates = (shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
+    compiler = next(filter(None, candidates), None)
+    if compiler is None:
+        raise RuntimeError("needs a C compiler; install gcc or clang, or take the backend fast")
+    words = ["-O3", "-march=native", "-shared", "-fPIC", *options]
+    words += [f"-D{name}={value}" for name, value in values.items()]
+    kept = CACHE / f"{Path(source).stem}-{_digest(source, compiler, words)}.so"
+    if kept.is_file():
+        return ctypes.CDLL(str(kept))
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder, "library.so")
+        command = [compiler, *words, str(KERNELS / source), "-o", str(library)]
+        run = subprocess.run(command, capture_output=True, text=True)
+        if run.returncode:
+            errors = [line.rpartition("error:")[2].strip() for line in run.stderr.splitlines() if "error:" in line]
+            raise RuntimeError(f"{compiler} cannot compile it: {(errors or ['it does not say why'])[0]}")
+        _keep(library, kept)
+        return ctypes.CDLL(str(library))
+
+
+def _digest(source: str, compiler: str, words: list[str]) -> str:
+    """Return a digest of the sources, the compiler, its options and the processor: of all that decides the result."""
+    digest = hashlib.sha256()
+    for path in (KERNELS / source, *sorted(KERNELS.glob("*.h"))):
+        digest.update(path.read_bytes())
+    program = Path(compiler).resolve()
+    digest.update(repr((str(program), program.stat().st_size, program.stat().st_mtime_ns, words)).encode())
+    digest.update(_processor().encode())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _processor() -> str:
+    """Return what -march=native depends on: a folder may be shared by different machines."""
+    lines = []
+    if (cpuinfo := Path("/proc/cpuinfo")).exists():
+        names = ("model name", "flags", "Features", "CPU part")
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith(names)]
+    return "\n".join([platform.platform(), *sorted(set(lines))])
+
+
+def _keep(library: Path, kept: Path) -> None:
+    """Copy a library to the cache in one step; do nothing if the cache cannot be written to."""
+    partial = kept.with_suffix(f".{os.getpid()}.partial")
+    try:
+        kept.parent.mkdir(exist_ok=True)
+        shutil.copyfile(library, partial)
+        partial.replace(kept)
+    except OSError:  # a read-only folder, as in a sandbox, or a full disk: the next process compiles again
+        partial.unlink(missing_ok=True)
+
+
+def compiled_if_possible(source: str, *options: str, **values: str | int) -> ctypes.CDLL | None:
+    """Return what `compiled` returns, once per process, whichever threads ask; None where it raises."""
+    with _compiling:
+        return _compiled_once(source, options, tuple(values.items()))
+
+
+@functools.cache
+def _compiled_once(
+    source: str, options: tuple[str, ...], values: tuple[tuple[str, str | int], ...]
+) -> ctypes.CDLL | None:
+    try:
+        return compiled(source, *options, **dict(values))
+    except RuntimeError:
+        return None
+
+
+def compiled_convolution(source: str, precision: str, given: int = 4, **values: int) -> ctypes.CDLL:
+    """Return a C file of convolutions, which includes vectors.h, as a loaded library.
+
+    `precision` is "float32", "float16" or "bfloat16"; `given` counts the outputs of a side of Winograd's tiles, for
+    sources that have them; `values` are the source's other macros. Raises RuntimeError as `compiled` does.
+    """
+    points = {name: f"{point}f" for name, point in zip(NAMES, POINTS[given], strict=False)}
+    then = {name.upper(): number for name, number in THEN.items()}
+    return compiled(source, "-fopenmp", GIVEN=given, **values, **points, **then, **{precision.upper(): 1})

@@ -1,0 +1,147 @@
+"""What a recipe means on this machine: model, number type, kernels and optimizers, decided once before a training."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from kernels import convolution
+from training.forms import TrainedModel, build, trained_model
+from training.kernels import with_kernel
+from training.optim.muon import Muon, hidden_weights
+from training.recipe import Recipe
+from utils.errors import HarnessError
+from utils.measure.precision import fast_precision
+from utils.protocol import SCALE
+
+RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in [0, 1]
+
+
+@dataclass
+class Setup:
+    """The parts that a Trainer works with.
+
+    `recipe` has a precision and kernels in the place of "auto"; `forward` is the model, or what runs in its place;
+    `layout` that of images in memory; `notes` are lines for the user.
+    """
+
+    recipe: Recipe
+    device: torch.device
+    trained: TrainedModel
+    model: nn.Module
+    forward: Callable[[Tensor], Tensor]
+    optimizers: list[Optimizer]
+    layout: torch.memory_format
+    notes: list[str]
+
+
+def set_up(recipe: Recipe, device: torch.device | str, saved: Recipe | None = None) -> Setup:
+    """Build what a recipe asks for, on a device; `saved` is the recipe of the run that goes on, if one does.
+
+    Raises HarnessError if the model, or what the recipe wants of it, cannot be had here.
+    """
+    device = torch.device(device)
+    recipe = with_precision(recipe, device, saved)
+    torch.manual_seed(recipe.seed)
+    trained = trained_model(recipe.model)
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    model = build(trained, recipe.form)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise HarnessError(f"{trained.entry.file}: the network has no weights to train")
+    if recipe.output_init:
+        start_near_mean(model, recipe.output_init, trained.entry.data_range)
+    kernels, notes = chosen_kernels(recipe, device, saved)
+    # Weights would be copied from another layout in every step.
+    in_kernels = convolution.KERNELS[kernels].layout if kernels != "torch" and recipe.form == "plain" else layout
+    model.to(device, memory_format=in_kernels)
+    optimizers = make_optimizers(recipe, model, device)
+    forward: nn.Module | None = model
+    if kernels != "torch":
+        forward = with_kernel(model, trial(recipe.hr_patch // SCALE, trained.entry.data_range, layout), kernels)
+        if forward is None:
+            why = f"{trained.entry.file}: torch.fx cannot exchange its convolutions"
+            if recipe.kernels != "auto":
+                raise HarnessError(f'{why}; set kernels = "torch"')
+            kernels, forward = "torch", model.to(memory_format=layout)
+            notes.append(f"{why}, so they are PyTorch's")
+    if recipe.compile and device.type == "cuda":
+        forward = torch.compile(forward)
+    return Setup(replace(recipe, kernels=kernels), device, trained, model, forward, optimizers, layout, notes)
+
+
+def with_precision(recipe: Recipe, device: torch.device, saved: Recipe | None = None) -> Recipe:
+    """Return the recipe with a precision in place of "auto": that of the run that goes on, else the device's."""
+    if recipe.precision != "auto":
+        return recipe
+    return replace(recipe, precision=saved.precision if saved else fast_precision(device))
+
+
+def chosen_kernels(recipe: Recipe, device: torch.device, saved: Recipe | None = None) -> tuple[str, list[str]]:
+    """Return the name of the kernels that a training uses, and notes on the choice.
+
+    "auto" takes those of the run that goes on, if they work here, else the fastest, else PyTorch's. Raises HarnessError
+    if the recipe names kernels that cannot be used.
+    """
+    fits = device.type == "cpu" and recipe.precision == "bfloat16" and recipe.form != "branches"
+    if recipe.kernels == "torch":
+        return "torch", []
+    if recipe.kernels != "auto":
+        if not fits:
+            raise HarnessError(
+                f'kernels = "{recipe.kernels}": are for bfloat16 on a CPU, in another form than branches; set "torch"'
+            )
+        if not convolution.works(recipe.kernels):
+            raise HarnessError(
+                f'kernels = "{recipe.kernels}": the processor or the C compiler of this machine lacks them; set "auto"'
+            )
+        return recipe.kernels, []
+    fastest = (convolution.fastest() or "torch") if fits else "torch"
+    if saved is None or saved.kernels == fastest:
+        return fastest, []
+    if saved.kernels == "torch" or (fits and saved.kernels != "auto" and convolution.works(saved.kernels)):
+        return saved.kernels, []
+    return fastest, [f"the run so far had other kernels ({saved.kernels}); from here on, the last bits differ"]
+
+
+def make_optimizers(recipe: Recipe, model: nn.Module, device: torch.device) -> list[Optimizer]:
+    """Return AdamW, and Muon for the kernels between hidden features if the recipe gives it a learning rate."""
+    hidden = hidden_weights(model) if recipe.muon_learning_rate else []
+    others = [weight for weight in model.parameters() if not any(weight is other for other in hidden)]
+    # Learning rates are tensors: a CUDA graph reads them anew in each step.
+    adamw = torch.optim.AdamW(
+        others,
+        lr=torch.tensor(recipe.learning_rate, device=device),
+        betas=recipe.betas,
+        eps=recipe.eps,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+        capturable=device.type == "cuda",
+    )
+    if not hidden:
+        return [adamw]
+    return [adamw, Muon(hidden, torch.tensor(recipe.muon_learning_rate, device=device), recipe.weight_decay)]
+
+
+def trial(side: int, data_range: float, layout: torch.memory_format) -> Tensor:
+    """Return LR patches of random pixels, 2 x 3 x side x side in [0, data_range], to try a network on."""
+    pixels = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    return (data_range * pixels).to(memory_format=layout)
+
+
+@torch.no_grad()
+def start_near_mean(model: nn.Module, factor: float, data_range: float = 1.0) -> None:
+    """Shrink the last convolution's weights by `factor` and set its bias to the RGB mean of the training data.
+
+    For networks whose last convolution gives the whole image, not what is added to an enlarged one. Where features live
+    on the scale of grey levels and the output in [0, 1], PyTorch's initial weights make the first output tens of times
+    too large, and the first thousand steps do nothing but shrink it. Raises HarnessError if there is no such layer.
+    """
+    last = next((module for module in reversed(list(model.modules())) if isinstance(module, nn.Conv2d)), None)
+    if last is None or last.out_channels % len(RGB_MEAN):
+        found = f"{last.out_channels} channels in the last convolution" if last else "no convolution"
+        raise HarnessError(f"output_init = {factor}: the network has {found}, which makes no image; set it to 0.0")
+    last.weight.mul_(factor)
+    if last.bias is not None:
+        last.bias.copy_((torch.tensor(RGB_MEAN) * data_range).repeat_interleave(last.out_channels // len(RGB_MEAN)))
