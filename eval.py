@@ -1,64 +1,151 @@
 """Measure models and print the factsheet table: python eval.py [--model_id N …] [--data_dir D]
 
-With --show nothing is measured: the views are made of what --results holds.
+python eval.py --model_id 7 0 --score            NanoSR and EFDN on the built-in sample, scored
+python eval.py --model_file team42_Net.py        a model that is in no registry, in a process of its own
+python eval.py --show --report page              nothing is measured: tables and page of what --results holds
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.errors import exit_on_harness_error
-from utils.options import SANDBOX_MODES, SPLITS, add_model_file, amount, natural, positive
+from utils.options import (
+    EDITIONS,
+    SANDBOX_MODES,
+    SPLITS,
+    add_device,
+    add_model,
+    amount,
+    natural,
+    parse,
+    positive,
+    refuse,
+)
+
+if TYPE_CHECKING:
+    from utils.request import Request
+
+BACKENDS = ("plain", "fast", "winograd", "amx", "triton", "auto")
+LIMITS = ("--time_limit", "--memory_limit", "--sandbox")  # options about models in processes of their own
+MEASURES = (
+    "--runs",
+    "--warmup",
+    "--repeats",
+    "--workers",
+    "--fresh",
+    "--save_images",
+    "--isolated",
+    "--device",
+    *LIMITS,
+)
+CHOOSES = ("--model_file", "--checkpoint", "--repository", "--backend", "--precision", "--register")
 
 
-def main():
-    args = parse()
-    from utils.measuring import (
-        measure_or_show,  # which imports torch: --help and a mistyped option need not wait for it
-    )
+def main() -> int:
+    args = parse(parser())
+    check(args)
+    from utils.measuring import run  # which imports torch: --help and a mistyped option need not wait for it
 
-    return measure_or_show(args)
+    return run(request_from(args))
 
 
-def parse():
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_id", type=int, nargs="+", metavar="N", help="default: all but the variants of others")
-    parser.add_argument(
-        "--backend",
-        choices=("plain", "fast", "winograd", "amx", "triton", "auto"),
-        help="how to run the models, auto: the fastest way here; the plain form is measured beside it",
+    models = parser.add_argument_group("models")
+    add_model(models, several=True)
+    models.add_argument("--repository", type=Path, metavar="DIR", help="an organizers' checkout, whose models to take")
+    models.add_argument("--register", type=natural, metavar="ID", help="write --model_file to the registry as this id")
+    models.add_argument(
+        "--trust_checkpoint", action="store_true", help="unpickle more than tensors; that may run the author's code"
     )
-    parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="number type of the arithmetic")
-    add_model_file(parser)
-    parser.add_argument("--repository", type=Path, metavar="DIR", help="an organizers' checkout, whose models to take")
-    parser.add_argument("--register", type=natural, metavar="ID", help="write --model_file to the registry as this id")
-    parser.add_argument(
-        "--trust-checkpoint", action="store_true", help="unpickle more than tensors; that may run the author's code"
+    models.add_argument(
+        "--backend", choices=BACKENDS, help="how to run; auto: the fastest way here; plain is run beside"
     )
-    parser.add_argument("--data_dir", type=Path, help="default: ../ if the challenge lies there, else the sample")
-    parser.add_argument("--hr", type=Path, metavar="DIR", help="HR images, where they do not lie in a --data_dir")
-    parser.add_argument("--lr", type=Path, metavar="DIR", help="their LR images (default: made from them)")
-    parser.add_argument("--dataset", default="valid", choices=SPLITS, help="which of the challenge's folders")
-    parser.add_argument("--runs", type=positive, default=5, help="timed runs over the data set (default 5)")
-    parser.add_argument("--warmup", type=natural, default=3, help="uncounted passes before the steady time")
-    parser.add_argument("--repeats", type=positive, default=10, help="timed passes of the steady time")
-    parser.add_argument("--workers", type=natural, help="threads that read and judge meanwhile (default 8, on a CPU 0)")
-    parser.add_argument("--score", action="store_true", help="score against the edition's baseline, measured with them")
-    parser.add_argument("--edition", type=int, default=2025, help="whose rules and baseline (default 2025)")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write a page of tables, plots and crops there")
-    parser.add_argument("--show", action="store_true", help="measure nothing; make the views of what --results holds")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
-    parser.add_argument("--save_images", action="store_true", help="write restored images; always on without HR")
-    parser.add_argument("--fresh", action="store_true", help="start anew where an earlier measurement was stopped")
-    parser.add_argument(
-        "--isolated", action="store_true", help="each model in its own process; a bad one costs its row"
+    models.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="number type of the arithmetic")
+    data = parser.add_argument_group("data")
+    data.add_argument("--data_dir", type=Path, help="default: ../ if the challenge lies there, else the sample")
+    data.add_argument("--hr", type=Path, metavar="DIR", help="HR images, where they do not lie in a --data_dir")
+    data.add_argument("--lr", type=Path, metavar="DIR", help="their LR images (default: made from them)")
+    data.add_argument("--split", default="valid", choices=SPLITS, help="which of the challenge's folders")
+    measuring = parser.add_argument_group("measuring")
+    measuring.add_argument("--runs", type=positive, default=5, help="timed runs over the data set (default 5)")
+    measuring.add_argument("--warmup", type=natural, default=3, help="uncounted passes before the steady time")
+    measuring.add_argument("--repeats", type=positive, default=10, help="timed passes of the steady time")
+    measuring.add_argument(
+        "--workers", type=natural, help="threads that read and score meanwhile (default 8, on a CPU 0)"
     )
-    parser.add_argument(
+    measuring.add_argument("--fresh", action="store_true", help="start anew where an earlier measurement was stopped")
+    add_device(measuring)
+    isolation = parser.add_argument_group("isolation")
+    isolation.add_argument(
+        "--isolated", action="store_true", help="each model in its own process; a bad one costs its own result"
+    )
+    isolation.add_argument(
         "--time_limit", type=amount, default=60, metavar="MINUTES", help="per isolated model (default 60)"
     )
-    parser.add_argument("--memory_limit", type=amount, metavar="GIB", help="per isolated model (default: 0.9 of all)")
-    parser.add_argument("--sandbox", default="auto", choices=SANDBOX_MODES, help="for strangers' code (default: auto)")
-    return parser.parse_args()
+    isolation.add_argument(
+        "--memory_limit", type=amount, metavar="GIB", help="per isolated model (default: 0.9 of all)"
+    )
+    isolation.add_argument(
+        "--sandbox", default="auto", choices=SANDBOX_MODES, help="for untrusted code (default: auto)"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
+    output.add_argument("--show", action="store_true", help="measure nothing; make the views of what --results holds")
+    output.add_argument("--score", action="store_true", help="score against the edition's baseline, measured with them")
+    output.add_argument(
+        "--edition",
+        type=int,
+        choices=EDITIONS,
+        default=max(EDITIONS),
+        help="whose rules and baseline (default %(default)s)",
+    )
+    output.add_argument("--report", type=Path, metavar="DIR", help="write a page of tables, plots and crops there")
+    output.add_argument("--save_images", action="store_true", help="write restored images; always on without HR")
+    return parser
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise HarnessError for an option that would be ignored."""
+    if not args.score:
+        refuse(("--edition",), "is for --score; add it, or leave this out")
+    if args.show:
+        refuse(MEASURES, "is for measuring; leave it out with --show")
+        refuse(CHOOSES, "is for measuring; --show takes models by --model_id alone, or all there are")
+    elif not (args.isolated or args.model_file or args.repository):
+        refuse(LIMITS, "is for models in processes of their own; add --isolated, or leave this out")
+
+
+def request_from(args: argparse.Namespace) -> "Request":
+    """Return what the arguments ask for."""
+    from utils.evaluate.measurement import MeasurementPlan
+    from utils.isolation.process import Limits
+    from utils.request import DataChoice, IsolationChoice, ModelChoice, Request
+
+    memory = args.memory_limit * 2**30 if args.memory_limit else Limits.memory_bytes
+    return Request(
+        models=ModelChoice(
+            ids=tuple(dict.fromkeys(args.model_id or ())),
+            file=args.model_file,
+            checkpoint=args.checkpoint,
+            repository=args.repository,
+            register=args.register,
+            trust_checkpoint=args.trust_checkpoint,
+            backend=args.backend,
+            precision=args.precision,
+        ),
+        data=DataChoice(args.data_dir, args.hr, args.lr, args.split),
+        plan=MeasurementPlan(args.runs, args.warmup, args.repeats, args.workers),
+        isolation=IsolationChoice(args.isolated, args.sandbox, Limits(60 * args.time_limit, memory)),
+        results=args.results,
+        device=args.device,
+        fresh=args.fresh,
+        save_images=args.save_images,
+        report=args.report,
+        edition=args.edition if args.score else None,
+        show=args.show,
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # bash run.sh                make the environment and the sample once, measure, print the factsheet table
-# bash run.sh test           lint and test; it takes minutes
+# bash run.sh test           lint, check types and test; it takes minutes
 # bash run.sh test --slow    run the tests that take long, and no others
 # bash run.sh all            measure every model but variants of others, each in its own process: a bad one costs its own row
 # bash run.sh speed          measure the speed of evaluation and network, as ratios to the plain protocol
@@ -59,6 +59,7 @@ test)
     install requirements-dev.txt
     ruff check .
     ruff format --check .
+    mypy
     # Quick tests take one core each, slow ones all that there are.
     parallel=(--numprocesses logical --maxprocesses 4)
     [[ " $* " == *" --slow "* ]] && parallel=()

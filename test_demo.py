@@ -3,6 +3,10 @@
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
 
 from utils.challenge.organizers_files import (
     complexity_results,
@@ -12,7 +16,7 @@ from utils.challenge.organizers_files import (
     split_results,
     write_results_txt,
 )
-from utils.data.datasets import open_dataset
+from utils.data.datasets import Dataset, open_dataset
 from utils.data.sample import default_data_dir
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.evaluate.evaluation import default_workers, evaluate, largest_lr
@@ -20,29 +24,29 @@ from utils.evaluate.runner import Runner
 from utils.files import writing
 from utils.measure.environment import choose_device
 from utils.measure.memory import measure_peak_mib, reset_peak
-from utils.options import SPLITS
+from utils.options import SPLITS, add_device, parse
 from utils.progress import progress
-from utils.results.record import mean
-from utils.zoo.registry import find_entry, load_model, read_registry, with_checkpoint
+from utils.record import mean
+from utils.zoo.registry import LoadedModel, find_entry, load_model, read_registry, with_checkpoint
 
 LOG_NAME = "NTIRE-EfficientSR.log"
 
 
-def main():
-    args = parse()
+def main() -> None:
+    args = arguments()
     device = choose_device(args.device)
     data_dir = args.data_dir or default_data_dir()
     splits = SPLITS if args.include_test else SPLITS[:1]
     datasets = [open_dataset(data_dir, split) for split in splits]
     loaded = load_entry(args, device)
-    if loaded.missing_weights:
-        raise HarnessError(f"{loaded.missing_weights}; eval.py times and counts it without")
+    if loaded.weights.missing_weights:
+        raise HarnessError(f"{loaded.weights.missing_weights}; eval.py times and counts it without")
     # Like the organizers' program, a run with --save_dir leaves its results in the working directory.
     out_dir = Path(".") if args.save_dir else Path("results")
     read_challenge_results(out_dir / "results.json")  # one that cannot be used is better known before the work
     log = open_log(out_dir / LOG_NAME)
     log.info("%s on %s", loaded.entry.full_name, device)
-    values = {}
+    values: dict[str, Any] = {}
     for note in dict.fromkeys(note for dataset in datasets for note in dataset.notes):
         log.info("note: %s", note)
     for dataset in datasets:
@@ -53,7 +57,7 @@ def main():
     log.info("results: %s, %s", out_dir / "results.json", out_dir / "results.txt")
 
 
-def parse():
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--data_dir", type=Path, help="default: ../ if the challenge's folders are there, else the sample"
@@ -68,23 +72,25 @@ def parse():
     parser.add_argument("--ssim", action="store_true", help="SSIM besides PSNR")
     parser.add_argument("--save_images", action="store_true", help="write restored images; always on without HR images")
     parser.add_argument("--checkpoint", type=Path, help="weights to use instead of the registry's")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    return parser.parse_args()
+    add_device(parser)
+    return parse(parser)
 
 
-def select_model(args, device):
+def select_model(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, str, float, None]:
     """Return (model, name, data_range, tile) for `args.model_id`, as the organizers' function does; tile is None."""
     loaded = load_entry(args, device)
     return loaded.model, loaded.entry.full_name, loaded.entry.data_range, None
 
 
-def load_entry(args, device):
+def load_entry(args: argparse.Namespace, device: torch.device) -> LoadedModel:
     """Load the registry's model `args.model_id`."""
     entry = find_entry(args.model_id, read_registry())
     return load_model(with_checkpoint(entry, getattr(args, "checkpoint", None)), device)
 
 
-def run(loaded, dataset, device, args, log):
+def run(
+    loaded: LoadedModel, dataset: Dataset, device: torch.device, args: argparse.Namespace, log: logging.Logger
+) -> dict[str, Any]:
     """Evaluate one split, log a line per image, and return its part of the results."""
     log.info("%s: %s, in %s", dataset.split, dataset.label, dataset.folder)
     save_dir = None
@@ -108,11 +114,14 @@ def run(loaded, dataset, device, args, log):
     return split_results(dataset.split, images, memory, args.ssim)
 
 
-def open_log(path):
+def open_log(path: Path) -> logging.Logger:
     """Return a logger to the terminal and to `path`."""
     with writing(path, "run from another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers = [logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"), logging.StreamHandler()]
+        handlers: list[logging.Handler] = [
+            logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"),
+            logging.StreamHandler(),
+        ]
     logging.basicConfig(
         level=logging.INFO,
         force=True,

@@ -1,79 +1,81 @@
-"""Train a model by a recipe: python train.py RECIPE.toml --data DIR, or torchrun --nproc_per_node N train.py …"""
+"""Train a model by a recipe: python train.py RECIPE.toml --train_dir DIR, or torchrun --nproc_per_node N train.py …"""
 
 import argparse
 import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from training.data.feed import THREADS, Plan, make_feed
+from training.data.feed import THREADS, Feed, PatchSampler, make_feed
 from training.data.subimages import SubImages
 from training.forms import load_weights, trained_model
 from training.log import TrainingLog
 from training.loop import STATE_FILE, Trainer, read_state, train, unreached_kernels
-from training.recipe import load_recipe, recipe_from
-from training.setup import set_up
+from training.recipe import Recipe, load_recipe, recipe_from
+from training.setup import Setup, set_up
 from training.validation import validation_psnr
-from utils.data.datasets import open_dataset, read_fitting_hr
+from utils.data.datasets import Dataset, open_dataset, read_fitting_hr
 from utils.data.sample import ensure_sample
 from utils.errors import DivergedError, HarnessError, exit_on_harness_error, in_one_line, line_of
-from utils.evaluate.sharding import process_group
+from utils.evaluate.distributed import process_group
 from utils.files import held, writing
 from utils.measure.allocator import keep_freed_memory
 from utils.measure.environment import choose_device
 from utils.measure.precision import cost_line
-from utils.options import duration, natural, refuse
+from utils.options import add_device, duration, natural, parse, refuse
 from utils.progress import progress
 
 LEAP = 10  # times the first row's loss: a training whose loss leaps so far does not come back
 
 
-def main():
-    args = parse()
+def main() -> None:
+    args = arguments()
     if args.feed == "resident":
-        refuse(("--workers",), "is for --feed mapped; leave it out")
+        refuse(("--feed_threads",), "is for --feed mapped; leave it out")
     recipe = load_recipe(args.recipe, args.set)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = choose_device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
-    subimages = SubImages(args.data)
+    subimages = SubImages(args.train_dir)
     if device.type == "cpu":
         keep_freed_memory()
-    plan = Plan(subimages.shapes, recipe.seed, recipe.batch, recipe.hr_patch, recipe.candidates, rank, world)
-    validation = open_validation(args.validation) if rank == 0 else None
+    sampler = PatchSampler(subimages.shapes, recipe.seed, recipe.batch, recipe.hr_patch, recipe.candidates, rank, world)
+    validation = open_validation(args.validation_dir) if rank == 0 else None
     run_dir = args.run_dir or Path("runs") / args.recipe.stem
     state = state_to_go_on_from(run_dir, args.resume, args.init, device)
     try:
         alone = held(run_dir, "choose another --run_dir") if rank == 0 else nullcontext()
         with alone, process_group("nccl" if device.type == "cuda" else "gloo", world):
-            setup = set_up(recipe, device, state and recipe_from(state["recipe"], run_dir / STATE_FILE))
+            setup = set_up(recipe, device, recipe_from(state["recipe"], run_dir / STATE_FILE) if state else None)
             recipe = setup.recipe
             if rank == 0:
                 announce(setup)
             trainer = Trainer(setup, rank, world, subimages.sha256)
             start(trainer, run_dir, state, args.init)
-            feed = make_feed(subimages, plan, device, args.workers, args.feed)
-            finished = run(trainer, feed, validation, run_dir, args)
+            feed = make_feed(subimages, sampler, device, args.feed_threads, args.feed)
+            finished = run(trainer, feed, validation, run_dir, args.time_limit)
     except HarnessError:
         raise
     except Exception as error:  # a network's code may raise anything
-        if reason := what_to_mend(error, args.recipe, recipe):
+        if reason := how_to_fix(error, args.recipe, recipe):
             raise HarnessError(reason) from error
         raise
     if rank == 0:
-        state = "finished" if finished else f"stopped at step {trainer.step} of {recipe.steps}; go on with --resume"
-        print(f"{state}; {trainer.seconds / 60:.1f} minutes of training in all; weights and curves in {run_dir}")
+        ended = "finished" if finished else f"stopped at step {trainer.step} of {recipe.steps}; go on with --resume"
+        print(f"{ended}; {trainer.seconds / 60:.1f} minutes of training in all; weights and curves in {run_dir}")
 
 
-def announce(setup):
+def announce(setup: Setup) -> None:
     """Print what was decided for a training, and what that costs."""
     print(f"precision: {setup.recipe.precision}; kernels: {setup.recipe.kernels}")
     for line in filter(None, [cost_line(setup.device, setup.recipe.precision), *setup.notes]):
         print(line)
 
 
-def what_to_mend(error, path, recipe):
+def how_to_fix(error: BaseException, path: Path, recipe: Recipe) -> str | None:
     """Return the line that an exception in a training costs; None if neither memory nor the network is to blame."""
     # What torch, or a convolution of its own here, raises without memory.
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
@@ -87,25 +89,29 @@ def what_to_mend(error, path, recipe):
     return None
 
 
-def parse():
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", type=Path, metavar="RECIPE.toml", help="training/recipes/ has some")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="values to use instead of the recipe's"
     )
-    parser.add_argument("--data", type=Path, default=Path("data/train"), help="folder that training.prepare made")
-    parser.add_argument("--validation", type=Path, help="data folder with HR images (default: the sample)")
+    parser.add_argument("--train_dir", type=Path, default=Path("data/train"), help="folder that training.prepare made")
+    parser.add_argument("--validation_dir", type=Path, help="data folder with HR images (default: the sample)")
     parser.add_argument("--run_dir", type=Path, help="default: runs/NAME of the recipe")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint, if it has one")
     parser.add_argument("--init", type=Path, metavar="CKPT", help="weights to start a new run from")
-    parser.add_argument("--minutes", type=duration, help="stop at a checkpoint after so many minutes")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument(
+        "--time_limit", type=duration, metavar="MINUTES", help="stop at a checkpoint after so many minutes"
+    )
+    add_device(parser)
     parser.add_argument("--feed", default="auto", choices=("auto", "resident", "mapped"))
-    parser.add_argument("--workers", type=natural, default=THREADS, help="threads that cut patches with --feed mapped")
-    return parser.parse_args()
+    parser.add_argument(
+        "--feed_threads", type=natural, default=THREADS, help="threads that cut patches with --feed mapped"
+    )
+    return parse(parser, {"--workers": "--feed_threads"})
 
 
-def open_validation(folder):
+def open_validation(folder: Path | None) -> Dataset:
     """Open the validation data, by default the built-in sample, and read it all before hours have passed."""
     dataset = open_dataset(folder or ensure_sample())
     if not dataset.has_hr:
@@ -117,7 +123,7 @@ def open_validation(folder):
     return dataset
 
 
-def state_to_go_on_from(run_dir, resume, init, device):
+def state_to_go_on_from(run_dir: Path, resume: bool, init: Path | None, device: torch.device) -> dict[str, Any] | None:
     """Return the checkpoint of the run in a folder, None if a new run begins there."""
     path = run_dir / STATE_FILE
     if not path.exists():
@@ -131,7 +137,7 @@ def state_to_go_on_from(run_dir, resume, init, device):
     return read_state(path, device)
 
 
-def start(trainer, run_dir, state, init):
+def start(trainer: Trainer, run_dir: Path, state: dict[str, Any] | None, init: Path | None) -> None:
     """Go on from the run's checkpoint, or begin a new run in its folder."""
     if state:
         trainer.load(state, run_dir / STATE_FILE)
@@ -142,16 +148,17 @@ def start(trainer, run_dir, state, init):
         run_dir.mkdir(parents=True, exist_ok=True)
 
 
-def run(trainer, feed, validation, run_dir, args):
+def run(trainer: Trainer, feed: Feed, validation: Dataset | None, run_dir: Path, minutes: float | None) -> bool:
     """Train with a progress bar, a log, validation and checkpoints; return whether the recipe is finished."""
-    if trainer.rank:
-        return train(trainer, feed, lambda loss, norm: None, args.minutes)
+    if validation is None:  # of the first process alone
+        return train(trainer, feed, lambda loss, norm: None, minutes)
     recipe = trainer.recipe
     log = TrainingLog(run_dir, trainer.step, recipe.precision, recipe.kernels)
     bar = progress(total=recipe.steps, initial=trainer.step, unit="step")
-    since_last_row, dead = [], []
+    since_last_row: list[Tensor] = []
+    dead: list[str] = []
 
-    def on_step(loss, norm):
+    def on_step(loss: Tensor, norm: Tensor) -> None:
         bar.update()
         since_last_row.append(torch.stack([loss, norm]))
         step = trainer.step
@@ -184,12 +191,14 @@ def run(trainer, feed, validation, run_dir, args):
                     "follows it is dead and stays so; another seed, a longer warmup or lower rates may do better",
                     file=sys.stderr,
                 )
-            bar.set_postfix_str(f"loss {mean_loss:.4f}" + (f", {quality:.3f} dB" if due else ""), refresh=False)
+            bar.set_postfix_str(
+                f"loss {mean_loss:.4f}" + (f", {quality:.3f} dB" if quality is not None else ""), refresh=False
+            )
         if step % recipe.checkpoint_every == 0 and not last:
             trainer.save(run_dir)
 
     try:
-        finished = train(trainer, feed, on_step, args.minutes)
+        finished = train(trainer, feed, on_step, minutes)
         trainer.save(run_dir)
         trainer.export(run_dir)
     finally:

@@ -1,9 +1,9 @@
-"""Everything that wants a GPU, in one command: python -m benchmarks.gpu --out OUT [--minutes 9.5] [--only tests speed]
+"""Everything that wants a GPU, in one command: python -m benchmarks.gpu --out OUT [--only tests speed]
 
 Method. The parts run one after the other, each a process group of its own, as a user would run it; one that fails,
 hangs or finds no time left costs the others nothing. What a part prints is in OUT/PART.txt as it comes, and
-OUT/summary.md says how each ended; for what found no time within --minutes there is --only. The data are HR images of
-DIV2K size made of the sample's photographs, so that nothing need be brought along: their times are those of real ones,
+OUT/summary.md says how each ended; for what found no time within --time_limit there is --only. The data are HR images
+of DIV2K size made of the sample's photographs, so that nothing need be brought along: their times are those of real ones,
 their PSNR says nothing.
 
 `--tiny` tries the same commands with the smallest settings, `--device cpu` without a GPU: so that a rented hour is not
@@ -29,9 +29,10 @@ from benchmarks.robustness import last_line
 from utils.errors import exit_on_harness_error
 from utils.files import ROOT, write_text
 from utils.measure.environment import choose_device, describe_environment, machine_line, processors
-from utils.options import amount
+from utils.options import amount, parse
 
 SIZE, TINY_SIZE = (1356, 2040), (128, 192)  # of the HR images
+Words = tuple[object, ...]
 MODELS = (107, 7, 0, 126, 124, 120)  # NanoSR in both forms, and its ancestors
 
 
@@ -41,25 +42,25 @@ class Part:
 
     name: str
     minutes: float
-    arguments: tuple
+    arguments: Words
 
 
-def parts(data, results, device, tiny):
+def parts(data: Path, results: Path, device: str, tiny: bool) -> tuple[Part, ...]:
     """The parts in order of their worth: the last ones may find no time."""
     models = MODELS[:2] if tiny else MODELS
-    evaluate = ("eval.py", "--data_dir", data, "--results", results, "--device", device, "--model_id", *models)
-    speed = ("-m", "benchmarks.speed", "--data_dir", data, "--device", device)
-    training = ("-m", "benchmarks.training", "--device", device)
-    audit = ("-m", "benchmarks.audit", "--device", device)
-    robustness = ("-m", "benchmarks.robustness", "--device", device)
-    referee = ("-m", "benchmarks.referee", "--device", device)
+    evaluate: Words = ("eval.py", "--data_dir", data, "--results", results, "--device", device, "--model_id", *models)
+    speed: Words = ("-m", "benchmarks.speed", "--data_dir", data, "--device", device)
+    training: Words = ("-m", "benchmarks.training", "--device", device)
+    audit: Words = ("-m", "benchmarks.audit", "--device", device)
+    robustness: Words = ("-m", "benchmarks.robustness", "--device", device)
+    isolation: Words = ("-m", "benchmarks.isolation", "--device", device)
     if tiny:
         evaluate += ("--runs", 1, "--warmup", 0, "--repeats", 1)
         speed += ("--images", 2, "--reference_images", 1, "--rounds", 1)
         training += ("--batch", 1, "--rounds", 1, "--warmup", 0)
         audit += ("--only", "slow clock", "--honest", 0, "--sandbox", "off")
         robustness += ("--only", "gives a list")
-        referee += ("--rounds", 1)
+        isolation += ("--rounds", 1)
     else:
         speed += ("--images", 200, "--reference_images", 5)
         training += ("--batch", 64)
@@ -71,25 +72,25 @@ def parts(data, results, device, tiny):
         Part("protocol", 2.5, evaluate),
         Part("speed", 3.5, speed),
         Part("training", 2, training),
-        Part("referee", 1, referee),
+        Part("isolation", 1, isolation),
         Part("robustness", 2.5, robustness),
         Part("audit", 5, audit),
     )
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=amount, default=9.5, help="of all parts together")
+    parser.add_argument("--time_limit", type=amount, default=9.5, metavar="MINUTES", help="of all parts together")
     parser.add_argument("--only", nargs="+", metavar="PART", help="only these parts")
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     parser.add_argument("--tiny", action="store_true")
-    args = parser.parse_args()
-    deadline = time.monotonic() + 60 * args.minutes
+    args = parse(parser)
+    deadline = time.monotonic() + 60 * args.time_limit
     environment = describe_environment(choose_device(args.device))
     lines = [
         f"{machine_line(environment)}, torch {torch.__version__}, "
-        f"CUDA {torch.version.cuda}, Python {platform.python_version()}, {environment['date']}"
+        f"CUDA {torch.version.cuda}, Python {platform.python_version()}, {environment.date}"
         f"{'; tiny settings, no figure counts' if args.tiny else ''}",
         "",
         "| part | ended | s |",
@@ -111,7 +112,7 @@ def main():
     return min(failed, 1)
 
 
-def run(part, path, seconds):
+def run(part: Part, path: Path, seconds: float) -> str:
     """Run a part; return how it ended, "well" or what happened."""
     if seconds < 5:
         return "not begun: no time left"

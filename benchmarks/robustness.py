@@ -1,4 +1,4 @@
-"""What strangers' files, crashes and kills cost: python -m benchmarks.robustness [--kills 20]
+"""What untrusted models' files, crashes and kills cost: python -m benchmarks.robustness [--kills 20]
 
 Method. Every trial runs eval.py as a user would, on small images, with a results file that already holds a record.
 
@@ -20,8 +20,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -32,9 +34,24 @@ from torch import nn
 from benchmarks.memory import make_data
 from utils.errors import exit_on_harness_error
 from utils.files import ROOT
-from utils.measure.environment import choose_device
-from utils.options import natural, positive
-from utils.results.record import RECORDS_FILE, SCHEMA, read_incomplete, read_results, records_by_name
+from utils.measure.environment import choose_device, describe_environment
+from utils.options import natural, parse, positive
+from utils.record import (
+    RECORDS_FILE,
+    Clock,
+    DatasetInfo,
+    Images,
+    Memory,
+    MemoryMethod,
+    ModelInfo,
+    Record,
+    Runtime,
+    Status,
+    read_incomplete,
+    read_results,
+    records_by_name,
+    store_record,
+)
 
 NETWORK = """
 import os, signal, sys, threading, time
@@ -55,10 +72,35 @@ class Net(nn.Module):
         return F.interpolate(x, scale_factor=4, mode="bicubic") + self.up(self.conv(x))
 """
 NO_ANSWER = """
-from utils.contestant.channel import Channel
+from utils.worker.channel import Channel
 Channel.send = lambda self, message: self.connection.send_bytes(b"[" * 900_000)
 """
-EARLIER = {"status": "complete", "model": {"name": "Earlier"}}
+# What a results file holds before each trial, complete as far as the schema asks for.
+EARLIER = Record(
+    status=Status.COMPLETE,
+    model=ModelInfo(
+        id=0,
+        name="Earlier",
+        origin="file",
+        slug="earlier",
+        file="earlier.py",
+        file_sha256="",
+        class_name="Net",
+        arguments=[],
+        data_range=1.0,
+        checkpoint="",
+        variant_of=None,
+        sha256="",
+        provenance="",
+    ),
+    environment=describe_environment(torch.device("cpu")),
+    dataset=DatasetInfo(label="", split="valid", folder="", images=0, has_hr=True, sha256="", notes=[]),
+    images=Images(),
+    runtime=Runtime(clock=Clock.WALL),
+    memory=Memory(method=MemoryMethod.PROCESS_GROWTH),
+)
+Words = tuple[object, ...]  # of a command line
+Damage = Callable[[Path], object]  # what is done to a file or a folder
 KILLED = "registry 7"  # the model that is killed, as a results file names it
 QUICK = ("--runs", 1, "--warmup", 1, "--repeats", 1)
 LIMITS = {"cpu": (0.3, 2), "cuda": (0.6, 16)}  # of time [minutes] and memory [GiB]; CUDA alone takes some of both
@@ -67,10 +109,10 @@ LIMITS = {"cpu": (0.3, 2), "cuda": (0.6, 16)}  # of time [minutes] and memory [G
 class Trap:
     """Unpickled, it would create a file."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path):
         self.path = path
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return open, (str(self.path), "w")
 
 
@@ -92,7 +134,7 @@ MODELS = {  # kind: what the model file does
     "prints without end": {"forward": "\n        while True: print('x' * 1000)"},
     "gives another size": {"forward": "return x"},
     "gives a list": {"forward": "return [x]"},
-    "answers what is no answer": {"top": NO_ANSWER},
+    "sends an invalid reply": {"top": NO_ANSWER},
     "has a lazy module": {"constructor": "self.conv = nn.LazyConv2d(48, 3, padding=1)"},
     "imports a neighbour": {"top": "import models.nowhere_to_be_found"},
     "hides behind a thread": {"top": "threading.Thread(target=time.sleep, args=(3600,)).start(); raise OSError"},
@@ -104,12 +146,12 @@ CHANGES = {  # kind: what the model file changes although it works; it must not 
 }
 
 
-def write_image(path, shape=(16, 24, 3), dtype=np.uint8):
+def write_image(path: Path, shape: tuple[int, ...] = (16, 24, 3), dtype: Any = np.uint8) -> None:
     """Write a black PNG."""
     cv2.imwrite(str(path), np.zeros(shape, dtype))
 
 
-def cut(path, length):
+def cut(path: Path, length: int) -> None:
     """Keep the first bytes of a file."""
     path.write_bytes(path.read_bytes()[:length])
 
@@ -134,15 +176,28 @@ DATA = {  # kind: damage to a data folder with HR/ and LR/
 }
 
 
-def state():
+def state() -> dict[str, torch.Tensor]:
     """Weights that fit NETWORK."""
     return {f"conv.{key}": value for key, value in nn.Conv2d(3, 48, 3, padding=1).state_dict().items()}
 
 
-CHECKPOINTS = {  # kind: how the checkpoint is written
+def encoded(kind: str, path: Path) -> bytes:
+    """Return an image file's image in another format."""
+    image = cv2.imread(str(path))
+    assert image is not None, path
+    return cv2.imencode(kind, image)[1].tobytes()
+
+
+def truncated(path: Path) -> None:
+    """Write the beginning of a checkpoint."""
+    torch.save(state(), path)
+    cut(path, 500)
+
+
+CHECKPOINTS: dict[str, Damage] = {  # kind: how the checkpoint is written
     "checkpoint that would run code": lambda path: torch.save({"w": Trap(path.with_name("ran"))}, path),
     "whole pickled module": lambda path: torch.save(nn.Conv2d(1, 1, 1), path),
-    "truncated checkpoint": lambda path: (torch.save(state(), path), cut(path, 500)),
+    "truncated checkpoint": truncated,
     "text as checkpoint": lambda path: path.write_text("no weights"),
     "weights of another network": lambda path: torch.save({"other": torch.ones(1)}, path),
     "weights under another key": lambda path: torch.save({"epoch": 3, "net_g": state()}, path),
@@ -151,7 +206,7 @@ CHECKPOINTS = {  # kind: how the checkpoint is written
 }
 
 
-def wrapped(**more):
+def wrapped(**more: Any) -> Damage:
     """Write the weights under `state_dict`, beside other things."""
     return lambda path: torch.save({"state_dict": state(), **more}, path)
 
@@ -174,19 +229,19 @@ LAYOUTS = {
     ),
     "HR images alone": lambda data: shutil.rmtree(data / "LR"),
     "HR image that is a JPEG": lambda data: (data / "HR" / "00001.png").write_bytes(
-        cv2.imencode(".jpg", cv2.imread(str(data / "HR" / "00001.png")))[1].tobytes()
+        encoded(".jpg", data / "HR" / "00001.png")
     ),
 }
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=natural, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="only the broken inputs whose name holds this, no kills, nothing at once")
     parser.add_argument("--jobs", type=positive, default=1, help="broken inputs tried at once, where cores are idle")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    args = parser.parse_args()
+    args = parse(parser)
     choose_device(args.device)  # without a GPU every trial would be contained, by the same refusal
     quick = (*QUICK, "--device", args.device)
     minutes, gib = LIMITS[args.device]
@@ -200,27 +255,27 @@ def main():
     return min(failed, 1)
 
 
-def run_eval(*arguments):
+def run_eval(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run eval.py with captured output."""
     command = [sys.executable, ROOT / "eval.py", *arguments]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, errors="replace")
 
 
-def begin_eval(*arguments):
+def begin_eval(*arguments: object) -> subprocess.Popen[bytes]:
     """Start eval.py, whose output nobody reads."""
     command = [sys.executable, ROOT / "eval.py", *arguments]
     return subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def last_line(text):
+def last_line(text: str) -> str:
     """The last line of a process's words; empty if it said nothing."""
     return (text.strip().splitlines() or [""])[-1]
 
 
-def try_broken_input(folder, limited, only, jobs=1):
+def try_broken_input(folder: Path, limited: Words, only: str, jobs: int = 1) -> int:
     """Print a row per kind; return how many were not contained."""
     print("| broken input | contained | what the user is told |\n| --- | --- | --- |", flush=True)
-    trials = [(kind, {"model": changes}) for kind, changes in MODELS.items()]
+    trials: list[tuple[str, dict[str, Any]]] = [(kind, {"model": changes}) for kind, changes in MODELS.items()]
     trials += [(kind, {"model": changes, "works": True}) for kind, changes in CHANGES.items()]
     trials += [(kind, {"damage": damage}) for kind, damage in DATA.items()]
     trials += [(kind, {"checkpoint": write}) for kind, write in CHECKPOINTS.items()]
@@ -240,7 +295,14 @@ def try_broken_input(folder, limited, only, jobs=1):
     return failed
 
 
-def _try(folder, limited, model=None, damage=None, checkpoint=None, works=False):
+def _try(
+    folder: Path,
+    limited: Words,
+    model: dict[str, str] | None = None,
+    damage: Damage | None = None,
+    checkpoint: Damage | None = None,
+    works: bool = False,
+) -> tuple[bool, str]:
     data = make_data(folder / "data", 2)
     (folder / "team42_Net.py").write_text(
         NETWORK.format(**{"top": "", "constructor": "pass", "forward": "pass"} | (model or {}))
@@ -250,22 +312,22 @@ def _try(folder, limited, model=None, damage=None, checkpoint=None, works=False)
         damage(data)
     results = folder / "results" / RECORDS_FILE
     results.parent.mkdir()
-    results.write_text(json.dumps({"schema": SCHEMA, "models": {"Earlier": EARLIER}, "incomplete": {}}))
-    words = ("--model_file", folder / "team42_Net.py", "--class", "Net", "--checkpoint", folder / "w.pth")
+    store_record(results, "Earlier", EARLIER)
+    words = ("--model_file", folder / "team42_Net.py", "--checkpoint", folder / "w.pth")
     result = run_eval("--isolated", *limited, "--data_dir", data, "--results", results.parent, *words)
     kept = read_results(results).get("Earlier") == EARLIER and not (folder / "ran").exists()
     clean = "Traceback" not in result.stdout + result.stderr
     if works:
-        done = result.returncode == 0 and records_by_name(results)["Net"]["status"] == "complete"
+        done = result.returncode == 0 and records_by_name(results)["Net"].is_complete
         return kept and clean and done, "nothing; its row is complete"
-    if row := next(iter(read_incomplete(results).values()), None):
-        told = row["status"].removeprefix("incomplete: ")
+    if stopped := next(iter(read_incomplete(results).values()), None):
+        told = stopped.incomplete_because
     else:
         told = last_line(result.stderr).removeprefix("error: ")
     return kept and clean and result.returncode != 0 and bool(told), told.replace(str(folder), "…").replace("|", "/")
 
 
-def try_kills(folder, quick, kills, rng):
+def try_kills(folder: Path, quick: Words, kills: int, rng: random.Random) -> int:
     """Kill a measurement over 30 images again and again; return 1 unless its record ends as an unbroken one."""
     data = make_data(folder / "data", 30)
     arguments = [*quick, "--runs", 2, "--data_dir", data, "--model_id", 7, "--results"]
@@ -281,23 +343,23 @@ def try_kills(folder, quick, kills, rng):
         process.send_signal(signal.SIGKILL)
         process.wait()
         record = read_incomplete(folder / "killed" / RECORDS_FILE).get(KILLED)
-        passes.append(sum(map(len, record["runtime"]["runs"])) if record else 0)
+        passes.append(sum(map(len, record.runtime.runs)) if record else 0)
     last = run_eval(*arguments, folder / "killed")
     whole, killed = (read_results(folder / name / RECORDS_FILE)[KILLED] for name in ("whole", "killed"))
     keys = ("status", "model", "dataset", "images", "complexity")
-    equal = last.returncode == 0 and all(whole[key] == killed[key] for key in keys)
-    equal = equal and [len(run) for run in killed["runtime"]["runs"]] == [30, 30]
+    equal = last.returncode == 0 and all(getattr(whole, key) == getattr(killed, key) for key in keys)
+    equal = equal and [len(run) for run in killed.runtime.runs] == [30, 30]
     leftovers = [path.name for path in (folder / "killed").iterdir() if path.name.endswith(".partial")]
     print(
         f"\n{kills} kills at 0 to {duration:.1f} s of an evaluation of 30 images, 2 runs each; passes on record after "
         f"each: {', '.join(map(str, passes))}; then one to the end, the last record in "
-        f"{killed['runtime']['sittings']} sittings: {'equal' if equal else 'NOT EQUAL'} to the unbroken record, "
+        f"{killed.runtime.parts} parts: {'equal' if equal else 'NOT EQUAL'} to the unbroken record, "
         f"timings aside; {len(leftovers)} partial files left"
     )
     return int(not equal) + len(leftovers)
 
 
-def try_at_once(folder, quick):
+def try_at_once(folder: Path, quick: Words) -> int:
     """Run four evaluations on one results file while reading it; return how many rows are missing or reads failed."""
     data = make_data(folder / "data", 10)
     results = folder / "results" / RECORDS_FILE

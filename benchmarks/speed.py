@@ -20,14 +20,16 @@ import argparse
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.reference import reference_evaluation
-from utils.data.datasets import open_dataset
+from utils.data.datasets import Dataset, open_dataset
 from utils.data.images import to_tensor
 from utils.data.sample import default_data_dir
 from utils.errors import HarnessError, exit_on_harness_error
@@ -36,10 +38,10 @@ from utils.evaluate.runner import Runner
 from utils.measure.complexity import measure_complexity
 from utils.measure.environment import choose_device, describe_environment, machine_line
 from utils.measure.runtime import timed_forward
-from utils.options import natural, positive
+from utils.options import add_device, natural, parse, positive
 from utils.progress import progress
-from utils.results.record import mean
-from utils.zoo.registry import find_entry, load_model, read_registry, with_checkpoint
+from utils.record import mean
+from utils.zoo.registry import LoadedModel, find_entry, load_model, read_registry, with_checkpoint
 
 REFERENCE = 7
 BLOCK = 3  # counted passes of a variant in a row
@@ -65,7 +67,7 @@ VARIANTS = {  # registry id, number type of the arithmetic
 }
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", type=Path, help="default: as for eval.py; DIV2K-size photographs say most")
     parser.add_argument("--images", type=positive, default=5)
@@ -73,8 +75,8 @@ def main():
     parser.add_argument("--sizes", type=natural, default=2, help="how many of the most common LR sizes to time")
     parser.add_argument("--rounds", type=positive, default=4)
     parser.add_argument("--checkpoint", type=Path, help="NanoSR weights instead of the registry's")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    args = parser.parse_args()
+    add_device(parser)
+    args = parse(parser)
     device = choose_device(args.device)
     dataset = open_dataset(args.data_dir or default_data_dir())
     dataset = replace(dataset, pairs=dataset.pairs[: args.images])
@@ -83,7 +85,7 @@ def main():
     environment = describe_environment(device)
     print(
         f"{machine_line(environment)}, torch {torch.__version__}, "
-        f"{environment['date'][:10]}; {len(dataset.pairs)} images of {dataset.label}\n"
+        f"{environment.date[:10]}; {len(dataset.pairs)} images of {dataset.label}\n"
     )
     quality = evaluation_table(models, dataset, device, args.reference_images)
     ceilings = dict.fromkeys(types.values(), 0.0)
@@ -93,7 +95,7 @@ def main():
         print(f"\nCeiling, {dtype}: {2 * rate / 1e6:.0f} GFLOP/s, two for each multiply-accumulate")
 
 
-def load_models(ids, device, checkpoint):
+def load_models(ids: Iterable[int], device: torch.device, checkpoint: Path | None) -> dict[int, LoadedModel]:
     """Return the models by their ids; one that cannot be built here is named and left out."""
     models, registry = {}, read_registry()
     for id_ in ids:
@@ -108,11 +110,13 @@ def load_models(ids, device, checkpoint):
     return models
 
 
-def evaluation_table(models, dataset, device, reference_images=None):
+def evaluation_table(
+    models: dict[int, LoadedModel], dataset: Dataset, device: torch.device, reference_images: int | None = None
+) -> dict[int, float]:
     """Print the first table; return the mean PSNR [dB] of every model by its id."""
     print("| evaluation | s per image | ratio | around the network [s] | PSNR difference [dB] | SSIM difference |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    paths = [(pair.lr, pair.hr) for pair in dataset.pairs]
+    paths = [(pair.lr, pair.hr) for pair in dataset.pairs if pair.lr and pair.hr]
     with tempfile.TemporaryDirectory() as folder:
         reference_evaluation(models[REFERENCE].model, paths[:1], folder)
         start = time.perf_counter()
@@ -127,10 +131,11 @@ def evaluation_table(models, dataset, device, reference_images=None):
             start = time.perf_counter()
             images = list(evaluate(runner, dataset, True, Path(folder), default_workers(device)))
             seconds = (time.perf_counter() - start) / len(paths)
-            around = seconds - mean(image.runtime_ms for image in images) / 1000
-            quality[id_] = mean(image.psnr for image in images)
+            around = seconds - float(np.mean([image.runtime_ms for image in images])) / 1000
+            quality[id_] = mean(image.psnr for image in images) or 0.0
             same = images[: len(results)]
-            differences = mean(image.psnr for image in same) - psnr, mean(image.ssim for image in same) - ssim
+            means = mean(image.psnr for image in same) or 0.0, mean(image.ssim for image in same) or 0.0
+            differences = means[0] - psnr, means[1] - ssim
             print(
                 f"| {loaded.entry.name} | {seconds:.3f} | {reference_s / seconds:.2f} | {around:.3f} "
                 f"| {differences[0]:+.4f} | {differences[1]:+.6f} |",
@@ -139,7 +144,7 @@ def evaluation_table(models, dataset, device, reference_images=None):
     return quality
 
 
-def common_sizes(dataset, count):
+def common_sizes(dataset: Dataset, count: int) -> list[np.ndarray]:
     """Return an LR image of each of the `count` most common sizes."""
     by_size = defaultdict(list)
     for pair in dataset.pairs:
@@ -148,14 +153,21 @@ def common_sizes(dataset, count):
     return [pairs[0].read_lr() for pairs in common]
 
 
-def network_table(models, types, quality, ceilings, lr, rounds):
+def network_table(
+    models: dict[int, LoadedModel],
+    types: dict[int, torch.dtype],
+    quality: dict[int, float],
+    ceilings: dict[torch.dtype, float],
+    lr: Tensor,
+    rounds: int,
+) -> None:
     """Print the second table for one size of LR image; raise the `ceilings` that are found higher meanwhile."""
-    times = {id_: [] for id_ in models}
+    times: dict[int, list[float]] = {id_: [] for id_ in models}
     for number in progress(range(1 + rounds), desc="network", unit="round"):
         for dtype, rate in ceilings.items():
             ceilings[dtype] = max(rate, matrix_macs_per_ms(dtype, lr.device))
         for id_, loaded in models.items():
-            block = [timed_forward(loaded.model, lr)[1] for _ in range(1 + BLOCK)]
+            block = [timed_forward(loaded.model, lr).runtime_ms for _ in range(1 + BLOCK)]
             if number:
                 times[id_] += block[1:]
     counts = measure_complexity(models[REFERENCE].model)
@@ -173,7 +185,7 @@ def network_table(models, types, quality, ceilings, lr, rounds):
         )
 
 
-def matrix_macs_per_ms(dtype, device, repeats=2):
+def matrix_macs_per_ms(dtype: torch.dtype, device: torch.device, repeats: int = 2) -> float:
     """Multiply-accumulates per ms of the fastest of a few square matrix products."""
     size = 8192 if device.type == "cuda" else 3072  # what a GPU does with less is over before its clock says so
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -184,7 +196,7 @@ def matrix_macs_per_ms(dtype, device, repeats=2):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32  # a ceiling of what convolutions may use
     try:
         timed_forward(product, a)
-        return size**3 / min(timed_forward(product, a)[1] for _ in range(repeats))
+        return size**3 / min(timed_forward(product, a).runtime_ms for _ in range(repeats))
     finally:
         torch.backends.cuda.matmul.allow_tf32 = allowed
 

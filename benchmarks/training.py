@@ -14,21 +14,24 @@ import gc
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
+from torch import Tensor
 
 from kernels.convolution import fastest
-from training.data.feed import THREADS, MappedFeed, Plan, ResidentFeed
+from training.data.feed import THREADS, Feed, MappedFeed, PatchSampler, ResidentFeed
 from training.data.subimages import SubImages
 from training.graph import GraphedUpdate
 from training.loop import Trainer
 from training.prepare import Cut, list_images, prepare
-from training.recipe import load_recipe
+from training.recipe import Recipe, load_recipe
 from training.setup import set_up
 from utils.data.datasets import challenge_folders
 from utils.data.sample import ensure_sample
@@ -37,10 +40,12 @@ from utils.files import ROOT
 from utils.measure.allocator import keep_freed_memory
 from utils.measure.environment import choose_device, describe_environment, machine_line
 from utils.measure.memory import peak_rss_bytes, reset_peak
-from utils.options import natural, positive
+from utils.options import add_device, natural, parse, positive
 from utils.progress import progress
+from utils.zoo.registry import ModelTable
 
-PLAIN_NANOSR = {"file": "models/team07_NanoSR.py", "class": "NanoSR_inference", "arguments": [3, 3]}
+Step = Callable[[Tensor, Tensor], Any]
+PLAIN_NANOSR = ModelTable(file="models/team07_NanoSR.py", class_name="NanoSR_inference", arguments=[3, 3])
 
 
 @dataclass(frozen=True)
@@ -54,15 +59,16 @@ class Variant:
     cuda_graph: bool = False
     kernels: str = "torch"  # "auto": the fastest that works here
 
-    def of(self, recipe):
+    def of(self, recipe: Recipe) -> Recipe:
         """The recipe in this way; the plain form is trained by itself."""
-        ways = {
+        ways: dict[str, Any] = {
             key: getattr(self, key)
             for key in ("form", "precision", "channels_last", "compile", "cuda_graph", "kernels")
         }
-        return replace(recipe, **ways, **({"model": PLAIN_NANOSR} if self.form == "plain" else {}))
+        changed = replace(recipe, **ways)
+        return replace(changed, model=PLAIN_NANOSR) if self.form == "plain" else changed
 
-    def possible(self, device):
+    def possible(self, device: torch.device) -> bool:
         """Whether this machine can do it."""
         if device.type == "cuda":
             return self.kernels == "torch"
@@ -85,13 +91,13 @@ VARIANTS = (
 )
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=positive, default=16)
     parser.add_argument("--rounds", type=positive, default=10)
     parser.add_argument("--warmup", type=natural, default=3)
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    args = parser.parse_args()
+    add_device(parser)
+    args = parse(parser)
     device = choose_device(args.device)
     recipe = replace(load_recipe(ROOT / "training" / "recipes" / "nanosr_500k.toml"), batch=args.batch)
     variants = [variant for variant in VARIANTS if variant.possible(device)]
@@ -100,7 +106,7 @@ def main():
     environment = describe_environment(device)
     print(
         f"\n{machine_line(environment)}, torch {torch.__version__}, "
-        f"{environment['date'][:10]}; batch {recipe.batch} of {recipe.hr_patch} x {recipe.hr_patch} HR, "
+        f"{environment.date[:10]}; batch {recipe.batch} of {recipe.hr_patch} x {recipe.hr_patch} HR, "
         f"{args.warmup} warm-up and {args.rounds} timed rounds\n"
     )
     print(
@@ -125,7 +131,7 @@ def main():
         print(f"| {name} | {rate:.1f} | {rate * quickest / 1000:.1f} |")
 
 
-def random_batch(recipe, device):
+def random_batch(recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
     """Smooth enough to train on: noise would do for time, but not for a finite loss over many steps."""
     side = recipe.hr_patch // 4
     generator = torch.Generator().manual_seed(0)
@@ -133,21 +139,23 @@ def random_batch(recipe, device):
     return lr.to(device), lr.repeat_interleave(4, 2).repeat_interleave(4, 3).to(device)
 
 
-def updates(recipe, variants, device):
+def updates(recipe: Recipe, variants: Sequence[Variant], device: torch.device) -> dict[Variant, Step]:
     """A step function per variant."""
     if device.type == "cpu":
         keep_freed_memory()
-    steps = {}
+    steps: dict[Variant, Step] = {}
     for variant in variants:
         trainer = Trainer(set_up(variant.of(recipe), device))
         steps[variant] = GraphedUpdate(trainer) if variant.cuda_graph else trainer.update
     return steps
 
 
-def time_steps(steps, batch, warmup, rounds):
+def time_steps(
+    steps: dict[Any, Step], batch: tuple[Tensor, Tensor], warmup: int, rounds: int
+) -> dict[Any, list[float]]:
     """Return {name: times [ms]}, one per counted round, of {name: step function}; they take turns."""
     lr, hr = batch
-    times = {name: [] for name in steps}
+    times: dict[Any, list[float]] = {name: [] for name in steps}
     for number in progress(range(warmup + 1 + rounds), desc="steps", unit="round"):
         for name, step in steps.items():
             synchronize(lr.device)
@@ -159,13 +167,13 @@ def time_steps(steps, batch, warmup, rounds):
     return times
 
 
-def synchronize(device):
+def synchronize(device: torch.device) -> None:
     """Wait for the GPU; a CPU has nothing to wait for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def peak_mib(recipe, variant, device):
+def peak_mib(recipe: Recipe, variant: Variant, device: torch.device) -> float:
     """Peak memory [MiB] that a few steps of one variant take, beside what is held already."""
     if device.type == "cuda":
         return _growth(recipe, variant, device)
@@ -173,7 +181,7 @@ def peak_mib(recipe, variant, device):
         return pool.submit(_growth, recipe, variant, device).result()
 
 
-def _growth(recipe, variant, device):
+def _growth(recipe: Recipe, variant: Variant, device: torch.device) -> float:
     on_gpu = device.type == "cuda"
     lr, hr = random_batch(recipe, device)
     gc.collect()
@@ -185,14 +193,14 @@ def _growth(recipe, variant, device):
     return ((torch.cuda.max_memory_allocated(device) if on_gpu else peak_rss_bytes()) - before) / 2**20
 
 
-def feed_rates(recipe, device, rounds):
+def feed_rates(recipe: Recipe, device: torch.device, rounds: int) -> Iterator[tuple[str, float]]:
     """Yield (name, batches/s) for both feeds over the built-in sample's photographs."""
     with tempfile.TemporaryDirectory() as folder:
         sources = list_images([challenge_folders(ensure_sample(), "valid")[0]])
         prepare(sources, {}, Path(folder), Cut(), 100, 1, strict=True)
         subimages = SubImages(folder)
-        plan = Plan(subimages.shapes, recipe.seed, recipe.batch, recipe.hr_patch)
-        feeds = {
+        plan = PatchSampler(subimages.shapes, recipe.seed, recipe.batch, recipe.hr_patch)
+        feeds: dict[str, Feed] = {
             "resident": ResidentFeed(subimages, plan, device),
             "mapped, in the training process": MappedFeed(subimages, plan, device, 0),
             f"mapped, {THREADS} threads": MappedFeed(subimages, plan, device, THREADS),

@@ -9,7 +9,7 @@ of the multiplications, in float32, on any processor. Those files say how.
 import ctypes
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,14 +28,15 @@ class Kernel:
 
 
 LEAST = 16  # channels: what oneDNN does with fewer takes no longer
-KERNELS = {  # the fastest first
+Name = Literal["amx", "winograd"]
+KERNELS: dict[Name, Kernel] = {  # the fastest first
     "amx": Kernel("training_amx.c", LEAST, torch.bfloat16, torch.contiguous_format),
     "winograd": Kernel("training_winograd.c", 1, torch.float32, torch.channels_last),
 }
 
 
 @functools.cache
-def library(kernel: str, c_in: int, c_out: int) -> ctypes.CDLL:
+def library(kernel: Name, c_in: int, c_out: int) -> ctypes.CDLL:
     """Return a kernel's C functions for these numbers of channels. Raises RuntimeError if it cannot run here."""
     library = compiled_convolution(KERNELS[kernel].source, "bfloat16", IN=c_in, OUT=c_out)
     if library.permitted():
@@ -47,7 +48,7 @@ def library(kernel: str, c_in: int, c_out: int) -> ctypes.CDLL:
 
 
 @functools.cache
-def works(kernel: str) -> bool:
+def works(kernel: Name) -> bool:
     """Return whether this machine has a kernel's instructions, and a compiler that knows them."""
     try:
         library(kernel, LEAST, LEAST)
@@ -56,18 +57,18 @@ def works(kernel: str) -> bool:
     return True
 
 
-def fastest() -> str | None:
+def fastest() -> Name | None:
     """Return the name of the fastest kernel that works on this machine, None if none does."""
     return next(filter(works, KERNELS), None)
 
 
-def takes(kernel: str, c_in: int, c_out: int) -> bool:
+def takes(kernel: Name, c_in: int, c_out: int) -> bool:
     """Return whether a kernel computes convolutions of these numbers of channels."""
     multiple = KERNELS[kernel].multiple
     return min(c_in, c_out) >= LEAST and not c_in % multiple and not c_out % multiple
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: str) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Name) -> Tensor:
     """Convolve B x C_in x H x W, of any float type, with C_out x C_in x 3 x 3 weights to B x C_out x H x W in bfloat16.
 
     The numbers of channels are such as `takes` allows; channels lie last in the result's memory; the border is of one
@@ -78,12 +79,12 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: str) -> Ten
     return Convolution.apply(x, weight, bias, "nothing", None, kernel)[0]
 
 
-def convolve_silu(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: str) -> Tensor:
+def convolve_silu(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Name) -> Tensor:
     """Convolve as `convolve` does, and return SiLU of that."""
     return Convolution.apply(x, weight, bias, "silu", None, kernel)[1]
 
 
-def convolve_attention(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | float, kernel: str) -> Tensor:
+def convolve_attention(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | float, kernel: Name) -> Tensor:
     """Convolve as `convolve` does, and return (z + other) * (sigmoid(z) - 0.5) of that z; `other` may be broadcast."""
     shape = x.shape[0], weight.shape[0], *x.shape[2:]
     if not isinstance(other, Tensor) or other.shape != shape:
@@ -103,7 +104,7 @@ class Convolution(torch.autograd.Function):
         bias: Tensor | None,
         then: str,
         other: Tensor | None,
-        kernel: str,
+        kernel: Name,
     ) -> tuple[Tensor, Tensor | None]:
         if x.ndim != 4 or x.shape[1] != weight.shape[1]:
             raise ValueError(f"kernels of {weight.shape[1]} channels are no match for {tuple(x.shape)}")
@@ -130,8 +131,8 @@ class Convolution(torch.autograd.Function):
         grad_weight, grad_bias = torch.empty_like(weight, dtype=torch.float32), torch.empty(weight.shape[0])
         results = grad_x, grad_weight, grad_bias, grad_other
         call(ctx.kernel, "backward", x, weight, ctx.then, of_out, of_z, x, weight, other, z, *results)
-        grad_x, grad_weight, grad_bias, grad_other = map(cast, results, ctx.dtypes)
-        return grad_x, grad_weight, grad_bias, None, grad_other, None
+        of_x, of_weight, of_bias, of_other = map(cast, results, ctx.dtypes)
+        return of_x, of_weight, of_bias, None, of_other, None
 
 
 def rounded(tensor: Tensor) -> Tensor:
@@ -144,7 +145,7 @@ def cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
     return None if tensor is None or dtype is None else tensor.to(dtype)
 
 
-def call(kernel: str, function: str, x: Tensor, weight: Tensor, then: str, *tensors: Tensor | None) -> None:
+def call(kernel: Name, function: str, x: Tensor, weight: Tensor, then: str, *tensors: Tensor | None) -> None:
     """Run a C function on tensors, None for NULL. Raises MemoryError without memory."""
     batch, c_in, height, width = x.shape
     pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]

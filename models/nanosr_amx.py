@@ -10,9 +10,10 @@ import ctypes
 import functools
 
 import torch
+from torch import Tensor, nn
 
 from kernels.compiler import THEN, compiled_convolution
-from models.nanosr_winograd import MAPS, NanoSR_winograd
+from models.nanosr_winograd import MAPS, NanoSR_winograd, address
 from models.team07_NanoSR import CHANNELS
 
 TILE, DEPTH = 16, 32  # rows or columns of a tile, and how many values it sums up
@@ -21,7 +22,7 @@ SLACK = 4 * DEPTH * CHANNELS  # zeros that are read, to no effect, after the las
 
 
 @functools.cache
-def functions():
+def functions() -> ctypes.CDLL:
     """Return the library of the C function `convolve`.
 
     Raises RuntimeError where it cannot be compiled or may not use tiles.
@@ -35,7 +36,7 @@ def functions():
     return library
 
 
-def arranged(weight):
+def arranged(weight: Tensor) -> Tensor:
     """Return 48 x 48 x 3 x 3 kernels as `convolve` reads them: for even and odd pixels, by 16 output channels, tiles of
     16 pairs of values x 16 channels.
     """
@@ -52,16 +53,16 @@ class NanoSR_amx(NanoSR_winograd):
     Raises RuntimeError where there is no AMX or its source cannot be compiled.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__("bfloat16")
 
-    def _compile(self, _precision):
+    def _compile(self, _precision: str) -> ctypes.CDLL:
         return functions()
 
-    def _transformed(self, weight):
+    def _transformed(self, weight: Tensor) -> Tensor:
         return arranged(weight)
 
-    def _maps(self, height, width):
+    def _maps(self, height: int, width: int) -> Tensor:
         """Return MAPS maps of 1 x 48 x H x W, each inside of a border of zeros."""
         rows, columns = height + 2, (width + 3) // 2 * 2  # rows of a multiple of 64 bytes
         size = MAPS * rows * columns * CHANNELS
@@ -73,30 +74,32 @@ class NanoSR_amx(NanoSR_winograd):
         maps[:, :, :, width + 1 :] = 0
         return maps[:, :, 1:-1, 1 : width + 1].permute(0, 1, 4, 2, 3)
 
-    def _begin(self, x, f0):
+    def _begin(self, x: Tensor, f0: Tensor) -> Tensor:
         return f0.copy_(self.conv_1(x.contiguous(memory_format=torch.channels_last)))
 
-    def _pixels(self, features):
+    def _pixels(self, features: Tensor) -> Tensor:
         """Return a map with its border as pixels x 48: what is computed of zeros without a bias stays zero."""
         rows, stride = features.shape[2] + 2, features.stride(2)
         start = features.storage_offset() - stride - CHANNELS
         return features.as_strided((rows * stride // CHANNELS, CHANNELS), (CHANNELS, 1), start)
 
-    def _shared(self, weights):
+    def _shared(self, weights: Tensor) -> Tensor:
         return weights.to(self.dtype)
 
-    def _weighted_sum(self, f0, out_1, o1, out):
+    def _weighted_sum(self, f0: Tensor, out_1: Tensor, o1: Tensor, out: Tensor) -> Tensor:
         total, *features = map(self._pixels, (out, f0, out_1, o1))
         first, second, third = self.shares
         torch.mm(features[0], first.t(), out=total)
         total.addmm_(features[1], second.t()).addmm_(features[2], third.t())
         return out
 
-    def _convolve(self, module, x, out, then="nothing", other=None):
+    def _convolve(
+        self, module: nn.Conv2d, x: Tensor, out: Tensor, then: str = "nothing", other: Tensor | None = None
+    ) -> Tensor:
         u, bias = self.kernels[module]
         stride = x.stride(2)
         maps = [x, out if other is None else other, *([] if then == "shuffle" else [out])]
         of_x, of_other, *of_out = (tensor.data_ptr() - 2 * (stride + CHANNELS) for tensor in maps)
-        pointers = of_x, u.data_ptr(), bias.data_ptr(), of_other, *(of_out or [out.data_ptr()])
+        pointers = of_x, address(u), address(bias), of_other, *(of_out or [out.data_ptr()])
         self.functions.convolve(*pointers, *x.shape[2:], stride, THEN[then], torch.get_num_threads())
         return out

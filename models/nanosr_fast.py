@@ -6,9 +6,11 @@ that comes again is one CUDA graph, and a convolution with what is after it can 
 torch, and Triton where that is wanted, which comes with torch for GPUs.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 try:
     import triton
@@ -25,13 +27,14 @@ BLOCK = 1024  # values of a Triton program that finishes a convolution
 # Of one that convolves: pixels, pairs of tap and channel at a time, and how many such loads are on their way. The
 # fastest of 55 settings on an H100.
 PIXELS, DEPTH, STAGES = 128, 64, 3
+Captured = tuple[torch.cuda.CUDAGraph, Tensor, Tensor]  # the graph, and the memory of its LR and SR image
 WIDTH = 64  # output channels that it computes, a power of two: those beyond CHANNELS are not stored
 
 
 if triton:
 
     @triton.jit
-    def finished(y, bias, x, mask, attends: tl.constexpr, activates: tl.constexpr):
+    def finished(y, bias, x, mask, attends: tl.constexpr, activates: tl.constexpr):  # type: ignore[no-untyped-def]
         """What is after a convolution, in float32: y + bias, SiLU of it, or attention to what lies at x."""
         z = y + bias
         if activates:
@@ -41,7 +44,7 @@ if triton:
         return z
 
     @triton.jit
-    def finish_kernel(
+    def finish_kernel(  # type: ignore[no-untyped-def]
         y, bias, x, count, attends: tl.constexpr, activates: tl.constexpr, channels: tl.constexpr, block: tl.constexpr
     ):
         """Finish a convolution's output in its memory: a read and a write of each value."""
@@ -54,7 +57,7 @@ if triton:
         tl.store(y + start + offset, z, mask=inside)
 
     @triton.jit
-    def convolve_kernel(
+    def convolve_kernel(  # type: ignore[no-untyped-def]
         features, weight, bias, x, y, height, width, attends: tl.constexpr, activates: tl.constexpr,
         c_in: tl.constexpr, c_out: tl.constexpr, padded: tl.constexpr, pixels: tl.constexpr, depth: tl.constexpr,
         stages: tl.constexpr,
@@ -86,7 +89,7 @@ if triton:
         tl.store(y + at, finished(total, shift, x + at, inside, attends, activates), mask=inside)
 
 
-def convolve(features, conv, x=None, activates=False):
+def convolve(features: Tensor, conv: nn.Conv2d, x: Tensor | None = None, activates: bool = False) -> Tensor:
     """Convolve 1 x C x H x W by a 3x3 convolution and add its bias; then SiLU, or attention to x. Channels last.
 
     Between 16-bit features that is one Triton kernel. Else cuDNN convolves, whose way through TF32 is faster, and one
@@ -113,17 +116,17 @@ class Conv3x3(nn.Module):
     With Triton if `in_one`.
     """
 
-    def __init__(self, c_in, c_out):
+    def __init__(self, c_in: int, c_out: int):
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, 3, padding=1)
 
-    def forward(self, x, in_one):
+    def forward(self, x: Tensor, in_one: bool) -> Tensor:
         return convolve(x, self.conv) if in_one else self.conv(x)
 
-    def activate(self, x, in_one):
+    def activate(self, x: Tensor, in_one: bool) -> Tensor:
         return convolve(x, self.conv, activates=True) if in_one else F.silu(self.conv(x), inplace=True)
 
-    def attend(self, features, x, in_one):
+    def attend(self, features: Tensor, x: Tensor, in_one: bool) -> Tensor:
         """Weigh x by the convolution of `features`, which may be overwritten."""
         if in_one:
             return convolve(features, self.conv, x)
@@ -135,13 +138,13 @@ class Conv3x3(nn.Module):
 class PixelAttention(nn.Module):
     """Three convolutions; the last one's output carries the features and weighs them."""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int):
         super().__init__()
         self.conv_1 = Conv3x3(channels, channels)
         self.conv_2 = Conv3x3(channels, channels)
         self.conv_3 = Conv3x3(channels, channels)
 
-    def forward(self, x, in_one):
+    def forward(self, x: Tensor, in_one: bool) -> tuple[Tensor, Tensor]:
         o1 = self.conv_1.activate(x, in_one)
         o2 = self.conv_2.activate(o1, in_one)
         return self.conv_3.attend(o2, x, in_one), o1
@@ -150,12 +153,12 @@ class PixelAttention(nn.Module):
 class RepBlock(nn.Module):
     """Feature extraction followed by pixel attention."""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int):
         super().__init__()
         self.feature_extractor = Conv3x3(channels, channels)
         self.pixel_attention = PixelAttention(channels)
 
-    def forward(self, x, in_one):
+    def forward(self, x: Tensor, in_one: bool) -> tuple[Tensor, Tensor]:
         return self.pixel_attention(self.feature_extractor(x, in_one), in_one)
 
 
@@ -169,7 +172,15 @@ class NanoSR_fast(nn.Module):
     `with_triton` is for GPUs only. Raises RuntimeError if Triton is wanted and not installed.
     """
 
-    def __init__(self, num_in_ch=3, num_out_ch=3, precision="float32", with_triton=False):
+    mean: Tensor
+    block_1: RepBlock
+    block_2: RepBlock
+    block_3: RepBlock
+    block_4: RepBlock
+    block_5: RepBlock
+    block_6: RepBlock
+
+    def __init__(self, num_in_ch: int = 3, num_out_ch: int = 3, precision: str = "float32", with_triton: bool = False):
         super().__init__()
         if with_triton and triton is None:
             raise RuntimeError("needs Triton, which comes with torch for GPUs; take the backend fast")
@@ -182,20 +193,20 @@ class NanoSR_fast(nn.Module):
         self.conv_cat = nn.Conv2d(4 * CHANNELS, CHANNELS, 1)
         self.upsampler = nn.Sequential(nn.Conv2d(CHANNELS, num_out_ch * SCALE**2, 3, padding=1), nn.PixelShuffle(SCALE))
         self.register_load_state_dict_post_hook(lambda module, _keys: module._arrange())
-        self._graphs = {}  # by input shape; None for a shape seen once
+        self._graphs: dict[torch.Size, Captured | None] = {}  # by input shape; None for a shape seen once
         self._arrange()
 
-    def _arrange(self):
+    def _arrange(self) -> None:
         mean = self.mean
-        self.to(dtype=self.dtype, memory_format=torch.channels_last)
+        self.to(dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.mean = mean  # subtracted before anything is rounded
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Any, recurse: bool = True) -> "NanoSR_fast":
         self._graphs = {}  # they read the weights where these were
         return super()._apply(fn, recurse)
 
     @torch.no_grad()
-    def forward(self, lr):
+    def forward(self, lr: Tensor) -> Tensor:
         if not lr.is_cuda:
             return self._restore(lr, in_one=False)
         if lr.shape not in self._graphs:
@@ -203,14 +214,15 @@ class NanoSR_fast(nn.Module):
                 del self._graphs[next(iter(self._graphs))]
             self._graphs[lr.shape] = None
             return self._restore(lr, self.with_triton)
-        if self._graphs[lr.shape] is None:
-            self._graphs[lr.shape] = self._capture(lr)
-        graph, graph_lr, graph_sr = self._graphs[lr.shape]
+        captured = self._graphs[lr.shape]
+        if captured is None:
+            captured = self._graphs[lr.shape] = self._capture(lr)
+        graph, graph_lr, graph_sr = captured
         graph_lr.copy_(lr)
         graph.replay()
         return graph_sr.clone()
 
-    def _capture(self, lr):
+    def _capture(self, lr: Tensor) -> Captured:
         graph, graph_lr = torch.cuda.CUDAGraph(), lr.clone()
         side = torch.cuda.Stream()  # capture wants its warm-up on another stream
         side.wait_stream(torch.cuda.current_stream())
@@ -226,7 +238,7 @@ class NanoSR_fast(nn.Module):
             torch.backends.cudnn.benchmark = before
         return graph, graph_lr, graph_sr
 
-    def _restore(self, lr, in_one):
+    def _restore(self, lr: Tensor, in_one: bool) -> Tensor:
         x = ((lr - self.mean) * IMG_RANGE).to(self.dtype, memory_format=torch.channels_last)
         f0 = self.conv_1(x, in_one)  # 1 x 48 x H x W, as all that follows
         out_1, _ = self.block_1(f0, in_one)
@@ -237,7 +249,7 @@ class NanoSR_fast(nn.Module):
         f = self._weighted_sum(f0, self.conv_2(out_6, in_one), out_1, o1)
         return self.upsampler(f).float()  # 1 x 3 x 4H x 4W
 
-    def _weighted_sum(self, *features):
+    def _weighted_sum(self, *features: Tensor) -> Tensor:
         """`conv_cat` of the concatenated features, without concatenating them."""
         parts = self.conv_cat.weight.flatten(1).split(CHANNELS, dim=1)
         first, *others = (feature.permute(0, 2, 3, 1).reshape(-1, CHANNELS) for feature in features)  # HW x 48, views

@@ -19,10 +19,10 @@ import functools
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kernels.compiler import POINTS, THEN, compiled_convolution
-from models.team07_NanoSR import CHANNELS, IMG_RANGE, SCALE, NanoSR_inference
+from models.team07_NanoSR import CHANNELS, IMG_RANGE, SCALE, NanoSR_inference, RepBlock
 
 MAPS = 5  # that live at the same time
 # Outputs of a tile's side: larger tiles multiply less, and round more.
@@ -30,7 +30,7 @@ GIVEN = {"float32": 6, "float16": 6, "bfloat16": 4}
 
 
 @functools.cache
-def functions(precision):
+def functions(precision: str) -> ctypes.CDLL:
     """Return the C functions `begin`, `convolve` and `weighted_sum`."""
     library = compiled_convolution("nanosr_winograd.c", precision, GIVEN[precision], CHANNELS=CHANNELS)
     pointer, number = ctypes.c_void_p, ctypes.c_long
@@ -41,7 +41,7 @@ def functions(precision):
     return library
 
 
-def transformed(weight, precision):
+def transformed(weight: Tensor, precision: str) -> Tensor:
     """Return 48 x 48 x 3 x 3 kernels as matrices, one for each point, in the order that `convolve` reads."""
     points = [0.0, *(sign * point for point in POINTS[GIVEN[precision]] for sign in (1, -1))]
     rows = []
@@ -53,11 +53,16 @@ def transformed(weight, precision):
     return factors(torch.einsum("ia,ocab,jb->ijco", g, weight.double(), g).flatten(0, 1), precision)
 
 
-def factors(matrices, precision):
+def factors(matrices: Tensor, precision: str) -> Tensor:
     """Return matrices, N x 48 inputs x 48 outputs, as C's products read them: in bfloat16, in pairs of inputs."""
     if precision != "bfloat16":
         return matrices.float().contiguous()
     return matrices.unflatten(1, (CHANNELS // 2, 2)).transpose(2, 3).float().bfloat16().contiguous()
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Return where a tensor's values lie, None of None."""
+    return None if tensor is None else tensor.data_ptr()
 
 
 class NanoSR_winograd(NanoSR_inference):
@@ -66,7 +71,7 @@ class NanoSR_winograd(NanoSR_inference):
     Raises RuntimeError if the C source cannot be compiled here.
     """
 
-    def __init__(self, precision="float32"):
+    def __init__(self, precision: str = "float32"):
         super().__init__()
         self.precision, self.dtype = precision, getattr(torch, precision)
         self.functions = self._compile(precision)
@@ -75,7 +80,7 @@ class NanoSR_winograd(NanoSR_inference):
         self._arrange()
 
     @torch.no_grad()
-    def _arrange(self):
+    def _arrange(self) -> None:
         """Transform the kernels; `conv_2` takes over its share of `conv_cat`, which follows it."""
         first, share, *others = self.conv_cat.weight.flatten(1).split(CHANNELS, dim=1)
         self.shares = self._shared(torch.stack([first, *others]))
@@ -90,7 +95,7 @@ class NanoSR_winograd(NanoSR_inference):
         self.first_weight = self.conv_1.conv.weight.permute(1, 2, 3, 0).contiguous()
 
     @torch.no_grad()
-    def forward(self, lr):
+    def forward(self, lr: Tensor) -> Tensor:
         if lr.shape[0] != 1 or lr.device.type != "cpu":
             raise RuntimeError("takes one image, on the CPU; for a GPU take the backend fast")
         f0, first, a, b, c = self._maps(*lr.shape[2:])
@@ -104,33 +109,40 @@ class NanoSR_winograd(NanoSR_inference):
         f = self._weighted_sum(f0, out_1, o1, out=c)
         f = self._convolve(self.conv_2.conv, out_6, f, "add", f)
         sr = torch.empty(1, 3, *(SCALE * side for side in lr.shape[2:]))
-        return self._convolve(self.upsampler[0], f, sr, "shuffle")
+        return self._convolve(self.last_convolution, f, sr, "shuffle")
 
-    def _compile(self, precision):
+    @property
+    def last_convolution(self) -> nn.Conv2d:
+        """The convolution before the pixel shuffle."""
+        convolution = self.upsampler[0]
+        assert isinstance(convolution, nn.Conv2d)
+        return convolution
+
+    def _compile(self, precision: str) -> ctypes.CDLL:
         return functions(precision)
 
-    def _transformed(self, weight):
+    def _transformed(self, weight: Tensor) -> Tensor:
         return transformed(weight, self.precision)
 
-    def _shared(self, weights):
+    def _shared(self, weights: Tensor) -> Tensor:
         """Return `conv_cat`'s shares, 3 x outputs x inputs, as `_weighted_sum` takes them."""
         return factors(weights.mT, self.precision)
 
-    def _maps(self, height, width):
+    def _maps(self, height: int, width: int) -> Tensor:
         """Return MAPS maps of 1 x 48 x H x W, channels last, whose values are left over from earlier passes."""
         size = MAPS * height * width * CHANNELS
         if self.arena.numel() < size:
             self.arena = torch.empty(size, dtype=self.dtype)
         return self.arena[:size].view(MAPS, 1, height, width, CHANNELS).permute(0, 1, 4, 2, 3)
 
-    def _begin(self, x, f0):
+    def _begin(self, x: Tensor, f0: Tensor) -> Tensor:
         """Return the first convolution's output, in `f0`."""
         x = x.contiguous()
-        pointers = (tensor.data_ptr() for tensor in (x, self.first_weight, self.conv_1.conv.bias, f0))
+        pointers = (address(tensor) for tensor in (x, self.first_weight, self.conv_1.conv.bias, f0))
         self.functions.begin(*pointers, *x.shape[2:], torch.get_num_threads())
         return f0
 
-    def _attended(self, block, x, features, o1, o2):
+    def _attended(self, block: RepBlock, x: Tensor, features: Tensor, o1: Tensor, o2: Tensor) -> tuple[Tensor, Tensor]:
         """Return (attended features, activated output of the attention's first convolution), in `features` and `o1`."""
         attention = block.pixel_attention
         features = self._convolve(block.feature_extractor.conv, x, features)
@@ -138,14 +150,16 @@ class NanoSR_winograd(NanoSR_inference):
         o2 = self._convolve(attention.conv_2.conv, o1, o2, "silu")
         return self._convolve(attention.conv_3.conv, o2, features, "attention", features), o1
 
-    def _convolve(self, module, x, out, then="nothing", other=None):
+    def _convolve(
+        self, module: nn.Conv2d, x: Tensor, out: Tensor, then: str = "nothing", other: Tensor | None = None
+    ) -> Tensor:
         u, bias = self.kernels[module]
-        pointers = (tensor.data_ptr() for tensor in (x, u, bias, out if other is None else other, out))
+        pointers = (address(tensor) for tensor in (x, u, bias, out if other is None else other, out))
         self.functions.convolve(*pointers, *x.shape[2:], THEN[then], torch.get_num_threads())
         return out
 
-    def _weighted_sum(self, f0, out_1, o1, out):
+    def _weighted_sum(self, f0: Tensor, out_1: Tensor, o1: Tensor, out: Tensor) -> Tensor:
         """`conv_cat` of its three inputs beside conv_2's output, without concatenating them."""
-        pointers = (tensor.data_ptr() for tensor in (f0, out_1, o1, self.shares, out))
+        pointers = (address(tensor) for tensor in (f0, out_1, o1, self.shares, out))
         self.functions.weighted_sum(*pointers, f0.shape[2] * f0.shape[3], torch.get_num_threads())
         return out

@@ -6,7 +6,7 @@ collapsed to plain 3x3 ones. Imports only torch. Shapes in comments: B batch, H 
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 CHANNELS = 28
 SCALE = 4
@@ -17,24 +17,24 @@ IMG_RANGE = 255.0
 class CollapsedConv(nn.Module):
     """The 3x3 convolution that a re-parameterized one collapses to."""
 
-    def __init__(self, c_in, c_out):
+    def __init__(self, c_in: int, c_out: int):
         super().__init__()
         self.eval_conv = nn.Conv2d(c_in, c_out, 3, padding=1)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.eval_conv(x)
 
 
 class SPAB(nn.Module):
     """Swift parameter-free attention block: the last convolution's output also weighs the sum."""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int):
         super().__init__()
         self.c1_r = CollapsedConv(channels, channels)
         self.c2_r = CollapsedConv(channels, channels)
         self.c3_r = CollapsedConv(channels, channels)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (attended features, activated output of the first convolution), each B x C x H x W like `x`."""
         o1 = F.silu(self.c1_r(x))
         o3 = self.c3_r(F.silu(self.c2_r(o1)))
@@ -44,7 +44,15 @@ class SPAB(nn.Module):
 class SPAN(nn.Module):
     """SPAN as it runs: B x 3 x H x W in [0, 1] gives B x 3 x 4H x 4W, about [0, 1] (not clamped)."""
 
-    def __init__(self):
+    mean: Tensor
+    block_1: SPAB
+    block_2: SPAB
+    block_3: SPAB
+    block_4: SPAB
+    block_5: SPAB
+    block_6: SPAB
+
+    def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.conv_1 = CollapsedConv(3, CHANNELS)
@@ -54,7 +62,7 @@ class SPAN(nn.Module):
         self.conv_cat = nn.Conv2d(4 * CHANNELS, CHANNELS, 1)
         self.upsampler = nn.Sequential(nn.Conv2d(CHANNELS, 3 * SCALE**2, 3, padding=1), nn.PixelShuffle(SCALE))
 
-    def forward(self, lr):
+    def forward(self, lr: Tensor) -> Tensor:
         f0 = self.conv_1((lr - self.mean) * IMG_RANGE)  # B x 28 x H x W, as all that follows
         out_1, _ = self.block_1(f0)
         out = out_1

@@ -21,7 +21,7 @@ from tests.helpers import (
 )
 from tests.workers import Workers
 from utils.errors import exit_on_harness_error
-from utils.referee.waiting import Waiting
+from utils.record import Waiting
 
 SHARED = ROOT.parent / "shared"
 NOT_EXERCISED = "not_exercised"  # the name under which a report carries what could not be run here
@@ -105,6 +105,16 @@ def command(monkeypatch, capfd):
 
 
 @pytest.fixture
+def submission(tmp_path):
+    """Writes a model file, dishonest as told, and its weights; gives eval.py's words for them."""
+
+    def write(**changes):
+        return model_words(write_model(tmp_path, **changes))
+
+    return write
+
+
+@pytest.fixture
 def submit(tmp_path, command):
     """Measures a model file by eval.py in the smallest way; gives what the command gave.
 
@@ -123,7 +133,7 @@ def submit(tmp_path, command):
 def prepared(tmp_path_factory):
     """A training set of three photographs; for reading only."""
     folder = tmp_path_factory.mktemp("prepared")
-    words = ("--hr", write_photographs(folder / "hr"), "--out", folder / "out", "--workers", 1, *SMALL_CUT)
+    words = ("--hr", write_photographs(folder / "hr"), "--out", folder / "out", "--processes", 1, *SMALL_CUT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["training.prepare", *map(str, words)])
         training.prepare.main()
@@ -146,10 +156,10 @@ def forked(request, monkeypatch):
     """
     if request.node.get_closest_marker("real_process"):
         return
-    monkeypatch.setattr("utils.referee.process.start_process", request.getfixturevalue("forking").start)
+    monkeypatch.setattr("utils.isolation.process.start_process", request.getfixturevalue("forking").start)
     monkeypatch.setattr("utils.evaluate.runner.cpu_peak_mib", lambda entry, shape: 1.0)
-    monkeypatch.setattr("utils.referee.judge.Contestant.cpu_peak_mib", lambda contestant, shape: 1.0)
-    monkeypatch.setattr("utils.referee.judge.ECHO_SIDES", (32, 64, 128))
+    monkeypatch.setattr("utils.isolation.host.IsolatedRunner.cpu_peak_mib", lambda worker, shape: 1.0)
+    monkeypatch.setattr("utils.isolation.host.ECHO_SIDES", (32, 64, 128))
 
 
 @pytest.fixture(autouse=True)
@@ -157,13 +167,13 @@ def busy(monkeypatch):
     """Lets an audit take the machine as busy, where times accuse nobody: what it finds of times hangs on who else is
     at work. Tests of such findings have clocks of their own, or ask for `quiet`.
     """
-    monkeypatch.setattr("utils.referee.judge.Contestant.waiting", lambda contestant: Waiting(1.0, 1.0))
+    monkeypatch.setattr("utils.isolation.host.IsolatedRunner.waiting", lambda worker: Waiting(1.0, 1.0))
 
 
 @pytest.fixture
 def quiet(busy, monkeypatch):
     """Lets an audit take the machine as idle."""
-    monkeypatch.setattr("utils.referee.judge.Contestant.waiting", lambda contestant: Waiting(0.0, 0.0))
+    monkeypatch.setattr("utils.isolation.host.IsolatedRunner.waiting", lambda worker: Waiting(0.0, 0.0))
 
 
 @pytest.fixture(autouse=True)

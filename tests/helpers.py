@@ -7,17 +7,22 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+import tomli_w
 import torch
 from torch import nn
 
 from utils.data.images import bicubic_downscale, read_rgb, write_png
 from utils.files import ROOT
-from utils.referee.sandbox import why_not
+from utils.isolation.sandbox import why_not
+from utils.record import Record
 
 CPU = torch.device("cpu")
 # The words for the smallest measurement.
@@ -34,10 +39,12 @@ def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.clip(fine + rng.normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8)
 
 
-def write_pairs(folder, names, size=(64, 96), layout=("HR", "LR")) -> Path:
+def write_pairs(
+    folder: Path, names: Sequence[str], size: tuple[int, int] = (64, 96), layout: tuple[str, str] = ("HR", "LR")
+) -> Path:
     """Write HR and bicubic LR images of `size` (H, W) into `folder`; return the folder."""
     for seed, name in enumerate(names):
-        hr = photograph(*size, seed)
+        hr = photograph(size[0], size[1], seed)
         write_png(Path(folder) / layout[0] / f"{name}.png", hr)
         write_png(Path(folder) / layout[1] / f"{name}x4.png", bicubic_downscale(hr))
     return Path(folder)
@@ -99,9 +106,15 @@ def write_model(folder: Path, file="team42_Net.py", weights=None, checkpoint="w.
     return folder / file, folder / checkpoint
 
 
-def model_words(paths: tuple[Path, Path], name="Net") -> tuple:
+def model_words(paths: tuple[Path, Path]) -> tuple:
     """Return the words by which a command line names a model of `write_model`."""
-    return "--model_file", paths[0], "--class", name, "--checkpoint", paths[1]
+    return "--model_file", paths[0], "--checkpoint", paths[1]
+
+
+def write_table(file: Path, class_name="Net", **values) -> None:
+    """Write the TOML file that lies beside a model's file; `values` are more of its keys."""
+    table = {"file": file.name, "class": class_name, **values}
+    file.with_suffix(".toml").write_text(tomli_w.dumps(table))
 
 
 class Enlarge(nn.Module):
@@ -111,9 +124,9 @@ class Enlarge(nn.Module):
         return nn.functional.interpolate(x, scale_factor=4, mode="bilinear")
 
 
-def record(**changes) -> dict:
-    """Return a whole results record with figures that can be worked out on paper; a change of a dict is merged in."""
-    values = {
+def record(**changes) -> Record:
+    """Return a whole results record with figures that can be worked out on paper; a change of a part is merged in."""
+    values: dict[str, Any] = {
         "status": "complete",
         "model": {
             "id": 42,
@@ -146,7 +159,6 @@ def record(**changes) -> dict:
             "platform": "Linux",
             "python": "3.11",
             "libraries": {"torch": "2.13.0"},
-            "process": "the judge's",
         },
         "dataset": {
             "label": "sample (2 images)",
@@ -166,13 +178,11 @@ def record(**changes) -> dict:
             "nan": [False, False],
         },
         "runtime": {
-            "method": "plain mean",
-            "clock": "events",
-            "sittings": 1,
+            "clock": "cuda_events",
             "runs": [[10.0, 20.0], [30.0, 50.0]],
             "steady": None,
         },
-        "memory": {"method": "peak", "peak_mib": 965.476},
+        "memory": {"method": "gpu_allocated", "peak_mib": 965.476},
         "complexity": {
             "params": 550_992,
             "flops": 36_021_731_328,
@@ -186,13 +196,12 @@ def record(**changes) -> dict:
     }
     for key, value in changes.items():
         values[key] = values[key] | value if isinstance(value, dict) and values[key] else value
-    return values
+    return msgspec.convert(values, Record)
 
 
-def audit_record(**changes) -> dict:
-    """Return the part of a record that an audit leaves."""
-    found = {"ran": "contestant", "sandbox": "none", "notes": [], "findings": [], "busy": None, "figures": {}}
-    return found | changes
+def audit_record(**changes) -> dict[str, Any]:
+    """Return the part of a record that an audit leaves, as a change for `record`."""
+    return {"sandbox": "none"} | changes
 
 
 def stored(results: Path, status="models") -> dict[str, dict]:
@@ -230,7 +239,7 @@ log_every = 1
 validate_every = 3
 checkpoint_every = 2
 """
-SMALL_CUT = ("--size", 64, "--step", 32, "--smallest", 32, "--images-per-shard", 2)
+SMALL_CUT = ("--size", 64, "--step", 32, "--smallest", 32, "--images_per_shard", 2)
 RECIPES = {  # a model with a training form, and one that is trained as it is, described as the registry does
     "collapsed": RECIPE,
     "plain": RECIPE.replace("model = 7", 'model = { file = "models/team00_SPAN.py", class = "SPAN" }').replace(
@@ -244,6 +253,7 @@ both_kinds = pytest.mark.parametrize("recipe_path", RECIPES, indirect=True)
 def command_module(name: str) -> ModuleType:
     """Return the module that `python -m NAME` runs: of a package its `__main__`."""
     spec = importlib.util.find_spec(name)
+    assert spec is not None, name
     return importlib.import_module(f"{name}.__main__" if spec.submodule_search_locations else name)
 
 

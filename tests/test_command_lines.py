@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from models.team07_NanoSR import NanoSR_inference
-from tests.helpers import stored, write_pairs
+from tests.helpers import record, stored, write_pairs
 from utils.data.images import read_rgb
 from utils.evaluate.metrics import psnr, ssim
 from utils.progress import progress
-from utils.results.record import SCHEMA
+from utils.record import read_results, store_record
 from utils.zoo.registry import ModelEntry
 
 FULL_NAME = "07_NanoSR_inference"
@@ -31,7 +31,7 @@ def run(command):
 
 
 def assert_one_line(result, *parts):
-    """A mendable error: non-zero exit, no traceback, and a last line that says what is wrong."""
+    """A fixable error: non-zero exit, no traceback, and a last line that says what is wrong."""
     assert result.returncode not in (0, 1)
     assert "Traceback" not in result.stderr
     last = result.stderr.strip().splitlines()[-1]
@@ -200,15 +200,13 @@ def test_bad_data_costs_one_line_and_no_result(run, tmp_path, pairs, weights, da
     name = damage(pairs)
     results = tmp_path / "results" / "records.json"
     results.parent.mkdir()
-    earlier = {"status": "complete"}
-    results.write_text(json.dumps({"schema": SCHEMA, "models": {"Earlier": earlier}, "incomplete": {}}))
+    store_record(results, "Earlier", record())
     assert_one_line(run("eval.py", "--data_dir", pairs, "--model_id", 7, "--checkpoint", weights, cwd=tmp_path), name)
-    values = json.loads(results.read_text())
-    assert values["models"] == {"Earlier": earlier}
+    assert read_results(results) == {"Earlier": record()}
     if damage is not hr_without_lr:
         partial = stored(results.parent, "incomplete")["NanoSR_inference"]
         assert partial["images"]["name"] == ["a.png"]
-        assert name in partial["status"]
+        assert name in partial["reason"]
 
 
 @pytest.mark.parametrize(
@@ -231,10 +229,9 @@ def test_bad_arguments_cost_one_line(run, tmp_path, pairs, script, arguments, pa
         ("eval.py", "--workers", -1),
         ("eval.py", "--time_limit", "nan"),
         ("eval.py", "--memory_limit", 0),
-        ("eval.py", "--data_range", "inf"),
-        ("train.py", "recipe.toml", "--workers", -1),
-        ("-m", "training.prepare", "--hr", ".", "--out", "o", "--workers", 0),
-        ("-m", "training.prepare", "--hr", ".", "--out", "o", "--images-per-shard", 0),
+        ("train.py", "recipe.toml", "--feed_threads", -1),
+        ("-m", "training.prepare", "--hr", ".", "--out", "o", "--processes", 0),
+        ("-m", "training.prepare", "--hr", ".", "--out", "o", "--images_per_shard", 0),
         ("-m", "training.prepare", "--hr", ".", "--out", "o", "--step", 484),
         ("-m", "training.data.graphics", "--out", "o", "--count", 0),
         ("-m", "training.data.graphics", "--out", "o", "--seed", -1),
@@ -263,7 +260,7 @@ def test_model_that_fails_costs_its_row_and_the_others_keep_theirs(command, tmp_
     assert re.search(r"EFDN +models/team00_EFDN\.py: fails on an LR image of 5 x 5", result.stdout)
     assert stored(tmp_path / "results").keys() == {"SPAN"}
     assert "SPAN" in (tmp_path / "page" / "report.html").read_text()
-    scored = command("eval.py", *words, "--score", "--report", "other", cwd=tmp_path)
+    scored = command("eval.py", *words, "--score", "--edition", 2025, "--report", "other", cwd=tmp_path)
     assert_one_line(scored, "the baseline of 2025, EFDN, was not measured")
     assert (tmp_path / "other" / "report.html").exists()
 

@@ -9,7 +9,7 @@ import torch
 from models.nanosr_fast import NanoSR_fast
 from models.team07_NanoSR import NanoSR_inference
 from tests.helpers import RECIPE, SMALL_CUT, stored, write_photographs
-from training.data.feed import MappedFeed, Plan, ResidentFeed
+from training.data.feed import MappedFeed, PatchSampler, ResidentFeed
 from training.graph import GraphedUpdate
 from training.loop import Trainer
 from training.recipe import load_recipe
@@ -104,7 +104,7 @@ class Pair:
 
 @pytest.mark.parametrize("candidates", [1, 3])
 def test_feed_on_the_gpu_cuts_what_the_cpu_cuts(candidates):
-    plan = Plan(Pair.shapes, seed=3, batch=7, hr_patch=32, candidates=candidates)
+    plan = PatchSampler(Pair.shapes, seed=3, batch=7, hr_patch=32, candidates=candidates)
     on_cpu = list(MappedFeed(Pair(), plan, "cpu", 0).batches(0, 3))
     for feed in (ResidentFeed(Pair(), plan, "cuda"), MappedFeed(Pair(), plan, "cuda", 2)):
         for gpu, cpu in zip(feed.batches(0, 3), on_cpu, strict=True):
@@ -115,7 +115,7 @@ def test_events_time_a_forward_pass_and_memory_has_a_peak():
     device = torch.device("cuda")
     model = NanoSR_inference().eval().cuda()
     reset_peak(device)
-    sr, runtime_ms = timed_forward(model, torch.rand(1, 3, 64, 64, device=device))
+    sr, runtime_ms, _ = timed_forward(model, torch.rand(1, 3, 64, 64, device=device))
     assert sr.shape == (1, 3, 256, 256)
     assert runtime_ms > 0
     assert measure_peak_mib(None, None, device) > 3 * 48 * 64 * 64 * 4 / 2**20
@@ -152,7 +152,7 @@ def test_work_on_a_stream_that_no_event_waits_for_is_timed():
         with torch.cuda.stream(stream):
             return model(lr)
 
-    honest_ms, hidden_ms = (min(timed_forward(run, lr)[1] for _ in range(5)) for run in (model, elsewhere))
+    honest_ms, hidden_ms = (min(timed_forward(run, lr).runtime_ms for _ in range(5)) for run in (model, elsewhere))
     assert hidden_ms > 0.9 * honest_ms
 
 
@@ -200,12 +200,12 @@ def test_network_is_taught_trained_and_gone_on_with(command, tmp_path, feed):
     (tmp_path / "tiny.toml").write_text(RECIPE)
     write_photographs(tmp_path / "hr")
     for words in (
-        ("-m", "training.prepare", "--hr", "hr", "--out", "set", "--workers", 1, *SMALL_CUT),
-        ("-m", "training.data.distill", "--data", "set", "--model_id", 7, "--out", "taught", *ON_GPU),
+        ("-m", "training.prepare", "--hr", "hr", "--out", "set", "--processes", 1, *SMALL_CUT),
+        ("-m", "benchmarks.studies.distill", "--train_dir", "set", "--model_id", 7, "--out", "taught", *ON_GPU),
     ):
         assert command(*words, cwd=tmp_path).returncode == 0
     words = ("train.py", "tiny.toml", "--data", "taught", "--feed", feed, *ON_GPU)
-    for more in (("--minutes", 0), ("--resume",)):
+    for more in (("--time_limit", 0), ("--resume",)):
         result = command(*words, "--set", "cuda_graph=true", "steps=40", *more, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("finished")

@@ -9,7 +9,7 @@ import pytest
 from tests.helpers import QUICK, ROOT, model_words, photograph, record, stored, write_model, write_pairs
 from utils.data.images import bicubic_downscale, write_png
 from utils.errors import HarnessError, exit_on_harness_error
-from utils.results.record import store_record
+from utils.record import store_record
 
 FOREIGN = os.fsdecode(b"V\xf6gel")  # as in a zip file that was made on another system
 
@@ -102,21 +102,26 @@ def test_organizers_command_takes_names_that_are_not_utf_8(command, foreign_pair
 
 
 def test_training_set_takes_names_that_are_not_utf_8(command, foreign_pairs, tmp_path):
-    words = ("--hr", foreign_pairs / "HR", "--out", tmp_path / "out", "--workers", 1, "--smallest", 32)
+    words = ("--hr", foreign_pairs / "HR", "--out", tmp_path / "out", "--processes", 1, "--smallest", 32)
     result = command("-m", "training.prepare", *words)
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize(
-    "words",
-    [("--class", "Net"), ("--args", "[3]"), ("--state_key", "ema"), ("--data_range", 255), ("--lenient",)],
-    ids=lambda words: words[0],
-)
-@pytest.mark.parametrize("script", [("eval.py",), ("-m", "utils.submission", "check")], ids=lambda words: words[-1])
-def test_option_that_would_be_ignored_is_refused(command, tmp_path, pairs, script, words):
-    result = command(*script, "--model_id", 126, "--data_dir", pairs, *words, cwd=tmp_path)
+EARLIER = {
+    ("eval.py", "--trust-checkpoint"): "is called --trust_checkpoint now",
+    ("eval.py", "--dataset=test"): "is called --split now",
+    ("eval.py", "--class"): "belongs into a TOML file beside the model's",
+    ("train.py", "--minutes"): "is called --time_limit now",
+    ("train.py", "--workers"): "is called --feed_threads now",
+    ("train.py", "--data"): "is called --train_dir now",
+}
+
+
+@pytest.mark.parametrize("words", EARLIER, ids=" ".join)
+def test_earlier_name_of_an_option_is_told(command, tmp_path, words):
+    result = command(*words, cwd=tmp_path)
     assert result.returncode == 2
-    assert f"{words[0]}: describes a --model_file" in result.stderr.splitlines()[-1]
+    assert result.stderr.splitlines()[-1].startswith(f"error: {words[1].partition('=')[0]}: {EARLIER[words]}")
 
 
 def test_model_is_named_in_one_way(command, tmp_path, pairs):
@@ -154,10 +159,10 @@ def test_options_that_exclude_each_other_are_refused(command, tmp_path, words):
 @pytest.mark.parametrize(
     "words",
     [
-        *(("factsheet", option, "x") for option in ("--data_dir", "--requirements", "--out")),
+        *(("factsheet", option, "x") for option in ("--data_dir", "--requirements", "--out_file")),
         ("factsheet", "--edition", 2025),
         ("check", "--results", "x"),
-        ("check", "--out", "x"),
+        ("check", "--out_file", "x"),
     ],
     ids=lambda words: " ".join(map(str, words)),
 )

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from tests.helpers import QUICK, model_words, record, stored, write_model
+from tests.helpers import QUICK, model_words, record, stored, write_model, write_table
 from utils.errors import HarnessError
-from utils.results.record import read_results, with_distinct_names
+from utils.record import read_results, with_distinct_names
 from utils.results.tables import text_table
 from utils.zoo.registry import Origin, entry_from_file, find_entry, find_variant, read_registry, variants_of
 
@@ -38,7 +38,7 @@ def test_code_of_a_file_runs_in_no_process_but_its_own(command, noting, pairs, t
     assert result.returncode == 0, result.stderr
     assert ran_in()
     assert str(os.getpid()) not in ran_in()
-    assert stored(tmp_path / "results")["Net"]["audit"]["ran"] == "contestant"
+    assert stored(tmp_path / "results")["Net"]["environment"]["isolation"] in ("process", "sandbox")
 
 
 @pytest.mark.parametrize("more", [("--backend", "auto"), ("--backend", "fast"), ("--precision", "bfloat16")])
@@ -46,7 +46,7 @@ def test_forms_of_a_file_are_refused_before_it_runs(command, noting, pairs, tmp_
     words, ran_in = noting("team07_X.py")  # the number of a model that has forms
     result = command("eval.py", *QUICK, "--data_dir", pairs, *words, *more, cwd=tmp_path)
     assert result.returncode == 2
-    assert "--backend, --precision: choose among the registry's forms of a model" in result.stderr
+    assert "--backend, --precision: choose among the registry's variants of a model" in result.stderr
     assert not ran_in()
 
 
@@ -74,10 +74,10 @@ def test_nothing_of_a_file_runs_where_its_row_is_shown(command, noting, pairs, t
 
 def test_file_is_not_its_own_baseline(command, noting, pairs, tmp_path):
     words, _ = noting("team42_EFDN.py")
-    result = command("eval.py", *QUICK, "--data_dir", pairs, *words, "--score", cwd=tmp_path)
+    result = command("eval.py", *QUICK, "--data_dir", pairs, *words, "--score", "--edition", 2025, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    models = [one["model"] for one in read_results(tmp_path / "results" / "records.json").values()]
-    assert sorted((one["origin"], one["name"]) for one in models) == [("file", "EFDN"), ("registry", "EFDN")]
+    models = [one.model for one in read_results(tmp_path / "results" / "records.json").values()]
+    assert sorted((one.origin, one.name) for one in models) == [("file", "EFDN"), ("registry", "EFDN")]
     assert "| EFDN | valid +0.0000 dB | 1.000 |" in result.stdout
     assert "EFDN (file)  " in result.stdout
 
@@ -86,12 +86,12 @@ def test_file_is_not_its_own_baseline(command, noting, pairs, tmp_path):
 def test_number_of_a_file_opens_no_variants(tmp_path, file):
     path, weights = write_model(tmp_path, file)
     entry = entry_from_file(path, "Net", [], weights)
-    assert [form for form, _ in variants_of(entry, read_registry())] == [entry]
+    assert variants_of(entry, read_registry()) == [entry]
     with pytest.raises(HarnessError, match="has no such variant"):
         find_variant(entry, read_registry(), "fast")
 
 
-def test_variant_is_compared_with_no_stranger_of_its_number():
+def test_variant_is_compared_with_no_submission_of_its_number():
     plain = record(model={"id": 7, "name": "X", "origin": "file"})
     fast = record(model={"id": 207, "name": "NanoSR_fast", "variant_of": 7})
     assert "against it" not in text_table([plain, fast])
@@ -104,12 +104,15 @@ def test_rows_of_files_and_classes_of_one_name_stand_beside_each_other(command, 
     source = (tmp_path / "a" / "team42_Net.py").read_text()
     (tmp_path / "a" / "team42_Net.py").write_text(source + "\nclass Other(Net):\n    pass\n")
     for folder, name in (("a", "Net"), ("b", "Net"), ("a", "Other")):
-        words = model_words((tmp_path / folder / "team42_Net.py", tmp_path / folder / "w.pth"), name)
+        file = tmp_path / folder / "team42_Net.py"
+        if name != "Net":
+            write_table(file, name)
+        words = model_words((file, tmp_path / folder / "w.pth"))
         result = command("eval.py", *QUICK, "--data_dir", pairs, *words, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
-    models = [one["model"] for one in read_results(tmp_path / "results" / "records.json").values()]
-    assert len({one["slug"] for one in models}) == len(models) == 3
-    assert {one["name"] for one in models} == {"Net"}
+    models = [one.model for one in read_results(tmp_path / "results" / "records.json").values()]
+    assert len({one.slug for one in models}) == len(models) == 3
+    assert {one.name for one in models} == {"Net"}
     assert len(list((tmp_path / "results" / "logs").glob("42_Net-????????.log"))) == 3
     shown = command("eval.py", "--show", cwd=tmp_path).stdout
     assert shown.count("Net (42_Net-") >= 3
@@ -159,9 +162,9 @@ def test_names_are_told_apart_by_what_differs():
     entries = [record(model={"id": id_, "name": "TSR", "origin": "repository", "slug": f"{id_:02}"}) for id_ in (5, 50)]
     alone = record(model={"name": "Net", "origin": "file"})
     shown = with_distinct_names([file, own, *entries, alone])
-    names = [one["model"]["name"] for one in shown]
+    names = [one.model.name for one in shown]
     assert names == ["EFDN (file)", "EFDN", "TSR (id 5)", "TSR (id 50)", "Net"]
-    assert [one["model"]["name"] for one in (own, file)] == ["EFDN", "EFDN"]  # the records stay as they are
+    assert [one.model.name for one in (own, file)] == ["EFDN", "EFDN"]  # the records stay as they are
 
 
 def test_every_way_in_states_an_origin(tmp_path):

@@ -13,11 +13,11 @@ from tests.helpers import photograph
 from utils.ahead import ahead
 from utils.data.images import bicubic_downscale, crop_to_multiple, encode_png, read_rgb, to_image, to_tensor
 from utils.errors import HarnessError
+from utils.evaluate.distributed import World, interleave
 from utils.evaluate.metrics import SHAVE, WINDOW, psnr, ssim
-from utils.evaluate.sharding import Shard, interleave
 from utils.measure.tiles import forward_in_tiles
 from utils.protocol import SCALE
-from utils.results.record import read_results
+from utils.record import read_results
 from utils.zoo.checkpoints import load_state_dict
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -142,7 +142,7 @@ def test_tiles_cover_every_pixel_once(height, width, side, overlap):
 @quick
 @given(items=st.lists(st.integers(), max_size=30), world=st.integers(1, 9), limit=st.integers(0, 5))
 def test_order_is_kept_by_shards_and_threads(items, world, limit):
-    assert interleave([items[rank::world] for rank in range(Shard(0, world).world)]) == items
+    assert interleave([items[rank::world] for rank in range(World(0, world).size)]) == items
     assert list(ahead(None, str, items, limit)) == [str(item) for item in items]
 
 

@@ -1,6 +1,6 @@
 """Processes for models that are forked from one that has torch imported: 0.1 s each, where a new one takes 2 s.
 
-`Workers.start` takes the place of `subprocess.Popen` for them. They run the very code of `utils.contestant`, in a
+`Workers.start` takes the place of `subprocess.Popen` for them. They run the very code of `utils.worker`, in a
 process of their own, but in no sandbox; tests of processes and sandboxes start true ones, marked `real_process`.
 """
 
@@ -15,10 +15,11 @@ import subprocess
 import sys
 import threading
 import traceback
+from typing import cast
 
 from utils.files import ROOT
 
-MODULE = "utils.contestant"
+MODULE = "utils.worker"
 
 
 class Workers:
@@ -28,7 +29,7 @@ class Workers:
         self.template = None
 
     def start(self, command, pass_fds=(), env=None, cwd=None, **options):
-        """Start a command; one of `utils.contestant`'s, with or without a sandbox before it, is forked."""
+        """Start a command; one of `utils.worker`'s, with or without a sandbox before it, is forked."""
         if MODULE not in command:
             return subprocess.Popen(command, pass_fds=pass_fds, env=env, cwd=cwd, **options)
         if self.template is None:
@@ -137,8 +138,9 @@ def work(request, output, status, fds):
 
 
 if __name__ == "__main__":
-    from utils.contestant.__main__ import Contestant
+    from utils.worker.__main__ import Worker
+    from utils.worker.channel import Channel
 
     # What a worker imports when it first counts, once for all; with one thread, since none survives a fork.
-    Contestant(None).prepare(threads=1, device="cpu", for_memory=False)
+    Worker(cast(Channel, None)).prepare(threads=1, device="cpu", for_memory=False)
     serve(socket.socket(fileno=int(sys.argv[1])))

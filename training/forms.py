@@ -19,8 +19,8 @@ from torch import nn
 from models.training.reparam import FORMS as TRAINING_FORMS
 from utils.errors import HarnessError
 from utils.files import ROOT
-from utils.zoo.checkpoints import differences, load_state_dict, load_strictly, without_prefix
-from utils.zoo.registry import ModelEntry, Origin, build_model, find_entry, read_registry
+from utils.zoo.checkpoints import StateDict, differences, load_state_dict, load_strictly, without_prefix
+from utils.zoo.registry import ModelEntry, ModelTable, Origin, build_model, find_entry, read_registry
 
 FORMS = ("plain", *TRAINING_FORMS)
 
@@ -37,9 +37,9 @@ class TrainedModel:
     plain_file: str
 
 
-def trained_model(model):
+def trained_model(model: int | ModelTable) -> TrainedModel:
     """Return the TrainedModel of a recipe's `model`. Raises HarnessError if there is no such model."""
-    if isinstance(model, dict):
+    if isinstance(model, ModelTable):
         entry = _entry_of_table(model)
         has_form = fused_by_itself(build_model(entry))
         stem = Path(entry.file).stem
@@ -52,7 +52,7 @@ def trained_model(model):
     return TrainedModel(entry, Path(entry.checkpoint).name, Path(plain.checkpoint).name)
 
 
-def build(trained, form=None):
+def build(trained: TrainedModel, form: str | None = None) -> nn.Module:
     """Return a network to train, with its initial weights, that runs in `form`; None: as it is written.
 
     Raises HarnessError if the network has no such form.
@@ -64,11 +64,11 @@ def build(trained, form=None):
         name = trained.entry.name
         raise HarnessError(f"form = {form!r}: {name} has no such form; it is trained {' or '.join(forms)}")
     if form != "plain":
-        network.set_form(form)
+        network.set_form(form)  # type: ignore[operator]
     return network
 
 
-def load_weights(network, path):
+def load_weights(network: nn.Module, path: Path) -> StateDict:
     """Load a checkpoint into a network to train; return the state dict.
 
     Raises HarnessError if it does not fit, and says so if it is a training form's fused weights.
@@ -86,36 +86,33 @@ def load_weights(network, path):
     return state
 
 
-def fused(network):
+def fused(network: nn.Module) -> nn.Module:
     """Return the plain network of a training form, or a network that has none itself."""
     if not fused_by_itself(network):
         return network
     training = network.training
-    plain = network.eval().fuse()  # what folds a BatchNorm may insist on evaluation
+    plain: nn.Module = network.eval().fuse()  # type: ignore[operator]  # what folds a BatchNorm may insist on evaluation
     network.train(training)
     return plain
 
 
-def fused_by_itself(network):
-    """Whether a network is a training form; a layer may happen to be called `fuse`."""
+def fused_by_itself(network: nn.Module) -> bool:
+    """Return whether a network is a training form; a layer may happen to be called `fuse`."""
     return callable(getattr(network, "fuse", None)) and not isinstance(network.fuse, nn.Module)
 
 
-def _entry_of_table(table):
+def _entry_of_table(table: ModelTable) -> ModelEntry:
     """Return the entry of a model that a recipe describes as the registry does: file, class, arguments, data_range."""
-    file = ROOT / table["file"]
-    if not file.is_file():
-        raise HarnessError(f"model.file = {table['file']!r}: no such file; paths count from the project's folder")
+    if not (ROOT / table.file).is_file():
+        raise HarnessError(f"model.file = {table.file!r}: no such file; paths count from the project's folder")
     return ModelEntry(
         id=0,
-        name=table["class"],
-        file=str(table["file"]),
-        class_name=table["class"],
-        arguments=table.get("arguments", []),
+        name=table.class_name,
+        file=table.file,
+        class_name=table.class_name,
+        arguments=table.arguments,
         checkpoint="",
-        sha256="",
-        data_range=float(table.get("data_range", 1.0)),
+        data_range=table.data_range,
         provenance="a recipe's",
-        licence="",
         origin=Origin.FILE,
     )

@@ -1,4 +1,4 @@
-"""Collapse a training form's weights to the plain network's: python -m training.fuse CKPT --out FILE.pth [--model_id N]
+"""Collapse a training form's weights to the plain network's: python -m training.fuse CKPT --out_file FILE.pth
 
 CKPT is a training form's weights file (such as `nanosr_train.pth` of a run) or a run's `state.pt`. Which model it is of
 stands in the state, or is what the registry has under the file's name, or is given. Prints the largest difference
@@ -10,33 +10,35 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from training.forms import build, fused, load_weights, trained_model
 from training.loop import STATE_FILE
 from training.recipe import recipe_of_state
 from utils.errors import HarnessError, exit_on_harness_error
+from utils.options import parse
 from utils.zoo.checkpoints import save_atomically
-from utils.zoo.registry import read_registry
+from utils.zoo.registry import ModelTable, read_registry
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, metavar="CKPT")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.pth")
+    parser.add_argument("--out_file", type=Path, required=True, metavar="FILE.pth")
     parser.add_argument("--model_id", type=int, metavar="N", help="the plain network's id in the registry")
-    args = parser.parse_args()
+    args = parse(parser, {"--out": "--out_file"})
     trained = trained_model(model_of(args.checkpoint) if args.model_id is None else args.model_id)
     if not trained.train_file:
         raise HarnessError(f"{args.checkpoint}: {trained.entry.name} has no training form; there is nothing to fuse")
     model = build(trained).eval()
     load_weights(model, args.checkpoint)
     plain = fused(model).eval()
-    save_atomically(plain.state_dict(), args.out)
+    save_atomically(plain.state_dict(), args.out_file)
     difference = largest_difference(model, plain, trained.entry.data_range)
-    print(f"{args.out}: fused, largest difference {difference:.1e} of the output's largest value")
+    print(f"{args.out_file}: fused, largest difference {difference:.1e} of the output's largest value")
 
 
-def model_of(checkpoint):
+def model_of(checkpoint: Path) -> int | ModelTable:
     """Return a recipe's `model` for a checkpoint. Raises HarnessError if nothing says which it is."""
     if checkpoint.name == STATE_FILE:
         return recipe_of_state(checkpoint).model
@@ -49,8 +51,8 @@ def model_of(checkpoint):
 
 
 @torch.no_grad()
-def largest_difference(model, plain, data_range):
-    """Largest absolute difference of two networks' outputs on one random 1 x 3 x 61 x 47 image, relative.
+def largest_difference(model: nn.Module, plain: nn.Module, data_range: float) -> float:
+    """Return the largest absolute difference of two networks' outputs on one random 1 x 3 x 61 x 47 image, relative.
 
     The image is smooth: trained networks may answer white noise by values without bound, or by none.
     """

@@ -1,9 +1,15 @@
 """A training step as one CUDA graph."""
 
 import math
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from training.loop import Trainer
 
 GUARD_EVERY = 100  # steps between two looks at a graph's losses
 
@@ -15,11 +21,13 @@ class GraphedUpdate:
     are finite is looked at every `GUARD_EVERY` steps; the error names the first step that was not.
     """
 
-    def __init__(self, trainer):
-        self.trainer, self.graph, self.history = trainer, None, []
+    def __init__(self, trainer: "Trainer"):
+        self.trainer = trainer
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.history: list[Tensor] = []
         self.eager_steps = 3
 
-    def __call__(self, lr, hr):
+    def __call__(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
         trainer = self.trainer
         if self.eager_steps:
             self.eager_steps -= 1
@@ -46,7 +54,7 @@ class GraphedUpdate:
             self.check()
         return self.loss.clone(), self.norm.clone()
 
-    def check(self):
+    def check(self) -> None:
         """Raise FloatingPointError if a step since the last check was not finite, and set `step` back to it."""
         first = self.trainer.step - len(self.history)
         history, self.history = self.history, []
@@ -58,7 +66,7 @@ class GraphedUpdate:
 
 
 @contextmanager
-def fastest_algorithms():
+def fastest_algorithms() -> Iterator[None]:
     """Let cuDNN try its algorithms for each convolution of a new shape, which pays where shapes stay as they are."""
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from kernels.convolution import convolve, convolve_attention, convolve_silu, takes
+from kernels.convolution import Name, convolve, convolve_attention, convolve_silu, takes
 
 # Of a network with a hundred convolutions in bfloat16, against the same by other convolutions.
 OUTPUT_ERROR, GRADIENT_ERROR = 0.05, 0.2
@@ -24,7 +24,7 @@ fx.wrap("convolve_silu")
 fx.wrap("convolve_attention")
 
 
-def with_kernel(network: nn.Module, lr: Tensor, kernel: str) -> nn.Module | None:
+def with_kernel(network: nn.Module, lr: Tensor, kernel: Name) -> nn.Module | None:
     """Return what runs in a network's place, with its weights, by a kernel; None if its forward pass does not allow it.
 
     `lr` B x 3 x H x W is tried first. A training form that runs collapsed is returned itself, and its plain network
@@ -55,13 +55,13 @@ def in_agreement(usual: Trial, other: Trial) -> bool:
     (sr, gradients), (other_sr, others) = usual, other
     if [gradient is None for gradient in gradients] != [gradient is None for gradient in others]:
         return False
-    pairs = [(a, b) for a, b in zip(gradients, others, strict=True) if a is not None]
+    pairs = [(a, b) for a, b in zip(gradients, others, strict=True) if a is not None and b is not None]
     whole = torch.stack([a.norm() for a, _ in pairs]).norm()
     close = [(b - a).norm() <= GRADIENT_ERROR * a.norm() + SMALL_PART * whole for a, b in pairs]
     return all(close) and bool((other_sr - sr).norm() <= OUTPUT_ERROR * sr.norm())
 
 
-def exchanged(network: nn.Module, kernel: str) -> nn.Module:
+def exchanged(network: nn.Module, kernel: Name) -> nn.Module:
     """Exchange a network's convolutions; return what runs in its place. Raises as `rewritten` does."""
     if callable(map_plain := getattr(network, "map_plain", None)):
         map_plain(partial(rewritten, kernel=kernel))
@@ -69,7 +69,7 @@ def exchanged(network: nn.Module, kernel: str) -> nn.Module:
     return rewritten(network, kernel)
 
 
-def rewritten(network: nn.Module, kernel: str) -> fx.GraphModule:
+def rewritten(network: nn.Module, kernel: Name) -> fx.GraphModule:
     """Return the network's graph with convolutions exchanged.
 
     Raises ValueError if there is none to exchange, and anything if the network cannot be traced: its own code runs.
@@ -99,14 +99,14 @@ def rewritten(network: nn.Module, kernel: str) -> fx.GraphModule:
     return traced
 
 
-def is_exchanged(module: nn.Conv2d, kernel: str) -> bool:
+def is_exchanged(module: nn.Conv2d, kernel: Name) -> bool:
     """Return whether a kernel does what a convolution does."""
     ways = module.kernel_size, module.stride, module.padding, module.dilation, module.groups, module.padding_mode
     plain = ways == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
     return plain and takes(kernel, module.in_channels, module.out_channels)
 
 
-def patterns(kernel: str) -> list[tuple[Callable[..., Tensor], Callable[..., Tensor]]]:
+def patterns(kernel: Name) -> list[tuple[Callable[..., Tensor], Callable[..., Tensor]]]:
     """Return what is looked for in a graph, and what takes its place: SiLU and attention after a convolution.
 
     The latter are functions that call it, since fx would look into it itself.

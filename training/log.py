@@ -2,7 +2,9 @@
 
 import csv
 import io
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -33,9 +35,17 @@ class TrainingLog:
             self.events = SummaryWriter(str(Path(folder) / "events"), purge_step=step or None)
         self.writer = csv.DictWriter(self.file, FIELDS, lineterminator="\n")
 
-    def write(self, step, loss, gradient_norm, learning_rate, seconds, validation_psnr=None):
+    def write(
+        self,
+        step: int,
+        loss: float,
+        gradient_norm: float,
+        learning_rate: float,
+        seconds: float,
+        validation_psnr: float | None = None,
+    ) -> None:
         """Add one row; `loss` is the mean since the row before, `validation_psnr` [dB] may be missing."""
-        row = {
+        row: dict[str, Any] = {
             "step": step,
             "loss": f"{loss:.6f}",
             "gradient_norm": f"{gradient_norm:.4f}",
@@ -53,7 +63,7 @@ class TrainingLog:
                 if row[key]:
                     self.events.add_scalar(key, float(row[key]), step)
 
-    def close(self):
+    def close(self) -> None:
         """Finish the files and draw curves.png."""
         with self._writing():
             self.file.close()
@@ -62,11 +72,11 @@ class TrainingLog:
             if rows:
                 plot_curves(rows, self.path.with_name("curves.png"))
 
-    def _writing(self):
+    def _writing(self) -> AbstractContextManager[None]:
         return writing(self.path.parent, "choose another --run_dir")
 
 
-def read_log(path):
+def read_log(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a log.csv as dicts, `step` as int, the other values as text; no file gives no rows.
 
     A last row that a full disk cut short is no row.
@@ -79,7 +89,7 @@ def read_log(path):
     return [{**row, "step": int(row["step"])} for row in csv.DictReader(whole)]
 
 
-def plot_curves(rows, path):
+def plot_curves(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw training loss and validation PSNR over the steps."""
     import matplotlib
 
@@ -90,7 +100,7 @@ def plot_curves(rows, path):
     left.plot([row["step"] for row in rows], [float(row["loss"]) for row in rows], linewidth=0.8)
     left.set(xlabel="step", ylabel="loss, images in [0, 1]", yscale="log", title="training loss")
     validated = [(row["step"], float(row["validation_psnr"])) for row in rows if row["validation_psnr"]]
-    right.plot(*zip(*validated, strict=True) if validated else ([], []), marker=".")
+    right.plot(*(zip(*validated, strict=True) if validated else ([], [])), marker=".")
     right.set(xlabel="step", ylabel="PSNR [dB], RGB", title="validation")
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -2,14 +2,17 @@
 
 import math
 import time
-from contextlib import nullcontext
-from dataclasses import asdict
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
+from training.data.feed import Feed
 from training.forms import fused
 from training.graph import GraphedUpdate
 from training.optim.averages import average_over_processes, running_average
@@ -18,7 +21,7 @@ from training.recipe import recipe_from
 from training.setup import Setup
 from utils.errors import DivergedError, HarnessError
 from utils.measure.runtime import check_output
-from utils.zoo.checkpoints import differences, save_atomically
+from utils.zoo.checkpoints import StateDict, differences, save_atomically
 
 STATE_FILE = "state.pt"  # in the run's folder, beside the weights under the names that the registry has for them
 UNREACHED = 1e-9  # of the whole gradient's norm: the first steps of a sound network give 5e-8, dead blocks 1e-10 to 0
@@ -42,23 +45,23 @@ class Trainer:
         return 1 - self.recipe.ema_decay_at(self.step)
 
     @property
-    def weights(self):
+    def weights(self) -> nn.Module:
         """The network to validate and export: the running average if the recipe keeps one."""
         return self.average.module if self.average else self.model
 
-    def start_from(self, state):
+    def start_from(self, state: StateDict) -> None:
         """Take a training-form state dict as initial weights, in the live network and in the average."""
         self.model.load_state_dict(state)
         self.weights.load_state_dict(state)
 
-    def set_learning_rates(self):
-        """Set the optimizers' rates to the schedule's for the coming update."""
+    def set_learning_rates(self) -> None:
+        """Set the optimizers' learning rates to the schedule's for the coming update."""
         rates = self.recipe.learning_rate, self.recipe.muon_learning_rate
         for optimizer, rate in zip(self.optimizers, rates, strict=False):
             for group in optimizer.param_groups:
                 group["lr"].fill_(rate * self.recipe.schedule_at(self.step))
 
-    def gradients(self, lr, hr):
+    def gradients(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
         """Run forward and backward on uint8 batches; return the loss, over all processes, and the gradient's norm."""
         lr, hr = (x.to(torch.float32, memory_format=self.layout) / 255 for x in (lr, hr))
         with self._autocast():
@@ -72,10 +75,10 @@ class Trainer:
             average_over_processes([loss, *self._gradients()])
         return loss, self._clip()
 
-    def _gradients(self):
+    def _gradients(self) -> list[Tensor]:
         return [weight.grad for weight in self.model.parameters() if weight.grad is not None]
 
-    def _clip(self):
+    def _clip(self) -> Tensor:
         """Shrink the gradients to the recipe's norm, if theirs is larger; return what it was."""
         norm = torch.nn.utils.get_total_norm(self._gradients())
         most = self.recipe.clip_norm or math.inf
@@ -83,18 +86,18 @@ class Trainer:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), most, norm)
         return norm
 
-    def apply(self):
+    def apply(self) -> None:
         """Update the weights from the gradients."""
         for optimizer in self.optimizers:
             optimizer.step()
 
-    def advance(self):
+    def advance(self) -> None:
         """Take the updated weights into their running average, and count the step."""
         if self.average:
             self.average.update_parameters(self.model)
         self.step += 1
 
-    def update(self, lr, hr):
+    def update(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
         """Do one step on uint8 batches; return the loss and the gradient's norm as tensors on the device.
 
         Raises FloatingPointError, before any weight is touched, if either is not finite.
@@ -106,12 +109,12 @@ class Trainer:
         self.advance()
         return loss, norm
 
-    def _autocast(self):
+    def _autocast(self) -> AbstractContextManager[object]:
         if self.recipe.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def export(self, folder):
+    def export(self, folder: Path) -> None:
         """Write `weights`, and what they fuse into, under the registry's names, each atomically."""
         files = [(fused(self.weights), self.trained.plain_file)]
         if self.trained.train_file:
@@ -120,10 +123,10 @@ class Trainer:
             state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
             save_atomically(state, Path(folder) / name)
 
-    def save(self, folder):
+    def save(self, folder: Path) -> None:
         """Write the checkpoint atomically: a crash or a full disk leaves the previous one as it was."""
         state = {
-            "recipe": asdict(self.recipe),
+            "recipe": msgspec.to_builtins(self.recipe),
             "step": self.step,
             "seconds": self.seconds,
             "params": self.model.state_dict(),
@@ -171,27 +174,27 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
     return state
 
 
-def check_trainable(sr, lr, file):
+def check_trainable(sr: Tensor, lr: Tensor, file: str) -> None:
     """Raise HarnessError unless a network's output is one that a loss can be taken of, and a gradient."""
     check_output(sr, lr.shape[2:], file, len(lr))
     if not sr.requires_grad:
         raise HarnessError(f"{file}: no gradient comes back from its output; is it computed under torch.no_grad()?")
 
 
-def check_finite(loss, norm):
+def check_finite(loss: Tensor, norm: Tensor) -> None:
     """Raise FloatingPointError unless both are finite."""
     if not (torch.isfinite(loss) and torch.isfinite(norm)):
         raise FloatingPointError(f"loss {loss.item()}, gradient norm {norm.item()}")
 
 
-def unreached_kernels(model):
+def unreached_kernels(model: nn.Module) -> list[str]:
     """Return the names of the kernels that the last gradient did not reach, those of a dead block.
 
     Where what goes into an activation is far below zero for every pixel, nothing comes out of it and no gradient goes
     back, so that it stays so (docs/training.md).
     """
-    kernels = {name: weight.grad for name, weight in model.named_parameters() if weight.ndim == 4}
-    kernels = {name: gradient for name, gradient in kernels.items() if gradient is not None}
+    weights = ((name, weight) for name, weight in model.named_parameters() if weight.ndim == 4)
+    kernels = {name: weight.grad for name, weight in weights if weight.grad is not None}
     if not kernels:
         return []
     norms = torch.stack(torch._foreach_norm(list(kernels.values())))
@@ -199,7 +202,12 @@ def unreached_kernels(model):
     return [name for name, is_unreached in zip(kernels, unreached, strict=True) if is_unreached]
 
 
-def train(trainer, feed, on_step, minutes=None):
+def train(
+    trainer: Trainer,
+    feed: Feed,
+    on_step: Callable[[Tensor, Tensor], None],
+    minutes: float | None = None,
+) -> bool:
     """Run steps until the recipe is finished or `minutes` have passed; call `on_step(loss, norm)` after each.
 
     Returns True when the recipe is finished. Raises DivergedError, naming the step and the batch's seed, when the loss
@@ -232,8 +240,8 @@ def train(trainer, feed, on_step, minutes=None):
     return trainer.step >= recipe.steps
 
 
-def _agreed(stop, trainer):
-    """Whether any process wants to stop: their clocks differ, and all must leave at the same step."""
+def _agreed(stop: bool, trainer: Trainer) -> bool:
+    """Return whether any process wants to stop: their clocks differ, and all must leave at the same step."""
     if trainer.world == 1:
         return stop
     vote = torch.tensor(float(stop), device=trainer.device)

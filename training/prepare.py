@@ -13,11 +13,13 @@ import multiprocessing
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,7 +30,7 @@ from utils.data.images import bicubic_downscale, crop_to_multiple, read_rgb
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.files import held, writing
 from utils.measure.environment import processors
-from utils.options import positive
+from utils.options import parse, positive
 from utils.processes import end_with_parent
 from utils.progress import progress
 from utils.protocol import SCALE
@@ -44,6 +46,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 SAME_IMAGE_GREY_LEVELS = 16  # between an LR image and its HR image shrunk: other kernels differ by 1 or 2
+Images = tuple[np.ndarray, np.ndarray]  # LR and HR
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp")
 
 
@@ -56,8 +59,8 @@ class Cut:
     smallest: int = 128
 
 
-def main():
-    args = _parse()
+def main() -> None:
+    args = _arguments()
     if any(value % SCALE or value <= 0 for value in (args.size, args.step, args.smallest)):
         raise HarnessError(f"--size, --step and --smallest must be positive multiples of {SCALE}")
     if args.step > args.size:
@@ -71,7 +74,7 @@ def main():
     lr_of = pair_with_lr(args.hr, args.lr) if args.lr else {}
     cut = Cut(args.size, args.step, args.smallest)
     with held(args.out, "choose another --out"):
-        index = prepare(sources, lr_of, args.out, cut, args.images_per_shard, args.workers, args.strict, halved)
+        index = prepare(sources, lr_of, args.out, cut, args.images_per_shard, args.processes, args.strict, halved)
     for line in index["skipped"]:
         print(f"skipped: {line}", file=sys.stderr)
     if line := passed_over(args.hr):
@@ -80,7 +83,7 @@ def main():
     print(f"{len(index['skipped'])} images skipped; shards checked against their sha256")
 
 
-def _parse():
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hr", nargs="+", required=True, metavar="FOLDER", help="folders of HR images, at any depth")
     parser.add_argument("--lr", nargs="+", metavar="FOLDER", help="folders of LR images NAMEx4.png; default: bicubic")
@@ -89,18 +92,18 @@ def _parse():
     parser.add_argument("--step", type=int, default=Cut.step, help="from one to the next (default %(default)s)")
     parser.add_argument("--smallest", type=int, default=Cut.smallest, help="skip images with a shorter side")
     parser.add_argument("--halves", nargs="+", metavar="FOLDER", help="of --hr: to be cut at half their size, too")
-    parser.add_argument("--images-per-shard", type=positive, default=100)
-    parser.add_argument("--workers", type=positive, default=processors())
+    parser.add_argument("--images_per_shard", type=positive, default=100)
+    parser.add_argument("--processes", type=positive, default=processors())
     parser.add_argument("--strict", action="store_true", help="stop at an unusable image instead of skipping it")
-    return parser.parse_args()
+    return parse(parser, {"--workers": "--processes"})
 
 
-def list_images(folders):
+def list_images(folders: Iterable[Path | str]) -> list[Path]:
     """Return all images of the folders and of those inside them, at any depth, sorted by path.
 
     Raises HarnessError for a missing folder, and one without an image.
     """
-    found = []
+    found: list[Path] = []
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise HarnessError(f"{folder}: no such folder; --hr takes folders of images")
@@ -111,13 +114,13 @@ def list_images(folders):
     return found
 
 
-def _files(folder):
-    """The files below a folder, sorted; hidden ones, and those in hidden folders, are left out."""
+def _files(folder: Path) -> list[Path]:
+    """Return the files below a folder, sorted; hidden ones, and those in hidden folders, are left out."""
     found = (path for path in folder.rglob("*") if path.is_file())
     return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
 
 
-def passed_over(folders) -> str | None:
+def passed_over(folders: Iterable[Path | str]) -> str | None:
     """Return a line that counts the files of the folders that are not images, None if all are."""
     suffixes = [path.suffix.lower() or "no suffix" for folder in folders for path in _files(Path(folder))]
     counts = Counter(suffix for suffix in suffixes if suffix not in IMAGE_SUFFIXES)
@@ -147,7 +150,8 @@ def read_photograph(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             turned = ImageOps.exif_transpose(image)
-            if turned.has_transparency_data and turned.convert("RGBA").getextrema()[3][0] < 255:
+            alpha = turned.convert("RGBA").getchannel("A") if turned.has_transparency_data else None
+            if alpha is not None and np.asarray(alpha).min() < 255:
                 raise HarnessError(f"{path}: is partly transparent; save it as RGB without transparency")
             return np.array(turned.convert("RGB"))
     except HarnessError:
@@ -156,16 +160,16 @@ def read_photograph(path: Path) -> np.ndarray:
         raise refused from error
 
 
-def _turned(image, path):
+def _turned(image: np.ndarray, path: Path) -> np.ndarray:
     """Turn an image as the EXIF data of its file say that it is to be shown."""
     with contextlib.suppress(OSError), Image.open(path) as opened:
-        turn = TURNS.get(opened.getexif().get(ORIENTATION))
+        turn = TURNS.get(opened.getexif().get(ORIENTATION, 0))
         if turn is not None:
             return np.array(Image.fromarray(image).transpose(turn))
     return image
 
 
-def pair_with_lr(hr_folders, lr_folders):
+def pair_with_lr(hr_folders: Sequence[Path | str], lr_folders: Sequence[Path | str]) -> dict[Path, Path]:
     """Map each HR path to its LR path, NAMEx4.png in one of the LR folders.
 
     As many LR folders as HR folders belong to them in their order. Otherwise every name may stand once. Raises
@@ -178,8 +182,8 @@ def pair_with_lr(hr_folders, lr_folders):
     return _pairs_by_name(hr_folders, lr_folders)
 
 
-def _pairs_by_name(hr_folders, lr_folders):
-    names = {}
+def _pairs_by_name(hr_folders: Sequence[Path | str], lr_folders: Sequence[Path | str]) -> dict[Path, Path]:
+    names: dict[str, dict[Path, Path]] = {}
     for kind, folders in (("--hr", hr_folders), ("--lr", lr_folders)):
         names[kind] = {}
         for folder in map(Path, folders):
@@ -198,7 +202,16 @@ def _pairs_by_name(hr_folders, lr_folders):
     return {names["--hr"][name]: given[lr_name] for name, lr_name in lr_name_of.items()}
 
 
-def prepare(sources, lr_of, out, cut, images_per_shard, workers, strict, halved=frozenset()):
+def prepare(
+    sources: list[Path],
+    lr_of: dict[Path, Path],
+    out: Path,
+    cut: Cut,
+    images_per_shard: int,
+    processes: int,
+    strict: bool,
+    halved: Collection[Path] = frozenset(),
+) -> dict[str, Any]:
     """Write all shards and the index that is returned; finished shards of an earlier run are kept.
 
     `halved`: the sources that are cut at half their size, too.
@@ -212,13 +225,15 @@ def prepare(sources, lr_of, out, cut, images_per_shard, workers, strict, halved=
     shards = []
     bar = progress(total=len(sources), unit="image", desc="preparing")
     try:
-        with bar, _mapper(min(workers, len(jobs))) as map_jobs:
+        with bar, _mapper(min(processes, len(jobs))) as map_jobs:
             for shard in map_jobs(_write_shard, jobs):
                 shards.append(shard)
                 bar.update(len(shard["sources"]))
     except BrokenProcessPool as error:
-        raise HarnessError(f"{out}: one of {workers} processes was killed; is memory short? lower --workers") from error
-    values = {
+        raise HarnessError(
+            f"{out}: one of {processes} processes was killed; is memory short? lower --processes"
+        ) from error
+    values: dict[str, Any] = {
         "cut": asdict(cut),
         "images": sum(len(shard["sources"]) - len(shard["skipped"]) for shard in shards),
         "subimages": sum(len(shard["shapes"]) for shard in shards),
@@ -231,18 +246,21 @@ def prepare(sources, lr_of, out, cut, images_per_shard, workers, strict, halved=
 
 
 @contextmanager
-def _mapper(workers):
+def _mapper(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
     """Give a `map` that shares its calls among processes; for a single one, this one will do."""
-    if workers == 1:
+    if processes == 1:
         yield map
         return
     # An executor lets shards under way be finished, where a Pool would end their processes with locks in their hands.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, end_with_parent, (os.getpid(),)) as pool:
+    with ProcessPoolExecutor(processes, spawn, end_with_parent, (os.getpid(),)) as pool:
         yield pool.map
 
 
-def _write_shard(job):
+Job = tuple[Path, list[Path], dict[Path, Path], Cut, bool, Collection[Path]]
+
+
+def _write_shard(job: Job) -> dict[str, Any]:
     stem, sources, lr_of, cut, strict, halved = job
     made_from = {
         "cut": asdict(cut),
@@ -250,9 +268,9 @@ def _write_shard(job):
         "lr": [str(lr_of[path]) for path in sources if path in lr_of],
         "halved": [str(path) for path in sources if path in halved],
     }
-    skipped = []
+    skipped: list[str] = []
 
-    def pairs():
+    def pairs() -> Iterator[Images]:
         for source in sources:
             try:
                 images = _read_pairs(source, lr_of.get(source), cut, source in halved)
@@ -273,7 +291,7 @@ def _write_shard(job):
     return shard
 
 
-def _read_pairs(source, lr_path, cut, halved):
+def _read_pairs(source: Path, lr_path: Path | None, cut: Cut, halved: bool) -> list[Images]:
     """Return (LR, HR) of an image, and of its half if it is to be `halved` and large enough."""
     hr = crop_to_multiple(read_photograph(source))
     if min(hr.shape[:2]) < cut.smallest:
@@ -293,7 +311,7 @@ def _read_pairs(source, lr_path, cut, halved):
     return [(lr, hr)]
 
 
-def _with_half(source, image, cut):
+def _with_half(source: Path, image: np.ndarray, cut: Cut) -> list[np.ndarray]:
     """Return what of an image and its half is worth cutting."""
     half = crop_to_multiple(_halved(image))
     large_enough = min(half.shape[:2]) >= cut.smallest
@@ -304,25 +322,25 @@ def _with_half(source, image, cut):
     return [half]
 
 
-def _halved(image):
+def _halved(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     return np.asarray(Image.fromarray(image).resize((width // 2, height // 2), Image.Resampling.LANCZOS))
 
 
-def _has_blurred_colours(path):
-    """Whether a file is a JPEG with subsampled chroma (4:2:0 and the like)."""
+def _has_blurred_colours(path: Path) -> bool:
+    """Return whether a file is a JPEG with subsampled chroma (4:2:0 and the like)."""
     with Image.open(path) as image:
         return image.format == "JPEG" and JpegImagePlugin.get_sampling(image) > 0
 
 
-def _cut(lr, hr, cut):
+def _cut(lr: np.ndarray, hr: np.ndarray, cut: Cut) -> Iterator[Images]:
     """Yield an image's sub-images (LR, HR), views of it."""
-    for top, left, height, width in boxes(*hr.shape[:2], cut):
+    for top, left, height, width in boxes(hr.shape[0], hr.shape[1], cut):
         rows, columns = (slice(at // SCALE, (at + n) // SCALE) for at, n in ((top, height), (left, width)))
         yield lr[rows, columns], hr[top : top + height, left : left + width]
 
 
-def boxes(height, width, cut):
+def boxes(height: int, width: int, cut: Cut) -> list[tuple[int, int, int, int]]:
     """Cover height x width by (top, left, height, width) boxes of at most `cut.size`, the last ones at the far edge."""
     rows, columns = (
         sorted({*range(0, max(side - cut.size, 0), cut.step), max(side - cut.size, 0)}) for side in (height, width)

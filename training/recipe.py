@@ -1,71 +1,77 @@
 """Recipes: every hyper-parameter of a training run, read from one TOML file."""
 
 import dataclasses
-import math
 import pickle
 import re
 import tomllib
-import types
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
+from msgspec import Meta
 
-from kernels.convolution import KERNELS
-from training.forms import FORMS
-from training.optim.losses import LOSSES
 from utils.errors import HarnessError
+from utils.typed import converted
+from utils.zoo.registry import ModelTable
 
-PRECISIONS = ("auto", "float32", "bfloat16")
-KERNEL_NAMES = ("auto", "torch", *KERNELS)
 # Keys that may change in a run that goes on, where nothing that was done would differ.
 SCHEDULE = ("steps", "milestones", "gamma", "warmup", "cooldown", "log_every", "validate_every", "checkpoint_every")
-AT_LEAST_ONE = ("batch", "candidates", "steps", "log_every", "validate_every", "checkpoint_every")
-POSITIVE = ("learning_rate", "gamma", "eps")
-NOT_NEGATIVE = ("output_init", "muon_learning_rate", "warmup", "weight_decay", "clip_norm")
+LARGEST = 1e15  # infinity and NaN are no values
+Positive = Annotated[int, Meta(ge=1)]
+Natural = Annotated[int, Meta(ge=0)]
+Amount = Annotated[float, Meta(gt=0, le=LARGEST)]
+NotNegative = Annotated[float, Meta(ge=0, le=LARGEST)]
+Precision = Literal["auto", "float32", "bfloat16"]
+Kernels = Literal["auto", "torch", "amx", "winograd"]
+Share = Annotated[float, Meta(ge=0, lt=1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One training run. `lr` and `hr` in names mean low and high resolution, except `learning_rate`."""
+    """One training run. `lr` and `hr` in names mean low and high resolution, except `learning_rate`.
+
+    A recipe's file says what is special about it; the defaults are those of the CPU recipes.
+    """
 
     # model: an id of the registry, or a table of file, class, arguments and data_range as there
-    model: int | dict
+    model: int | ModelTable
     # data
-    batch: int  # patches per step, over all processes
-    hr_patch: int  # side of an HR patch [pixels], a multiple of 4
-    candidates: int  # drawn for each patch; one is kept, the likelier the more detail it has; 1 takes all as they come
-    seed: int  # of the initial weights and of every batch
-    output_init: float  # factor on the last convolution's initial weights; its bias is the RGB mean; 0: PyTorch's
-    # optimisation: AdamW, or AdamW beside Muon
-    loss: str  # "l1", "l2", "charbonnier" or "l1+frequency"
-    steps: int
-    learning_rate: float  # of AdamW
-    muon_learning_rate: float  # of Muon, for the kernels between hidden features; 0 leaves them to AdamW too
-    warmup: int  # steps over which the learning rates rise linearly from 0
-    milestones: tuple[int, ...]  # steps at which the learning rates are multiplied by `gamma`
-    gamma: float
-    cooldown: int  # last steps, over which the learning rates fall linearly to 0, beside what milestones do
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    clip_norm: float  # largest gradient norm; 0 leaves gradients as they are
-    ema_decay: float  # of the weights' running average, which is validated and exported, from some steps on; 0: none
+    batch: Positive = 16  # patches per step, over all processes
+    hr_patch: Annotated[int, Meta(ge=16, multiple_of=4)] = 128  # side of an HR patch [pixels]
+    candidates: Positive = 1  # sampled for each patch; one is kept, the likelier the more detail it has
+    seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 2026  # of the initial weights and of every batch
+    output_init: NotNegative = 0.0  # factor on the last convolution's initial weights; its bias is the RGB mean; 0: off
+    # optimization: AdamW, or AdamW beside Muon
+    loss: Literal["l1", "l2", "charbonnier", "l1+frequency"] = "l1"
+    steps: Positive
+    learning_rate: Amount  # of AdamW
+    muon_learning_rate: NotNegative = 0.0  # of Muon, for the kernels between hidden features; 0: AdamW has them, too
+    warmup: Natural = 0  # steps over which the learning rates rise linearly from 0
+    milestones: tuple[Natural, ...] = ()  # steps at which the learning rates are multiplied by `gamma`
+    gamma: Amount = 0.5
+    cooldown: Natural = 0  # last steps, over which the learning rates fall linearly to 0, besides what milestones do
+    betas: tuple[Share, Share] = (0.9, 0.99)
+    eps: Amount = 1e-8
+    weight_decay: NotNegative = 0.0
+    clip_norm: NotNegative = 1.0  # largest gradient norm; 0 leaves gradients as they are
+    ema_decay: Share = 0.999  # of the weights' running average, which is validated and exported; 0: none
     # how the step runs
-    form: str  # "plain", or of a training form "collapsed" or "branches"
-    channels_last: bool
-    compile: bool  # on a GPU, let torch.compile fuse what is between convolutions; the first step takes a minute then
-    cuda_graph: bool  # with one GPU, replay the whole step as one CUDA graph
+    form: Literal["plain", "collapsed", "branches"] = "collapsed"  # the last two are of a training form
+    channels_last: bool = True
+    compile: bool = False  # on a GPU, let torch.compile fuse what is between convolutions; it takes a minute at first
+    cuda_graph: bool = False  # with one GPU, replay the whole step as one CUDA graph
+    precision: Precision = "auto"  # bfloat16 by autocast; auto: where the device has it
+    # 3x3 convolutions in bfloat16 on a CPU: "torch" (oneDNN's), or one of `kernels/`; auto: the fastest that works
+    kernels: Kernels = "auto"
     # how often
-    log_every: int
-    validate_every: int
-    checkpoint_every: int
-    precision: str = "auto"  # "float32", "bfloat16" (autocast), or "auto": bfloat16 where the device has it
-    # 3x3 convolutions in bfloat16 on a CPU: "torch" (oneDNN's), "amx", "winograd", or "auto": the fastest that works
-    kernels: str = "auto"
+    log_every: Positive = 100
+    validate_every: Positive = 1000
+    checkpoint_every: Positive = 500
 
-    def schedule_at(self, step):
-        """Factor on the learning rates in the update that follows `step` finished ones."""
+    def schedule_at(self, step: int) -> float:
+        """Return the factor on the learning rates in the update that follows `step` finished ones."""
         factor = self.gamma ** sum(step >= milestone for milestone in self.milestones)
         if self.warmup:
             factor *= min(1.0, (step + 1) / self.warmup)
@@ -76,16 +82,16 @@ class Recipe:
 
         A schedule that is longer, or falls elsewhere, fits if it is the same until there.
         """
-        values = dataclasses.asdict(saved)
-        changed = [key for key, value in values.items() if value != getattr(self, key) and key != "kernels"]
+        names = [field.name for field in dataclasses.fields(self) if field.name != "kernels"]
+        changed = [name for name in names if getattr(saved, name) != getattr(self, name)]
         if not changed:
             return []  # the schedules of half a million steps need not be compared
         if any(saved.schedule_at(done) != self.schedule_at(done) for done in range(step)) or self.steps < step:
             return changed
         return [key for key in changed if key not in SCHEDULE]
 
-    def ema_decay_at(self, step):
-        """`ema_decay` in the update that follows `step` finished ones: less at first, so that the start is forgotten.
+    def ema_decay_at(self, step: int) -> float:
+        """Return `ema_decay` in the update after `step` finished ones: less at first, so that the start is forgotten.
 
         The average then spans about a ninth of the steps so far; else 5 % of it would be the initial weights after 3000
         steps at 0.999. The formula is that of TensorFlow's ExponentialMovingAverage.
@@ -93,7 +99,7 @@ class Recipe:
         return min(self.ema_decay, (1 + step) / (10 + step))
 
 
-def load_recipe(path, changes=()):
+def load_recipe(path: Path | str, changes: Iterable[str] = ()) -> Recipe:
     """Read a recipe; each of the `changes`, "KEY=VALUE" with a TOML value, replaces one of its values.
 
     Raises HarnessError naming the file and the key for anything missing, unknown or out of range.
@@ -110,8 +116,8 @@ def load_recipe(path, changes=()):
     return recipe_from(values, path)
 
 
-def _changed(change):
-    """The {key: value} of a KEY=VALUE; a bare word is a text."""
+def _changed(change: str) -> dict[str, Any]:
+    """Return the {key: value} of a KEY=VALUE; a bare word is a text."""
     key, equals, value = change.partition("=")
     try:
         if (
@@ -125,73 +131,14 @@ def _changed(change):
         raise HarnessError(f"--set {change}: not KEY=VALUE as a recipe has it ({error})") from error
 
 
-MODEL_KEYS = {"file": str, "class": str, "arguments": list | dict, "data_range": int | float}
-
-
-def check_model(value, source):
-    """Return a recipe's `model` if it is an id or a table with the right keys. Raises HarnessError."""
-    if isinstance(value, dict):
-        if not {"file", "class"} <= value.keys() <= MODEL_KEYS.keys():
-            raise HarnessError(f"{source}: model = {value!r}; a table holds file and class, and may hold arguments")
-        for key, kind in MODEL_KEYS.items():
-            if key in value and not isinstance(value[key], kind):
-                raise HarnessError(f"{source}: model.{key} is {value[key]!r}, which the registry does not take")
-    elif type(value) is not int:
-        raise HarnessError(f"{source}: model is {value!r}, expected an id of the registry or a table")
-    return value
-
-
-def typed(value, kind):
-    """Return a TOML value as a field's type: a whole number as a float, a list as a tuple. Raises TypeError."""
-    if isinstance(kind, types.GenericAlias):  # tuple[int, ...] or tuple[float, float]
-        if not isinstance(value, list | tuple):
-            raise TypeError
-        return tuple(typed(item, kind.__args__[0]) for item in value)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        raise TypeError
-    return value
-
-
-def recipe_from(values, source):
-    """Check a mapping of recipe values; `source` names it in errors. Raises HarnessError as `load_recipe` does."""
-    fields = {field.name: field.type for field in dataclasses.fields(Recipe)}
-    needed = {field.name for field in dataclasses.fields(Recipe) if field.default is dataclasses.MISSING}
-    for problem, keys in (("unknown", values.keys() - fields.keys()), ("missing", needed - values.keys())):
-        if keys:
-            raise HarnessError(
-                f"{source}: {problem} key {', '.join(sorted(keys))}; see training/recipe.py for the list"
-            )
-    checked = {"model": check_model(values["model"], source)}
-    for key, value in values.items():
-        if key == "model":
-            continue
-        try:
-            checked[key] = typed(value, fields[key])
-        except TypeError:
-            kind = getattr(fields[key], "__name__", fields[key])
-            expected = "a list of numbers" if kind == "tuple" else kind
-            raise HarnessError(f"{source}: {key} is {value!r}, expected {expected}") from None
-    recipe = Recipe(**checked)
-    requirements = {
-        "hr_patch": recipe.hr_patch >= 16 and recipe.hr_patch % 4 == 0,
-        "seed": 0 <= recipe.seed < 1 << 63,
-        "loss": recipe.loss in LOSSES,
-        "cooldown": 0 <= recipe.cooldown <= recipe.steps,
-        "milestones": all(milestone >= 0 for milestone in recipe.milestones),
-        "form": recipe.form in FORMS,
-        "precision": recipe.precision in PRECISIONS,
-        "kernels": recipe.kernels in KERNEL_NAMES,
-        "ema_decay": 0 <= recipe.ema_decay < 1,
-        "betas": len(recipe.betas) == 2 and all(0 <= beta < 1 for beta in recipe.betas),
-        **{key: getattr(recipe, key) >= 1 for key in AT_LEAST_ONE},
-        **{key: getattr(recipe, key) > 0 for key in POSITIVE},
-        **{key: getattr(recipe, key) >= 0 for key in NOT_NEGATIVE},
-    }
-    for key, holds in requirements.items():
-        if not holds:
-            raise HarnessError(f"{source}: {key} = {getattr(recipe, key)!r} is out of range; see training/recipe.py")
+def recipe_from(values: dict[str, Any], source: Path | str) -> Recipe:
+    """Return a mapping of recipe values as a Recipe; `source` names it in errors. Raises as `load_recipe` does."""
+    unknown = values.keys() - {field.name for field in dataclasses.fields(Recipe)}
+    if unknown:
+        raise HarnessError(f"{source}: unknown key {', '.join(sorted(unknown))}; see training/recipe.py for the list")
+    recipe = converted(values, Recipe, source, "see training/recipe.py")
+    if recipe.cooldown > recipe.steps:
+        raise HarnessError(f"{source}: cooldown: is longer than steps; see training/recipe.py")
     return recipe
 
 

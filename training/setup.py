@@ -2,20 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kernels import convolution
+from kernels.convolution import Name
 from training.forms import TrainedModel, build, trained_model
 from training.kernels import with_kernel
 from training.optim.muon import Muon, hidden_weights
-from training.recipe import Recipe
+from training.recipe import Precision, Recipe
 from utils.errors import HarnessError
 from utils.measure.precision import fast_precision
 from utils.protocol import SCALE
 
+Chosen = Name | Literal["torch"]  # kernels
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in [0, 1]
 
 
@@ -55,17 +58,19 @@ def set_up(recipe: Recipe, device: torch.device | str, saved: Recipe | None = No
     kernels, notes = chosen_kernels(recipe, device, saved)
     # Weights would be copied from another layout in every step.
     in_kernels = convolution.KERNELS[kernels].layout if kernels != "torch" and recipe.form == "plain" else layout
-    model.to(device, memory_format=in_kernels)
+    in_memory(model, device, in_kernels)
     optimizers = make_optimizers(recipe, model, device)
-    forward: nn.Module | None = model
+    forward: Callable[[Tensor], Tensor] = model
     if kernels != "torch":
-        forward = with_kernel(model, trial(recipe.hr_patch // SCALE, trained.entry.data_range, layout), kernels)
-        if forward is None:
+        tried = with_kernel(model, trial(recipe.hr_patch // SCALE, trained.entry.data_range, layout), kernels)
+        if tried is None:
             why = f"{trained.entry.file}: torch.fx cannot exchange its convolutions"
             if recipe.kernels != "auto":
                 raise HarnessError(f'{why}; set kernels = "torch"')
-            kernels, forward = "torch", model.to(memory_format=layout)
+            kernels, forward = "torch", in_memory(model, device, layout)
             notes.append(f"{why}, so they are PyTorch's")
+        else:
+            forward = tried
     if recipe.compile and device.type == "cuda":
         forward = torch.compile(forward)
     return Setup(replace(recipe, kernels=kernels), device, trained, model, forward, optimizers, layout, notes)
@@ -75,10 +80,16 @@ def with_precision(recipe: Recipe, device: torch.device, saved: Recipe | None = 
     """Return the recipe with a precision in place of "auto": that of the run that goes on, else the device's."""
     if recipe.precision != "auto":
         return recipe
-    return replace(recipe, precision=saved.precision if saved else fast_precision(device))
+    precision: Precision = saved.precision if saved else fast_precision(device)
+    return replace(recipe, precision=precision)
 
 
-def chosen_kernels(recipe: Recipe, device: torch.device, saved: Recipe | None = None) -> tuple[str, list[str]]:
+def in_memory(model: nn.Module, device: torch.device, layout: torch.memory_format) -> nn.Module:
+    """Return the model itself, moved to a device, its weights in a layout."""
+    return model.to(device, memory_format=layout)  # type: ignore[call-overload]  # PyTorch declares it for tensors
+
+
+def chosen_kernels(recipe: Recipe, device: torch.device, saved: Recipe | None = None) -> tuple[Chosen, list[str]]:
     """Return the name of the kernels that a training uses, and notes on the choice.
 
     "auto" takes those of the run that goes on, if they work here, else the fastest, else PyTorch's. Raises HarnessError
@@ -87,22 +98,24 @@ def chosen_kernels(recipe: Recipe, device: torch.device, saved: Recipe | None = 
     fits = device.type == "cpu" and recipe.precision == "bfloat16" and recipe.form != "branches"
     if recipe.kernels == "torch":
         return "torch", []
-    if recipe.kernels != "auto":
+    named = recipe.kernels
+    if named != "auto":
         if not fits:
             raise HarnessError(
                 f'kernels = "{recipe.kernels}": are for bfloat16 on a CPU, in another form than branches; set "torch"'
             )
-        if not convolution.works(recipe.kernels):
+        if not convolution.works(named):
             raise HarnessError(
                 f'kernels = "{recipe.kernels}": the processor or the C compiler of this machine lacks them; set "auto"'
             )
-        return recipe.kernels, []
-    fastest = (convolution.fastest() or "torch") if fits else "torch"
-    if saved is None or saved.kernels == fastest:
+        return named, []
+    fastest: Chosen = (convolution.fastest() or "torch") if fits else "torch"
+    before = saved.kernels if saved else "auto"
+    if before in ("auto", fastest):
         return fastest, []
-    if saved.kernels == "torch" or (fits and saved.kernels != "auto" and convolution.works(saved.kernels)):
-        return saved.kernels, []
-    return fastest, [f"the run so far had other kernels ({saved.kernels}); from here on, the last bits differ"]
+    if before == "torch" or (fits and before != "auto" and convolution.works(before)):
+        return before, []
+    return fastest, [f"the run so far had other kernels ({before}); from here on, the last bits differ"]
 
 
 def make_optimizers(recipe: Recipe, model: nn.Module, device: torch.device) -> list[Optimizer]:

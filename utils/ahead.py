@@ -1,11 +1,19 @@
 """Work that threads do ahead of who takes it."""
 
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from typing import TypeVar
 
 from utils.errors import HarnessError
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
-def ahead(pool, function, items, limit):
+
+def ahead(
+    pool: Executor | None, function: Callable[[Item], Result], items: Iterable[Item], limit: int
+) -> Iterator[Result]:
     """Yield `function(item)` in order; with a `pool`, at most `limit` calls run ahead of what is taken.
 
     When `items` fails, the calls under way are finished and yielded before the exception goes on.
@@ -13,7 +21,7 @@ def ahead(pool, function, items, limit):
     if pool is None:
         yield from map(function, items)
         return
-    waiting = deque()
+    waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
             waiting.append(pool.submit(function, item))

@@ -1,13 +1,15 @@
-"""The one error type for what a user can mend."""
+"""The one error type for what a user can fix."""
 
 import os
 import sys
 import traceback
 import unicodedata
+from collections.abc import Callable
+from typing import Any, NoReturn, TextIO, cast
 
 
 class HarnessError(Exception):
-    """Bad input. The message is one line: the file or argument, what is wrong with it, and how to mend it.
+    """Bad input. The message is one line: the file or argument, what is wrong with it, and how to fix it.
 
     `status` is what a command that ends by it exits with.
     """
@@ -22,10 +24,10 @@ class DivergedError(HarnessError):
 
 
 class ForeignError(Exception):
-    """What a stranger's code raised in its own process; the message is the description that came from there."""
+    """What untrusted code raised in its own process; the message is the description that came from there."""
 
 
-def in_one_line(error, length=200, file=None):
+def in_one_line(error: BaseException, length: int = 200, file: object = None) -> str:
     """Describe an exception, of any type and size, in part of a line; with the line of `file` that it came through."""
     if isinstance(error, ForeignError):
         return one_line(str(error), length)
@@ -33,7 +35,7 @@ def in_one_line(error, length=200, file=None):
     return one_line(f"{f'line {line}: ' if line else ''}{type(error).__name__}: {error}", length)
 
 
-def line_of(error, file):
+def line_of(error: BaseException, file: object) -> int | None:
     """Return the number of the innermost line of a Python file that an exception came through, or None.
 
     The file may be named from the project's folder.
@@ -42,18 +44,18 @@ def line_of(error, file):
     return next((line for name, line in reversed(places) if name.endswith(str(file))), None)
 
 
-def one_line(text, length):
-    """Return a stranger's text as part of a line: white space as single spaces, and what no terminal prints as "?"."""
+def one_line(text: str, length: int) -> str:
+    """Return untrusted text as part of a line: white space as single spaces, and what no terminal prints as "?"."""
     text = " ".join(text.split())[:length]
     return "".join(character if is_shown(character) else "?" for character in text)
 
 
-def is_shown(character):
-    """Whether a terminal prints a character, or leaves a space for it: no control character, nor half of one."""
+def is_shown(character: str) -> bool:
+    """Return whether a terminal prints a character, or leaves a space for it: no control character, nor half of one."""
     return character.isprintable() or unicodedata.category(character) == "Zs"
 
 
-def exit_on_harness_error(main):
+def exit_on_harness_error(main: Callable[[], int | None]) -> NoReturn:
     """Run `main()`; turn a HarnessError into one line on stderr and its exit status, Ctrl-C into status 130.
 
     What a terminal cannot show is shown as an escape, and output that nobody reads any more, as after `| head`, ends
@@ -62,7 +64,7 @@ def exit_on_harness_error(main):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    stdout, sys.stdout = sys.stdout, PatientOutput(sys.stdout)
+    stdout, sys.stdout = sys.stdout, cast(TextIO, PatientOutput(sys.stdout))
     try:
         status = main()
     except HarnessError as error:
@@ -82,31 +84,31 @@ def exit_on_harness_error(main):
 class PatientOutput:
     """A text stream whose reader may leave: what it is given from then on goes nowhere."""
 
-    def __init__(self, stream):
+    def __init__(self, stream: TextIO):
         self.stream = stream
 
-    def write(self, text):
+    def write(self, text: str) -> int:
         try:
             return self.stream.write(text)
         except BrokenPipeError:
             self._leave()
             return len(text)
 
-    def flush(self):
+    def flush(self) -> None:
         try:
             self.stream.flush()
         except BrokenPipeError:
             self._leave()
 
-    def _leave(self):
+    def _leave(self) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.stream.fileno())
         os.close(nowhere)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
 
-def _fail(message, status):
+def _fail(message: str, status: int) -> int:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return status

@@ -5,8 +5,9 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -15,13 +16,13 @@ from utils.errors import HarnessError, one_line
 ROOT = Path(__file__).parent.parent  # the project's folder
 
 
-def file_sha256(path):
-    """Hex digest of a file."""
+def file_sha256(path: Path | str) -> str:
+    """Return the hex digest of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path):
+def read_json(path: Path | str) -> dict[str, Any] | None:
     """Return a JSON file's object with "inf" turned into float, None if there is no file. Raises HarnessError."""
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -38,17 +39,17 @@ def read_json(path):
     return _map_psnr(values, lambda value: math.inf if value == "inf" else value)
 
 
-def write_json(path, values):
+def write_json(path: Path | str, values: dict[str, Any]) -> None:
     """Write a JSON file atomically: readers see the old one or the new one, never a part. Raises HarnessError."""
     write_text(path, json_text(values))
 
 
-def json_text(values):
+def json_text(values: dict[str, Any]) -> str:
     """Return what a JSON file of a dict holds, where an infinite PSNR is "inf"."""
     return json.dumps(_map_psnr(values, lambda value: "inf" if value == math.inf else value), indent=1) + "\n"
 
 
-def write_text(path, text):
+def write_text(path: Path | str, text: str) -> None:
     """Write a text file atomically, creating its folder. Raises HarnessError if that fails."""
     with replacing(path) as partial, open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
@@ -57,7 +58,7 @@ def write_text(path, text):
 
 
 @contextlib.contextmanager
-def replacing(path, instead="choose another folder"):
+def replacing(path: Path | str, instead: str = "choose another folder") -> Iterator[Path]:
     """Give a path beside `path`, whose folder is created; what is written there replaces it if the block ends well.
 
     Raises HarnessError as `writing` does.
@@ -74,7 +75,7 @@ def replacing(path, instead="choose another folder"):
 
 
 @contextlib.contextmanager
-def writing(path, instead="choose another folder"):
+def writing(path: Path | str, instead: str = "choose another folder") -> Iterator[None]:
     """Turn an OSError of the block, in which `path` is written, into a HarnessError that names it."""
     try:
         yield
@@ -116,7 +117,7 @@ def held(folder: Path, instead: str) -> Iterator[None]:
         lock.release()
 
 
-def _map_psnr(values, change, key=""):
+def _map_psnr(values: Any, change: Callable[[Any], Any], key: str = "") -> Any:
     if isinstance(values, dict):
         return {name: _map_psnr(value, change, name) for name, value in values.items()}
     if isinstance(values, list):

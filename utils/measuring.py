@@ -1,193 +1,189 @@
-"""What `eval.py` does: it measures the models that its arguments name, or shows what was measured."""
+"""What `eval.py` does: it measures the models of a Request, or shows what was measured."""
 
+from pathlib import Path
+
+import torch
 from tqdm import tqdm
 
-from utils.arguments import chosen_entries
 from utils.challenge.rules import get_edition
 from utils.challenge.score_tables import score_markdown, score_records
-from utils.data.datasets import open_dataset, open_folders
+from utils.data.datasets import Dataset, open_dataset, open_folders
 from utils.data.images import to_tensor
 from utils.data.sample import default_data_dir
 from utils.errors import HarnessError
-from utils.evaluate.fastest import FASTEST_FILE, fastest_form
-from utils.evaluate.measurement import ALONE, Plan
-from utils.evaluate.sharding import joined_shard
+from utils.evaluate.distributed import World, joined_world
+from utils.evaluate.fastest import FASTEST_FILE, fastest_variant
+from utils.evaluate.measurement import ALONE
 from utils.files import write_text
+from utils.isolation.sandbox import choose_sandbox
 from utils.measure.environment import choose_device
 from utils.measure.precision import cost_line
-from utils.options import refuse
 from utils.progress import progress
-from utils.referee.process import Limits
-from utils.referee.rows import Row, Rules
-from utils.referee.sandbox import choose_sandbox
-from utils.results.record import RECORDS_FILE, current_records, read_incomplete, read_results, with_distinct_names
+from utils.record import RECORDS_FILE, Record, current_records, read_file, with_distinct_names
+from utils.request import DataChoice, Request, check_models, is_registered, named_entries, with_variants
 from utils.results.report import write_report
 from utils.results.tables import write_tables
-from utils.zoo.registry import Origin, register
-
-APART = ("--time_limit", "--memory_limit", "--sandbox")  # options about models in processes of their own
-MEASURES = (
-    "--runs",
-    "--warmup",
-    "--repeats",
-    "--workers",
-    "--fresh",
-    "--save_images",
-    "--isolated",
-    "--device",
-    *APART,
-)
+from utils.resumable import ResumableMeasurement, Rules
+from utils.zoo.registry import ModelEntry, Origin, find_entry, read_registry, register
 
 
-def measure_or_show(args):
-    """Do what eval.py's arguments ask for; return the exit status."""
-    if not args.score:
-        refuse(("--edition",), "is for --score; add it, or leave this out")
-    if args.show:
-        refuse(MEASURES, "is for measuring; leave it out with --show")
-    elif not (args.isolated or args.model_file or args.repository):
-        refuse(APART, "is for models in processes of their own; add --isolated, or leave this out")
-    if args.show:
-        return show(stored_records(args), args)
-    with joined_shard() as shard:
-        if (args.isolated or args.repository) and shard.world > 1:
+def run(request: Request) -> int:
+    """Do what is asked for; return the exit status, 1 if a model has no complete record."""
+    if request.show:
+        return show(request, stored_records(request))
+    with joined_world() as world:
+        if (request.isolation.always or request.models.repository) and world.size > 1:
             raise HarnessError("--isolated: measures one model after the other; leave out torchrun or --isolated")
-        return run(args, shard)
+        return measure_and_show(request, world)
 
 
-def run(args, shard):
-    """Measure the models that the arguments name, and show them; return the exit status."""
-    edition = get_edition(args.edition) if args.score else None
-    device = choose_device(args.device, shard.local_rank)
-    dataset = open_data(args, shard)
-
-    def fastest(entry, registry):
-        return fastest_here(entry, registry, dataset, device, args, shard)
-
-    entries = chosen_entries(args, edition and edition.baseline_id, fastest)
-    results = args.results / RECORDS_FILE
-    read_results(results)  # a file that cannot be used is better known before the work than after it
-    if shard.is_first and any(runs_apart(entry, args) for entry in entries):
-        print(f"Strangers' code: {choose_sandbox(args.sandbox)[1]}")
-    for precision in {entry.variant["precision"] for entry in entries if entry.variant.get("backend") == "fast"}:
-        if shard.is_first and (line := cost_line(device, precision)):
+def measure_and_show(request: Request, world: World) -> int:
+    """Measure the models of a request, and show them; return the exit status."""
+    check_models(request.models)
+    baseline_id = get_edition(request.edition).baseline_id if request.edition else None
+    device = choose_device(request.device, world.local_rank)
+    dataset = open_data(request.data, world)
+    entries = chosen_entries(request, dataset, device, world, baseline_id)
+    results = request.results / RECORDS_FILE
+    read_file(results)  # a file that cannot be used is better known before the work than after it
+    if world.is_first and any(runs_apart(entry, request) for entry in entries):
+        print(f"Untrusted code: {choose_sandbox(request.isolation.sandbox).line}")
+    for precision in {entry.precision for entry in entries if entry.backend == "fast"}:
+        if world.is_first and (line := cost_line(device, precision)):
             print(line)
-    keys = [measure_entry(entry, entries, dataset, device, results, args, shard) for entry in entries]
-    if not shard.is_first:
+    for entry in entries:
+        measure_entry(entry, len(entries), dataset, device, request, world)
+    if not world.is_first:
         return 0
-    records = current_records(results, keys)
-    if args.register is not None and records[0]["status"] == "complete":
+    records = current_records(results, [entry.key for entry in entries])
+    if request.models.register is not None and records[0].is_complete:
         register(entries[0])  # now that it has been seen to run
-    return show(records, args, dataset)
+    return show(request, records, dataset)
 
 
-def stored_records(args):
-    """Return the records that --show means: all that there are, or the registry's of --model_id and the baseline."""
-    if args.model_file or args.repository or args.backend or args.precision or args.register is not None:
-        raise HarnessError("--show: measures nothing, so it takes models by --model_id alone, or all there are")
-    results = args.results / RECORDS_FILE
-    records = current_records(results, read_results(results) | read_incomplete(results))
+def chosen_entries(
+    request: Request, dataset: Dataset, device: torch.device, world: World, baseline_id: int | None = None
+) -> list[ModelEntry]:
+    """Return the entries to measure, in order: those asked for, a variant's plain form, the baseline of a score."""
+    models, registry = request.models, read_registry()
+    entries = named_entries(models, registry)
+    fastest = {}
+    if models.backend == "auto":  # it runs the models here, so it is for the registry's alone; see check_models
+        for entry in entries:
+            fastest[entry.key] = fastest_here(entry, registry, dataset, device, request, world)
+    entries = with_variants(entries, models, registry, fastest)
+    if baseline_id is not None and not any(is_registered(entry, baseline_id) for entry in entries):
+        entries = [*entries, find_entry(baseline_id, registry)]
+    return entries
+
+
+def fastest_here(
+    entry: ModelEntry,
+    registry: list[ModelEntry],
+    dataset: Dataset,
+    device: torch.device,
+    request: Request,
+    world: World,
+) -> ModelEntry:
+    """Return the variant of a model that the first process finds the fastest on the data's first image."""
+    choice = None
+    if world.is_first:
+        lr = to_tensor(dataset.pairs[0].read_lr(), entry.data_range)
+        cache = request.results / FASTEST_FILE
+        choice = fastest_variant(entry, registry, request.models.precision, lr, device, cache)
+        print(f"{entry.name}: {choice}")
+    return world.from_first(choice.entry if choice else entry)
+
+
+def stored_records(request: Request) -> list[Record]:
+    """Return the records to show: all that there are, or the registry's of the ids asked for and the baseline."""
+    path = request.results / RECORDS_FILE
+    file = read_file(path)
+    records = current_records(path, file.models | file.incomplete)
     if not records:
-        raise HarnessError(f"{results}: holds no results; leave out --show to measure some")
-    if not args.model_id:
+        raise HarnessError(f"{path}: holds no results; leave out --show to measure some")
+    if not request.models.ids:
         return records
-    registered = [record for record in records if record["model"]["origin"] == Origin.REGISTRY]
-    if unknown := set(args.model_id) - {record["model"]["id"] for record in registered}:
-        raise HarnessError(f"--model_id {min(unknown)}: not in {results}; leave out --show to measure it")
-    wanted = {*args.model_id, get_edition(args.edition).baseline_id if args.score else None}
-    return [record for record in registered if record["model"]["id"] in wanted]
+    registered = [record for record in records if record.model.origin == Origin.REGISTRY]
+    if unknown := set(request.models.ids) - {record.model.id for record in registered}:
+        raise HarnessError(f"--model_id {min(unknown)}: not in {path}; leave out --show to measure it")
+    wanted = {*request.models.ids, get_edition(request.edition).baseline_id if request.edition else None}
+    return [record for record in registered if record.model.id in wanted]
 
 
-def open_data(args, shard=ALONE):
-    """Open the data that the arguments name, by default the sample, which the first process makes."""
-    if args.data_dir and (args.hr or args.lr):
+def open_data(data: DataChoice, world: World = ALONE) -> Dataset:
+    """Open the data of a request, by default the sample, which the first process makes."""
+    if data.data_dir and (data.hr or data.lr):
         raise HarnessError("--data_dir: holds both kinds of images; leave it out with --hr and --lr")
-    if shard.is_first and not (args.data_dir or args.hr or args.lr):
+    if world.is_first and not (data.data_dir or data.hr or data.lr):
         default_data_dir()
-    shard.wait()
-    if args.hr or args.lr:
-        dataset = open_folders(args.hr, args.lr, args.dataset)
+    world.wait()
+    if data.hr or data.lr:
+        dataset = open_folders(data.hr, data.lr, data.split)
     else:
-        dataset = open_dataset(args.data_dir or default_data_dir(), args.dataset)
-    if shard.is_first:
+        dataset = open_dataset(data.data_dir or default_data_dir(), data.split)
+    if world.is_first:
         print(f"Data: {dataset.label}, in {dataset.folder}")
     return dataset
 
 
-def fastest_here(entry, registry, dataset, device, args, shard):
-    """Return the form of a model that the first process finds the fastest on the data's first image."""
-    choice = None
-    if shard.is_first:
-        lr = to_tensor(dataset.pairs[0].read_lr(), entry.data_range)
-        choice = fastest_form(entry, registry, args.precision, lr, device, args.results / FASTEST_FILE)
-        print(f"{entry.name}: {choice}")
-    return shard.from_first(choice and choice.entry)
+def measure_entry(
+    entry: ModelEntry, count: int, dataset: Dataset, device: torch.device, request: Request, world: World
+) -> None:
+    """Measure one of `count` models into the results.
 
-
-def measure_entry(entry, entries, dataset, device, results, args, shard):
-    """Measure one model into the results; return the key of its row.
-
-    A stranger's model runs in a process of its own. What stops one of several models costs its row; under torchrun it
+    An untrusted model runs in a worker process. A fault of one of several models costs its record; under torchrun it
     stops all, for other processes may be waiting for this one, and end with it.
     """
-    rules = rules_of(entry, args) if runs_apart(entry, args) else None
-    keep = args.save_images or args.report or not dataset.has_hr
-    save_dir = args.results / "images" / entry.slug if keep else None
-    plan = Plan(args.runs, args.warmup, args.repeats, args.workers)
-    row = Row(entry, results, args.fresh)
-    if name := row.measured_before(rules, device, dataset, plan, save_dir):
+    rules = rules_of(entry, request) if runs_apart(entry, request) else None
+    keep = request.save_images or request.report or not dataset.has_hr
+    save_dir = request.results / "images" / entry.slug if keep else None
+    results, plan = request.results / RECORDS_FILE, request.plan
+    measurement = ResumableMeasurement(entry, results, rules, device, dataset, plan, save_dir, request.fresh)
+    if name := measurement.measured_before():
         tqdm.write(f"{name}: measured before, unchanged")
-        return entry.key
-    passes = plan.passes(len(shard.part_of(dataset).pairs))
-    with progress(total=passes, desc=entry.name, disable=not shard.is_first) as bar:
-        reason = row.measure(
-            rules,
-            device,
-            dataset,
-            plan,
-            shard,
-            save_dir=save_dir,
-            on_pass=bar.update,
-        )
+        return
+    passes = plan.passes(len(world.part_of(dataset).pairs))
+    with progress(total=passes, desc=entry.name, disable=not world.is_first) as bar:
+        reason = measurement.measure(world, bar.update)
     if reason:
         if rules:
             reason += f" (its output: {rules.logs})"
-        several = args.isolated or args.repository or (len(entries) > 1 and not args.model_file)
-        if not several or shard.world > 1:
+        models = request.models
+        several = request.isolation.always or models.repository or (count > 1 and not models.file)
+        if not several or world.size > 1:
             raise HarnessError(reason)
-        tqdm.write(f"{row.name}: {reason}")
-    shard.wait()  # the first process still times its steady passes, and not beside the next model
-    return entry.key
+        tqdm.write(f"{measurement.name}: {reason}")
+    world.wait()  # the first process still times its steady passes, and not beside the next model
 
 
-def runs_apart(entry, args):
-    """Return whether an entry's code runs in a process of its own: whatever is not the registry's does."""
-    return args.isolated or entry.origin != Origin.REGISTRY
+def runs_apart(entry: ModelEntry, request: Request) -> bool:
+    """Return whether an entry's code runs in a worker process: whatever is not the registry's does."""
+    return request.isolation.always or entry.origin != Origin.REGISTRY
 
 
-def rules_of(entry, args):
-    """How a model is run that gets a process of its own."""
-    memory = args.memory_limit * 2**30 if args.memory_limit else Limits.memory_bytes
-    limits = Limits(60 * args.time_limit, memory)
-    repository = args.repository if entry.origin == Origin.REPOSITORY else None
-    return Rules(args.results / "logs", limits, args.sandbox, repository)
+def rules_of(entry: ModelEntry, request: Request) -> Rules:
+    """Return how a model is run that gets a worker process."""
+    repository = request.models.repository if entry.origin == Origin.REPOSITORY else None
+    return Rules(request.results / "logs", request.isolation.limits, request.isolation.sandbox, repository)
 
 
-def show(records, args, dataset=None):
+def show(request: Request, records: list[Record], dataset: Dataset | None = None) -> int:
     """Write and print the views of the records; return the exit status, 1 if a model has no complete one.
 
     `dataset`, which a report shows images of, is opened here if none is given.
     """
+    results = request.results
     records = with_distinct_names(records)
-    print(f"\n{write_tables(args.results, records)}")
-    print(f"Results: {args.results / RECORDS_FILE}; tables: {args.results}/factsheet.txt, .md, .tex")
-    complete = [record for record in records if record["status"] == "complete"]
-    if args.report and complete:
-        write_report(args.report / "report.html", complete, dataset or open_data(args), args.results / "images")
-        print(f"Report: {args.report / 'report.html'}")
-    if args.score:
-        edition = get_edition(args.edition)
-        scores = score_markdown(score_records(complete, edition))
-        write_text(args.results / "scores.md", scores)
+    print(f"\n{write_tables(results, records)}")
+    print(f"Results: {results / RECORDS_FILE}; tables: {results}/factsheet.txt, .md, .tex")
+    complete = [record for record in records if record.is_complete]
+    if request.report and complete:
+        page = Path(request.report) / "report.html"
+        write_report(page, complete, dataset or open_data(request.data), results / "images")
+        print(f"Report: {page}")
+    if request.edition:
+        scores = score_markdown(score_records(complete, get_edition(request.edition)))
+        write_text(results / "scores.md", scores)
         print(scores)
     return int(len(complete) < len(records))

@@ -1,63 +1,101 @@
-"""Options that command lines share, and their values. Nothing heavy is imported here, so that --help comes at once."""
+"""What command lines share: options, their values, and what became of old names. Nothing heavy is imported here."""
 
 import argparse
 import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from utils.errors import HarnessError
 
 SPLITS = ("valid", "test")
 SANDBOX_MODES = ("auto", "require", "off")
+EDITIONS = (2025, 2026)
+DEVICES = ("auto", "cpu", "cuda")
+IN_TOML = "belongs into a TOML file beside the model's, as docs/measuring.md says"
+RENAMED = {  # earlier names, and what to write now
+    "--trust-checkpoint": "--trust_checkpoint",
+    "--dataset": "--split",
+    "--images-per-shard": "--images_per_shard",
+    "--minutes": "--time_limit",
+    "--data": "--train_dir",
+    "--validation": "--validation_dir",
+    "--sets": "--data_dir",
+    "--class": IN_TOML,
+    "--args": IN_TOML,
+    "--state_key": IN_TOML,
+    "--data_range": IN_TOML,
+    "--lenient": IN_TOML,
+}
 
 
-def refuse(names: tuple[str, ...], reason: str) -> None:
+def parse(parser: argparse.ArgumentParser, renamed: dict[str, str] | None = None) -> argparse.Namespace:
+    """Parse the command line. Raises HarnessError for an option's earlier name; `renamed` has this command's own."""
+    known = parser._option_string_actions
+    for name in typed():
+        new = ((renamed or {}) | RENAMED).get(name)
+        if new and name not in known and (new in known or not new.startswith("--")):
+            raise HarnessError(f"{name}: {f'is called {new} now' if new.startswith('--') else new}")
+    return parser.parse_args()
+
+
+def typed() -> list[str]:
+    """Return the names of the options that were typed."""
+    return [word.partition("=")[0] for word in sys.argv[1:] if word.startswith("--")]
+
+
+def refuse(names: Iterable[str], reason: str) -> None:
     """Raise HarnessError if one of the options was typed: it would be ignored, for the `reason`."""
     for name in names:
-        if any(word == name or word.startswith(f"{name}=") for word in sys.argv[1:]):
+        if name in typed():
             raise HarnessError(f"{name}: {reason}")
 
 
-def add_model_file(parser):
-    """Add the arguments that describe a model of no registry."""
-    group = parser.add_argument_group("a model of no registry")
-    group.add_argument("--model_file", type=Path, metavar="FILE.py", help="its file, whose code is run")
-    group.add_argument("--class", dest="class_name", metavar="NAME", help="the class in --model_file")
-    example = '{"*": [3, 3], "upscale": 4}'
-    group.add_argument("--args", metavar="JSON", help=f"its arguments, a list or an object, or {example}")
-    group.add_argument("--checkpoint", type=Path, help="its weights; with --model_id: instead of the registry's")
-    group.add_argument("--state_key", help="where in --checkpoint the weights of --model_file lie")
-    group.add_argument("--data_range", type=amount, help="of --model_file's input and output (default 1.0)")
-    group.add_argument("--lenient", action="store_true", help="load --model_file's weights with strict=False")
+def add_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add --device."""
+    parser.add_argument("--device", default="auto", choices=DEVICES, help="auto takes a GPU if there is one")
 
 
-def positive(text):
-    """An argument's whole number above 0."""
+def add_model(parser: argparse.ArgumentParser | argparse._ArgumentGroup, several: bool = False) -> None:
+    """Add the options that name a model, or `several` of the registry."""
+    text = "ids in the registry (default: all but variants)" if several else "id in the registry"
+    parser.add_argument("--model_id", type=int, nargs="+" if several else None, metavar="N", help=text)
+    parser.add_argument(
+        "--model_file",
+        type=Path,
+        metavar="FILE",
+        help="a model's .py file, whose code is run; a .toml beside it has class, arguments and more",
+    )
+    parser.add_argument("--checkpoint", type=Path, help="weights to use instead of the model's own")
+
+
+def positive(text: str) -> int:
+    """Return an argument's whole number above 0."""
     return _at_least(1, text, "positive")
 
 
-def natural(text):
-    """An argument's whole number from 0."""
+def natural(text: str) -> int:
+    """Return an argument's whole number from 0."""
     return _at_least(0, text, "a count")
 
 
-def amount(text):
-    """An argument's finite number above 0."""
+def amount(text: str) -> float:
+    """Return an argument's finite number above 0."""
     value = float(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
     return value
 
 
-def duration(text):
-    """An argument's number from 0, infinity included."""
+def duration(text: str) -> float:
+    """Return an argument's number from 0, infinity included."""
     value = float(text)
     if not value >= 0:
         raise argparse.ArgumentTypeError(f"{text} is not a duration")
     return value
 
 
-def _at_least(least, text, name):
+def _at_least(least: int, text: str, name: str) -> int:
     value = int(text)
     if value < least:
         raise argparse.ArgumentTypeError(f"{value} is not {name}")

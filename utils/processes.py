@@ -8,7 +8,7 @@ import signal
 SET_PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
 
-def end_with_parent(parent=None):
+def end_with_parent(parent: int | None = None) -> None:
     """Have the kernel kill this process when its parent is gone, however that ended (Linux; prctl(2)).
 
     If `parent`, its pid, is gone already, this process ends at once.

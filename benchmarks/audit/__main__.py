@@ -7,7 +7,7 @@ Method. Each trial is an `eval.py --model_file …` as a user would run it, on f
    counts are the honest network's, nothing was written outside, and no process is left; else *missed*. So is one that
    ends in an exception of its own: it says nothing about the audit.
 2. Honest models: NanoSR in both forms and its ancestors, each measured so many times; all must be clean.
-3. From inside the sandbox: what a contestant tries, and the system's own words.
+3. From inside the sandbox: what a worker tries, and the system's own words.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +27,9 @@ from benchmarks.memory import make_data
 from benchmarks.robustness import last_line, run_eval
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.files import ROOT
-from utils.options import SANDBOX_MODES, natural, positive
-from utils.referee.sandbox import sandboxed, why_not
-from utils.results.record import RECORDS_FILE, mean, protocol_runtime_ms, records_by_name
+from utils.isolation.sandbox import sandboxed, why_not
+from utils.options import SANDBOX_MODES, natural, parse, positive
+from utils.record import RECORDS_FILE, Record, records_by_name
 from utils.zoo.registry import read_registry
 
 NANOSR = ROOT / "models" / "team07_NanoSR.py"
@@ -43,7 +44,7 @@ INSIDE = {  # what is tried: the code
     "write to the project": "open({project!r} + '/written', 'w')",
     "write to the system": "open('/usr/written', 'w')",
     "open a socket to the network": "socket.create_connection(('192.0.2.1', 80), 2)",
-    "signal the judge": "os.kill({pid}, 0)",
+    "signal the host": "os.kill({pid}, 0)",
     "see other processes": "assert len([p for p in os.listdir('/proc') if p.isdigit()]) > 2, 'sees its own alone'",
     "mount something": "raise OSError(*(lambda c: (c.mount(b'x', b'/tmp', b'tmpfs', 0, None), (ctypes.get_errno(),"
     " os.strerror(ctypes.get_errno())))[1])(ctypes.CDLL(None, use_errno=True)))",
@@ -55,7 +56,7 @@ GREEDY = {  # what would bring the machine down: the forward pass
 }
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--honest", type=natural, default=20, help="measurements of each honest model (default 20)")
     parser.add_argument("--busy", type=natural, default=0, metavar="N", help="busy loops beside the honest models")
@@ -63,10 +64,10 @@ def main():
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--jobs", type=positive, default=1, help="cheats tried at once, where cores are idle")
     parser.add_argument("--only", help="only the cheats whose name holds this")
-    args = parser.parse_args()
+    args = parse(parser)
     print(f"Sandbox: {args.sandbox}; {why_not() or 'bubblewrap works here'}\n")
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         data = make_data(folder / "data", 4)
         failed = try_cheats(folder, data, args)
         with busy_loops(args.busy):
@@ -77,12 +78,12 @@ def main():
     return min(failed, 1)
 
 
-def try_cheats(folder, data, args):
+def try_cheats(folder: Path, data: Path, args: argparse.Namespace) -> int:
     """Print what became of each cheat; return how many were missed."""
     earlier = folder / "earlier"
     honest = measured(folder, data, earlier, NANOSR, "NanoSR_inference", args)
-    if honest["status"] != "complete" or honest["audit"]["findings"]:
-        raise HarnessError(f"the honest network is {honest['status']}, {honest['audit']}; nothing to compare with")
+    if not honest.is_complete or findings_of(honest):
+        raise HarnessError(f"the honest network is {honest.status}, {findings_of(honest)}; nothing to compare with")
     print("| what the file does | | what the row says |\n| --- | --- | --- |")
     missed = 0
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -98,7 +99,9 @@ def try_cheats(folder, data, args):
     return missed
 
 
-def try_cheat(folder, name, data, earlier, honest, args):
+def try_cheat(
+    folder: Path, name: str, data: Path, earlier: Path, honest: Record, args: argparse.Namespace
+) -> tuple[str, str]:
     """Return a cheat's `verdict`, tried in a folder of its own that has a copy of the earlier results."""
     shutil.copytree(earlier, folder / "earlier")
     before = (folder / "earlier" / RECORDS_FILE).read_bytes()
@@ -120,10 +123,10 @@ def try_cheat(folder, name, data, earlier, honest, args):
     return outcome, words
 
 
-def measured(folder, data, results, file, class_name, args):
+def measured(folder: Path, data: Path, results: Path, file: Path, class_name: str, args: argparse.Namespace) -> Record:
     """Return the record of a model file, complete or not."""
     weights = ROOT / "model_zoo" / "team07_NanoSR.pth"
-    what = ("--model_file", file, "--class", class_name, "--checkpoint", weights, "--save_images", "--fresh")
+    what = ("--model_file", file, "--checkpoint", weights, "--save_images", "--fresh")
     result = run_eval(*what, "--data_dir", data, "--results", results, *measure_words(args))
     name = "Cheat" if class_name == "Cheat" else "NanoSR"
     records = records_by_name(results / RECORDS_FILE)
@@ -132,32 +135,42 @@ def measured(folder, data, results, file, class_name, args):
     return records[name]
 
 
-def measure_words(args):
+def measure_words(args: argparse.Namespace) -> tuple[object, ...]:
     """How every model here is measured."""
     limit = ("--memory_limit", MEMORY_LIMIT_GIB[args.device])
     return ("--sandbox", args.sandbox, "--device", args.device, *limit, *MEASURE)
 
 
-def verdict(record, honest, harm):
+def verdict(record: Record, honest: Record, harm: list[str]) -> tuple[str, str]:
     """Return ("prevented", "named", both, or "MISSED"; words for the table)."""
-    findings = (record["audit"] or {}).get("findings", [])
+    findings = findings_of(record)
     if harm:
         return "MISSED", ", ".join(harm)
-    if record["status"] != "complete":
-        ran = not any(words in record["status"] for words in ("fails on", "cannot build"))
-        return "named" if ran else "MISSED", record["status"]
-    psnr = mean(record["images"]["psnr"]) - mean(honest["images"]["psnr"])
-    steady = [one["runtime"]["steady"]["median_ms"] for one in (honest, record)]
-    protocol = [protocol_runtime_ms(one) for one in (honest, record)]
-    ratio = max(steady[0] / steady[1], protocol[0] / protocol[1])
-    same = abs(psnr) < PSNR_DB and ratio < TIME_RATIO and record["complexity"] == honest["complexity"]
+    if not record.is_complete:
+        ran = not any(words in record.incomplete_because for words in ("fails on", "cannot build"))
+        return "named" if ran else "MISSED", record.incomplete_because
+    psnr = (record.psnr_db or 0.0) - (honest.psnr_db or 0.0)
+    ratio = max(before / now for before, now in zip(times_ms(honest), times_ms(record), strict=True))
+    same = abs(psnr) < PSNR_DB and ratio < TIME_RATIO and record.complexity == honest.complexity
     if findings:
         return "prevented and named" if same else "named", "; ".join(findings)
-    words = f"clean: PSNR {psnr:+.3f} dB, {ratio:.2f} times as fast, {record['complexity']['flops'] / 1e9:.2f} G"
+    words = f"clean: PSNR {psnr:+.3f} dB, {ratio:.2f} times as fast, {record.counts.flops / 1e9:.2f} G"
     return "prevented" if same else "MISSED", words
 
 
-def outlived(mark):
+def findings_of(record: Record) -> list[str]:
+    """Return what an audit found; nothing where there was none."""
+    return record.audit.findings if record.audit else []
+
+
+def times_ms(record: Record) -> tuple[float, float]:
+    """Return a complete record's steady and protocol times [ms], as tables show them."""
+    steady = record.runtime.trusted_steady
+    assert steady is not None
+    return steady.median_ms, record.runtime_ms or 0.0
+
+
+def outlived(mark: str) -> bool:
     """Whether a process is left that calls itself so; it is ended."""
     left = [process for process in psutil.process_iter(["name"]) if process.info["name"] == mark]
     for process in left:
@@ -166,7 +179,7 @@ def outlived(mark):
 
 
 @contextmanager
-def busy_loops(count):
+def busy_loops(count: int) -> Iterator[None]:
     """Keep so many cores busy with other work."""
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
@@ -176,9 +189,9 @@ def busy_loops(count):
             loop.kill()
 
 
-def try_honest(folder, data, args):
+def try_honest(folder: Path, data: Path, args: argparse.Namespace) -> int:
     """Print how often each honest model was clean; return how many rows were not."""
-    print("\n| honest model | clean rows | of these, times not judged | findings |\n| --- | ---: | ---: | --- |")
+    print("\n| honest model | clean rows | of these, times not checked | findings |\n| --- | ---: | ---: | --- |")
     unclean = 0
     for entry in read_registry():
         if entry.name not in HONEST or not args.honest:
@@ -189,18 +202,18 @@ def try_honest(folder, data, args):
             arguments = ("--model_id", entry.id, "--isolated", "--data_dir", data, "--results", results, "--fresh")
             run_eval(*arguments, *measure_words(args))
             record = records_by_name(results / RECORDS_FILE)[entry.name]
-            status = [] if record["status"] == "complete" else [record["status"]]
-            if lines := [*status, *(record["audit"] or {}).get("findings", [])]:
+            status = [] if record.is_complete else [record.incomplete_because]
+            if lines := [*status, *findings_of(record)]:
                 findings.append("; ".join(lines))
             else:
-                busy += record["audit"]["busy"] is not None
+                busy += record.audit is not None and record.audit.busy is not None
         unclean += len(findings)
         clean = args.honest - len(findings)
         print(f"| {entry.name} | {clean} of {args.honest} | {busy} | {' / '.join(findings)} |", flush=True)
     return unclean
 
 
-def try_inside(folder, data, args):
+def try_inside(folder: Path, data: Path, args: argparse.Namespace) -> int:
     """Print the answers to what is tried from inside; return how many tries went through."""
     print("\n| tried from inside the sandbox | answer |\n| --- | --- |")
     file, through = folder / "inside.py", 0
@@ -208,7 +221,7 @@ def try_inside(folder, data, args):
     for name, code in INSIDE.items():
         code = code.format(hr=hr, home=str(Path.home()), project=str(ROOT), pid=psutil.Process().pid)
         file.write_text(f"import ctypes, os, socket\n{code}\n", encoding="utf-8")
-        run = subprocess.run(sandboxed([sys.executable, file], [file]), capture_output=True, text=True)
+        run = subprocess.run(sandboxed([sys.executable, str(file)], [file]), capture_output=True, text=True)
         words = last_line(run.stderr) or "it went through"
         went = run.returncode == 0
         if went and name == "write to the project" and not (ROOT / "written").exists():
@@ -219,8 +232,9 @@ def try_inside(folder, data, args):
     for name, code in GREEDY.items():
         (folder / "team66_Cheat.py").write_text(written(source, Cheat(forward=code)), encoding="utf-8")
         record = measured(folder, data, folder / "results", folder / "team66_Cheat.py", "Cheat", args)
-        through += record["status"] == "complete"
-        print(f"| {name} | {record['status']} |", flush=True)
+        through += record.is_complete
+        outcome = "complete" if record.is_complete else record.incomplete_because
+        print(f"| {name} | {outcome} |", flush=True)
     return through
 
 

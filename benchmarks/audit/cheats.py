@@ -199,7 +199,7 @@ CHEATS = {
         "        if type(thing).__name__ == 'Channel': thing._sr[:1000] += 0.01",
         "threading.Thread(target=late).start(); return honest(x)",
     ),
-    "answers the judge before it has computed": Cheat(
+    "answers the host before it has computed": Cheat(
         "import gc, json",
         "main = sys.modules['__main__']\n"
         "frame = sys._getframe()\n"
@@ -221,7 +221,7 @@ CHEATS = {
 HEAD = "import os, sys, threading, time\nimport torch.nn.functional as F\n"
 
 
-def written(source, cheat, **paths):
+def written(source: str, cheat: Cheat, **paths: object) -> str:
     """Return an honest network's source with a cheat added; its class is `Cheat`."""
     body = "\n".join(f"        {line}" for line in cheat.forward.format(**paths).splitlines())
     return (

@@ -5,6 +5,8 @@ Source: PlainUSR (Wang et al., ACCV 2024).
 
 import re
 
+from torch import nn
+
 from models.plainusr import PlainUSR
 from models.training.reparam import GatedRepMBConv, Reparameterized
 
@@ -15,11 +17,11 @@ class PlainUSR_train(Reparameterized, PlainUSR):
     `form` is "collapsed" (the plain network, its kernels composed in each pass) or "branches" (each a module call).
     """
 
-    def __init__(self, form="collapsed"):
+    def __init__(self, form: str = "collapsed"):
         super().__init__()
         self.grow(grown, PlainUSR, form)
 
 
-def grown(name, conv):
-    """The first and the third layer of a block's body."""
+def grown(name: str, conv: nn.Conv2d) -> nn.Module | None:
+    """Return the branches of the first and the third layer of a block's body."""
     return GatedRepMBConv(conv.in_channels) if re.fullmatch(r"block\w\.body\.[02]", name) else None

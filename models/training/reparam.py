@@ -12,23 +12,27 @@ Sources: RepMBConv, PlainUSR (Wang et al., ACCV 2024); the convolution without g
 """
 
 from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 EXPANSION = 2
 FORMS = ("collapsed", "branches")
+Parameters = dict[str, Tensor]
 
 
-def pad_with_bias(features, bias):
+def pad_with_bias(features: Tensor, bias: Tensor | None) -> Tensor:
     """Surround B x C x H x W by one pixel of `bias`: what the 1x1 convolution before would give on a zero."""
+    assert bias is not None
     bias = bias.view(1, -1, 1, 1)
     return F.pad(features - bias, (1, 1, 1, 1)) + bias
 
 
-def compose(p, gate=None):
+def compose(p: Parameters, gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Collapse a 1x1, a 3x3 and a 1x1 convolution, of parameters `p` by name, into the (kernel, bias) of one 3x3.
 
     With a gate, one factor per channel, the 3x3 convolution's output times it and its input are added before the last.
@@ -45,12 +49,12 @@ def compose(p, gate=None):
     return kernel, gated @ p["conv.bias"] + reduced.sum(1) @ p["expand.bias"] + p["reduce.bias"]
 
 
-def add_at_center(taps, weight_1x1):
+def add_at_center(taps: Tensor, weight_1x1: Tensor) -> Tensor:
     """Add a parallel 1x1 convolution's c_out x c_in weights to the middle one of c_out x 9 x c_in taps."""
     return taps + F.pad(weight_1x1[:, None], (0, 0, 4, 4))
 
 
-def as_kernel(taps):
+def as_kernel(taps: Tensor) -> Tensor:
     """View c_out x 9 x c_in taps as a c_out x c_in x 3 x 3 kernel."""
     return taps.unflatten(1, (3, 3)).permute(0, 3, 1, 2)
 
@@ -58,7 +62,7 @@ def as_kernel(taps):
 class RepMBConv(nn.Module):
     """1x1 expand, 3x3, 1x1 reduce, and a parallel 1x1: B x c_in x H x W to B x c_out x H x W."""
 
-    def __init__(self, c_in, c_out):
+    def __init__(self, c_in: int, c_out: int):
         super().__init__()
         mid_in, mid_out = EXPANSION * c_in, EXPANSION * c_out
         self.expand = nn.Conv2d(c_in, mid_in, 1)
@@ -66,12 +70,12 @@ class RepMBConv(nn.Module):
         self.reduce = nn.Conv2d(mid_out, c_out, 1)
         self.parallel = nn.Conv2d(c_in, c_out, 1)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         padded = pad_with_bias(self.expand(x), self.expand.bias)
         return self.reduce(self.conv(padded)) + self.parallel(x)
 
     @staticmethod
-    def collapse(p):
+    def collapse(p: Parameters) -> tuple[Tensor, Tensor]:
         """Return (kernel, bias) of the equal 3x3 convolution from the block's parameters `p`, by name."""
         taps, bias = compose(p)
         return as_kernel(add_at_center(taps, p["parallel.weight"].flatten(1))), bias + p["parallel.bias"]
@@ -80,7 +84,7 @@ class RepMBConv(nn.Module):
 class GatedRepMBConv(nn.Module):
     """The feature extractor: expand, 3x3 times a learned gate plus the expanded features, reduce, plus the input."""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int):
         super().__init__()
         mid = EXPANSION * channels
         self.expand = nn.Conv2d(channels, mid, 1)
@@ -90,27 +94,27 @@ class GatedRepMBConv(nn.Module):
         self.gate_squeeze = nn.Parameter(torch.ones(mid // 4, mid))
         self.gate_excite = nn.Parameter(torch.ones(mid, mid // 4))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         expanded = self.expand(x)
         padded = pad_with_bias(expanded, self.expand.bias)
         gate = self.gate(dict(self.named_parameters())).view(1, -1, 1, 1)
         return self.reduce(self.conv(padded) * gate + expanded) + x
 
     @staticmethod
-    def gate(p):
-        """One factor in (0, 1) per expanded channel; it depends on the weights alone, never on the image."""
+    def gate(p: Parameters) -> Tensor:
+        """Return one factor in (0, 1) per expanded channel; it depends on the weights alone, never on the image."""
         squeezed = F.silu(F.linear(p["gate_token"][None], p["gate_squeeze"]))
         return torch.sigmoid(F.linear(squeezed, p["gate_excite"]))[0]
 
     @staticmethod
-    def collapse(p):
+    def collapse(p: Parameters) -> tuple[Tensor, Tensor]:
         """Return (kernel, bias) of the equal 3x3 convolution from the block's parameters `p`, by name."""
         taps, bias = compose(p, GatedRepMBConv.gate(p))
         identity = torch.eye(taps.shape[0], dtype=taps.dtype, device=taps.device)
         return as_kernel(add_at_center(taps, identity)), bias
 
 
-def stack(weights):
+def stack(weights: list[Tensor]) -> Tensor:
     """Stack weights of one shape; kernels lie in channels-last memory, as they should before."""
     if weights[0].ndim < 4:
         return torch.stack(weights)
@@ -123,7 +127,12 @@ class Reparameterized(nn.Module):
     Its constructor calls the plain network's and then `grow`.
     """
 
-    def grow(self, grown, make_plain, form):
+    def grow(
+        self,
+        grown: Callable[[str, nn.Conv2d], nn.Module | None],
+        make_plain: Callable[[], nn.Module],
+        form: str,
+    ) -> None:
         """Replace convolutions by branches: `grown(name, conv)` gives a RepMBConv, a GatedRepMBConv, or None.
 
         `make_plain()` builds the plain network.
@@ -134,33 +143,34 @@ class Reparameterized(nn.Module):
         self._make_plain = make_plain
         # The frame that runs composed kernels; in a tuple, so that its own unused weights are nobody's parameters.
         with torch.device("meta"):
-            self._frame = (make_plain(),)
+            self._frame: tuple[nn.Module] = (make_plain(),)
         self.set_form(form)
 
-    def set_form(self, form):
+    def set_form(self, form: str) -> None:
         """Choose how the forward pass runs; the weights do not change. Raises ValueError for an unknown form."""
         if form not in FORMS:
             raise ValueError(f"form is {form!r}, expected one of {', '.join(FORMS)}")
         self.form = form
 
-    def map_plain(self, function):
+    def map_plain(self, function: Callable[[nn.Module], nn.Module]) -> None:
         """Run composed kernels by what `function` returns of the plain network that runs them now."""
         self._frame = (function(self._frame[0]),)
 
-    def forward(self, lr):
+    def forward(self, lr: Tensor) -> Tensor:
         if self.form == "branches":
             return super().forward(lr)
         with torch.autocast(lr.device.type, enabled=False):  # composed in low precision, kernels would be rounded twice
             state = self.collapsed_state()
         return functional_call(self._frame[0], {**state, **dict(self.named_buffers())}, lr)
 
-    def collapsed_state(self, dtype=None):
+    def collapsed_state(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """Return the plain network's state dict, composed from this one's weights and differentiable by them.
 
         It is composed in `dtype`, by default the weights' own, and has it. Blocks of one shape are composed together,
         in a few large products instead of many small ones.
         """
-        groups, inside = defaultdict(list), []
+        groups: dict[Any, list[tuple[str, Parameters]]] = defaultdict(list)
+        inside = []
         for name, module in self.named_modules():
             if isinstance(module, (RepMBConv, GatedRepMBConv)):
                 parameters = {key: value.to(dtype=dtype) for key, value in module.named_parameters()}
@@ -176,7 +186,7 @@ class Reparameterized(nn.Module):
         return state
 
     @torch.no_grad()
-    def fuse(self):
+    def fuse(self) -> nn.Module:
         """Return the plain network with the same output, dtype and device; this network stays untouched.
 
         Kernels are composed in float64 and rounded once: in float32, sums of thousands of products would be ten times

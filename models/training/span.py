@@ -3,6 +3,8 @@
 Source: Swift Parameter-free Attention Network (Wan et al., CVPRW 2024).
 """
 
+from torch import nn
+
 from models.team00_SPAN import SPAN
 from models.training.reparam import Reparameterized, RepMBConv
 
@@ -13,11 +15,11 @@ class SPAN_train(Reparameterized, SPAN):
     `form` is "collapsed" (the plain network, its kernels composed in each pass) or "branches" (each a module call).
     """
 
-    def __init__(self, form="collapsed"):
+    def __init__(self, form: str = "collapsed"):
         super().__init__()
         self.grow(grown, SPAN, form)
 
 
-def grown(name, conv):
+def grown(name: str, conv: nn.Conv2d) -> nn.Module | None:
     """Every convolution that SPAN itself calls a collapsed one."""
     return RepMBConv(conv.in_channels, conv.out_channels) if name.endswith(".eval_conv") else None

@@ -1,4 +1,4 @@
-"""utils/evaluate/evaluation.py: the same results whether images are judged one by one or meanwhile."""
+"""utils/evaluate/evaluation.py: the same results whether images are scored one by one or meanwhile."""
 
 import math
 import time
@@ -17,12 +17,22 @@ from utils.errors import HarnessError
 from utils.evaluate import evaluation
 from utils.evaluate.evaluation import evaluate
 from utils.evaluate.runner import Runner
+from utils.record import WeightsInfo
 from utils.zoo.registry import LoadedModel, ModelEntry, Origin
 
 
 def loaded(data_range=1.0, missing=None):
-    entry = ModelEntry(1, "Enlarge", "enlarge.py", "Enlarge", {}, "", "", data_range, "", "", Origin.REGISTRY)
-    return Runner(LoadedModel(Enlarge(), entry, None, missing), CPU)
+    entry = ModelEntry(
+        id=1,
+        name="Enlarge",
+        file="enlarge.py",
+        class_name="Enlarge",
+        arguments={},
+        checkpoint="",
+        data_range=data_range,
+        origin=Origin.REGISTRY,
+    )
+    return Runner(LoadedModel(Enlarge(), entry, WeightsInfo(sha256=None, provenance="", missing_weights=missing)), CPU)
 
 
 def quality(results):
@@ -117,7 +127,7 @@ def test_grey_hr_counts_as_three_equal_channels(many):
     assert 10 < first.psnr < 60
 
 
-def test_without_weights_nothing_is_judged(many):
+def test_without_weights_nothing_is_scored(many):
     first = next(evaluate(loaded(missing="no checkpoint"), open_dataset(many), True))
     assert (first.psnr, first.ssim) == (None, None)
     assert first.runtime_ms > 0

@@ -8,8 +8,9 @@ import torch
 
 from tests.helpers import write_model
 from utils.errors import HarnessError
-from utils.evaluate.fastest import fastest_form
-from utils.zoo.registry import Origin, entry_from_file
+from utils.evaluate.fastest import fastest_variant
+from utils.measure.runtime import Pass
+from utils.zoo.registry import Origin, Variant, entry_from_file
 
 LR = torch.rand(1, 3, 16, 24)
 # Milliseconds that a network takes by the clock of the test; None: it cannot be built, less than 0: nor run.
@@ -30,17 +31,17 @@ def choose(tmp_path, monkeypatch):
     ways["missing"] = ways["absent"]
     registry = [plain]
     for number, (name, (milliseconds, precision)) in enumerate(ways.items()):
-        variant = {"of": plain.id, "backend": name, "precision": precision}
+        variant = Variant(plain.id, name, precision)
         registry.append(replace(plain, id=200 + number, name=name, arguments=[milliseconds], variant=variant))
-    monkeypatch.setattr("utils.evaluate.fastest.timed_forward", lambda model, lr: (model(lr), model.milliseconds))
+    monkeypatch.setattr("utils.evaluate.fastest.timed_forward", lambda model, lr: Pass(model(lr), model.milliseconds))
 
     def run(precision=None):
-        return fastest_form(plain, registry, precision, LR, torch.device("cpu"), tmp_path / "fastest.json")
+        return fastest_variant(plain, registry, precision, LR, torch.device("cpu"), tmp_path / "fastest.json")
 
     return run
 
 
-def test_fastest_form_that_keeps_the_precision_is_taken(choose):
+def test_fastest_variant_that_keeps_the_precision_is_taken(choose):
     choice = choose()
     assert choice.entry.name == "exact"
     assert choice.times_ms == {"Net": 20.0, "exact": 10.0}

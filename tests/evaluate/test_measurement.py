@@ -7,9 +7,12 @@ import torch
 
 from tests.helpers import CPU, Enlarge, write_pairs
 from utils.data.datasets import open_dataset
-from utils.evaluate.measurement import Plan, measure
+from utils.evaluate.measurement import MeasurementPlan, measure
 from utils.evaluate.runner import Runner
+from utils.record import Isolation, Status, WeightsInfo
 from utils.zoo.registry import LoadedModel, find_entry, read_registry
+
+WEIGHTS = WeightsInfo(sha256="sha", provenance="a test's")
 
 
 class Killed(BaseException):
@@ -26,7 +29,7 @@ def loaded():
     """A quick network under the registry's name; counting it is not what is tested here."""
     network = Enlarge()
     network.weight = torch.nn.Parameter(torch.ones(1))
-    return Runner(LoadedModel(network, find_entry(7, read_registry()), "sha", None), CPU)
+    return Runner(LoadedModel(network, find_entry(7, read_registry()), WEIGHTS), CPU)
 
 
 def stopped_after(loaded, dataset, passes, **arguments):
@@ -39,30 +42,30 @@ def stopped_after(loaded, dataset, passes, **arguments):
             raise Killed
 
     with pytest.raises(Killed):
-        measure(loaded, dataset, Plan(2, 1, 1), on_progress=store, **arguments)
+        measure(loaded, dataset, MeasurementPlan(2, 1, 1), on_progress=store, **arguments)
     return stored[passes - 1]
 
 
 @pytest.mark.parametrize("passes", [1, 3, 4, 6, 8])
 def test_going_on_gives_the_record_of_an_unbroken_measurement(loaded, dataset, passes):
-    whole = measure(loaded, dataset, Plan(2, 1, 1))
+    whole = measure(loaded, dataset, MeasurementPlan(2, 1, 1))
     earlier = stopped_after(loaded, dataset, passes)
-    assert earlier["status"].startswith("incomplete")
+    assert earlier.status == Status.RUNNING
     timed = []
-    resumed = measure(loaded, dataset, Plan(2, 1, 1), earlier=earlier, on_progress=lambda r: timed.append(1))
+    resumed = measure(loaded, dataset, MeasurementPlan(2, 1, 1), earlier=earlier, on_progress=lambda r: timed.append(1))
     assert len(timed) == 8 - passes + 1
-    assert resumed["runtime"]["sittings"] == 2
-    assert resumed["runtime"]["runs"][0][:passes] == earlier["runtime"]["runs"][0]
-    assert [len(run) for run in resumed["runtime"]["runs"]] == [4, 4]
+    assert resumed.runtime.parts == 2
+    assert resumed.runtime.runs[0][:passes] == earlier.runtime.runs[0]
+    assert [len(run) for run in resumed.runtime.runs] == [4, 4]
     for key in ("model", "dataset", "images", "memory", "complexity", "status"):
-        assert resumed[key] == whole[key], key
+        assert getattr(resumed, key) == getattr(whole, key), key
 
 
-def test_image_whose_entry_was_interrupted_is_judged_again(loaded, dataset):
-    whole = measure(loaded, dataset, Plan(2, 1, 1))
+def test_image_whose_entry_was_interrupted_is_scored_again(loaded, dataset):
+    whole = measure(loaded, dataset, MeasurementPlan(2, 1, 1))
     earlier = stopped_after(loaded, dataset, 2)
-    earlier["images"]["name"].append(whole["images"]["name"][2])  # and Ctrl-C came before the other columns
-    assert measure(loaded, dataset, Plan(2, 1, 1), earlier=earlier)["images"] == whole["images"]
+    earlier.images.name.append(whole.images.name[2])  # and Ctrl-C came before the other columns
+    assert measure(loaded, dataset, MeasurementPlan(2, 1, 1), earlier=earlier).images == whole.images
 
 
 def test_interrupted_measurement_is_handed_on_as_it_is(loaded, dataset):
@@ -73,47 +76,53 @@ def test_interrupted_measurement_is_handed_on_as_it_is(loaded, dataset):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure(loaded, dataset, Plan(2, 1, 1), on_pass=interrupt, on_progress=lambda r: handed.append(deepcopy(r)))
-    assert handed[-1]["status"] == "incomplete: interrupted"
-    assert [len(run) for run in handed[-1]["runtime"]["runs"]] == [4, 1]
+        measure(
+            loaded,
+            dataset,
+            MeasurementPlan(2, 1, 1),
+            on_pass=interrupt,
+            on_progress=lambda r: handed.append(deepcopy(r)),
+        )
+    assert handed[-1].reason == "interrupted"
+    assert [len(run) for run in handed[-1].runtime.runs] == [4, 1]
 
 
 def test_fewer_runs_than_were_begun_are_enough(loaded, dataset):
     earlier = stopped_after(loaded, dataset, 6)
-    record = measure(loaded, dataset, Plan(1, 1, 1), earlier=earlier)
-    assert [len(run) for run in record["runtime"]["runs"]] == [4]
+    record = measure(loaded, dataset, MeasurementPlan(1, 1, 1), earlier=earlier)
+    assert [len(run) for run in record.runtime.runs] == [4]
 
 
 def other_model(record):
-    record["model"]["sha256"] = "another"
+    record.model.sha256 = "another"
 
 
 def other_code(record):
-    record["model"]["file_sha256"] = "another"
+    record.model.file_sha256 = "another"
 
 
 def other_data(record):
-    record["dataset"]["folder"] = "elsewhere"
+    record.dataset.folder = "elsewhere"
 
 
 def other_images(record):
-    record["dataset"]["sha256"] = "another"
+    record.dataset.sha256 = "another"
 
 
 def other_process(record):
-    record["environment"]["process"] = "sandbox: bubblewrap"
+    record.environment.isolation = Isolation.SANDBOX
 
 
 def other_machine(record):
-    record["environment"]["cpu"] = "another"
+    record.environment.cpu = "another"
 
 
 def other_torch(record):
-    record["environment"]["libraries"]["torch"] = "1.0"
+    record.environment.libraries["torch"] = "1.0"
 
 
 def other_method(record):
-    record["runtime"]["method"] += "; throughput mode"
+    record.runtime.busy_cpu = True
 
 
 CHANGES = [other_model, other_code, other_data, other_images, other_process, other_machine, other_torch, other_method]
@@ -123,16 +132,16 @@ CHANGES = [other_model, other_code, other_data, other_images, other_process, oth
 def test_other_circumstances_start_anew(loaded, dataset, change):
     earlier = stopped_after(loaded, dataset, 3)
     change(earlier)
-    assert measure(loaded, dataset, Plan(2, 1, 1), earlier=earlier)["runtime"]["sittings"] == 1
+    assert measure(loaded, dataset, MeasurementPlan(2, 1, 1), earlier=earlier).runtime.parts == 1
 
 
 def test_missing_restored_images_start_anew(loaded, dataset, tmp_path):
     earlier = stopped_after(loaded, dataset, 3, save_dir=tmp_path / "images")
-    again = measure(loaded, dataset, Plan(2, 1, 1), tmp_path / "images", earlier=deepcopy(earlier))
-    assert again["runtime"]["sittings"] == 2
+    again = measure(loaded, dataset, MeasurementPlan(2, 1, 1), tmp_path / "images", earlier=deepcopy(earlier))
+    assert again.runtime.parts == 2
     (tmp_path / "images" / "a.png").unlink()
-    again = measure(loaded, dataset, Plan(2, 1, 1), tmp_path / "images", earlier=deepcopy(earlier))
-    assert again["runtime"]["sittings"] == 1
+    again = measure(loaded, dataset, MeasurementPlan(2, 1, 1), tmp_path / "images", earlier=deepcopy(earlier))
+    assert again.runtime.parts == 1
 
 
 def test_tiles_are_recorded_and_leave_no_steady_time(loaded, dataset):
@@ -142,13 +151,13 @@ def test_tiles_are_recorded_and_leave_no_steady_time(loaded, dataset):
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().forward(x)
 
-    hungry = Runner(LoadedModel(Hungry(), loaded.entry, "sha", None), CPU)
+    hungry = Runner(LoadedModel(Hungry(), loaded.entry, WEIGHTS), CPU)
     hungry.model.weight = torch.nn.Parameter(torch.ones(1))
     large = open_dataset(write_pairs(dataset.folder.parent / "large", ["big"], size=(480, 640)))
-    record = measure(hungry, large, Plan(1, 1, 1))
-    assert record["images"]["tile"] == [64]
-    assert record["runtime"]["steady"] is None
+    record = measure(hungry, large, MeasurementPlan(1, 1, 1))
+    assert record.images.tile == [64]
+    assert record.runtime.steady is None
     mixed = write_pairs(dataset.folder, ["big"], size=(480, 640))
-    record = measure(hungry, open_dataset(mixed), Plan(1, 1, 1))
-    assert record["images"]["tile"] == [None, None, 64, None, None]
-    assert record["runtime"]["steady"]["lr_height"] == 12
+    record = measure(hungry, open_dataset(mixed), MeasurementPlan(1, 1, 1))
+    assert record.images.tile == [None, None, 64, None, None]
+    assert record.runtime.steady.lr_height == 12

@@ -5,7 +5,8 @@ import logging
 import torch
 from torch import nn
 
-from utils.measure.complexity import Complexity, measure_complexity
+from utils.measure.complexity import measure_complexity
+from utils.record import Counts
 
 
 class Twice(nn.Module):
@@ -23,7 +24,7 @@ class Twice(nn.Module):
 def test_counts_calls_not_modules():
     counts = measure_complexity(Twice(), (1, 3, 8, 10))
     pixels = 80
-    assert counts == Complexity(
+    assert counts == Counts(
         params=(3 * 3 * 9 + 3) + 3 * 5 * 16,
         flops=2 * pixels * 3 * 3 * 9 + pixels * 3 * 5 * 16,
         activations=2 * 3 * pixels + 5 * 16 * pixels,

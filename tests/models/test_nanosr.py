@@ -16,6 +16,7 @@ from utils.evaluate.evaluation import evaluate
 from utils.evaluate.runner import Runner
 from utils.files import ROOT
 from utils.measure.complexity import measure_complexity
+from utils.record import WeightsInfo
 from utils.zoo.checkpoints import load_state_dict, load_strictly
 from utils.zoo.registry import LoadedModel, find_entry, read_registry
 
@@ -126,7 +127,7 @@ def test_images_of_the_challenge_are_restored_as_the_published_log_says(shared, 
 def test_published_weights_reach_the_published_ssim(shared):
     dataset = open_dataset(shared / "benchmarks" / "DIV2K12")
     model = next(published_and_shipped(shared))
-    runner = Runner(LoadedModel(model, find_entry(7, read_registry()), "sha", None), CPU)
+    runner = Runner(LoadedModel(model, find_entry(7, read_registry()), WeightsInfo(sha256="sha", provenance="")), CPU)
     results = list(evaluate(runner, dataset, with_ssim=True))
     assert sum(result.ssim for result in results) / len(results) == pytest.approx(PUBLISHED_SSIM, abs=1e-5)
     assert sum(result.psnr for result in results) / len(results) == pytest.approx(29.5122, abs=1e-3)

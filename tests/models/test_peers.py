@@ -8,15 +8,36 @@ from models.plainusr import PlainUSR
 from models.team00_EFDN import EFDN
 from models.team00_SPAN import SPAN
 from tests.helpers import benchmark_psnr
-from utils.measure.complexity import Complexity, measure_complexity
+from utils.measure.complexity import measure_complexity
+from utils.record import Counts
 from utils.zoo.checkpoints import load_state_dict, load_strictly
 from utils.zoo.registry import find_entry, load_model, read_registry
 
 PEERS = {
-    EFDN: ("team00_EFDN.pth", Complexity(276_192, 16_703_470_848, 111_116_736, 65), 30.1754, 26.7749),
-    SPAN: ("team00_SPAN_2026.pth", Complexity(150_688, 9_833_807_872, 41_680_896, 22), 29.8483, 26.5959),
-    PAN: ("PANx4_DF2K.pth", Complexity(272_419, 32_092_192_768, 270_532_608, 121), 30.2183, 26.8075),
-    PlainUSR: ("PlainUSR_Rep_x4.pth", Complexity(333_108, 18_743_776_256, 46_926_656, 27), 30.1173, 26.7326),
+    EFDN: (
+        "team00_EFDN.pth",
+        Counts(params=276_192, flops=16_703_470_848, activations=111_116_736, convs=65),
+        30.1754,
+        26.7749,
+    ),
+    SPAN: (
+        "team00_SPAN_2026.pth",
+        Counts(params=150_688, flops=9_833_807_872, activations=41_680_896, convs=22),
+        29.8483,
+        26.5959,
+    ),
+    PAN: (
+        "PANx4_DF2K.pth",
+        Counts(params=272_419, flops=32_092_192_768, activations=270_532_608, convs=121),
+        30.2183,
+        26.8075,
+    ),
+    PlainUSR: (
+        "PlainUSR_Rep_x4.pth",
+        Counts(params=333_108, flops=18_743_776_256, activations=46_926_656, convs=27),
+        30.1173,
+        26.7326,
+    ),
 }
 each_peer = pytest.mark.parametrize("peer", PEERS)
 

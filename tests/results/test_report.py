@@ -99,7 +99,7 @@ def test_page_is_self_contained_and_names_are_text(page):
 def test_models_without_quality_still_get_a_page(pairs, tmp_path):
     dataset = open_dataset(pairs)
     plain = model_record(1, "Net", [None, None], dataset)
-    plain["images"]["ssim"] = [None, None]
+    plain.images.ssim = [None, None]
     write_report(tmp_path / "report.html", [plain], dataset, tmp_path)
     text = (tmp_path / "report.html").read_text()
     assert "Runtime of an image" in text

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from tests.helpers import QUICK, record, write_pairs
-from utils.results.record import store_record
+from utils.record import store_record
 
 VIEWS = ("--score", "--edition", 2026, "--report", "page")
 
@@ -49,7 +49,7 @@ def test_models_are_chosen_and_the_baseline_comes_with_them(show):
 
 
 def test_what_failed_has_no_row_and_is_told(show, tmp_path):
-    failed = record(status="incomplete: no output", model={"origin": "file"})
+    failed = record(status="stopped", reason="no output", model={"origin": "file"})
     store_record(tmp_path / "results" / "records.json", "file /a/net.py Net /a/net.pth", failed)
     result = show()
     assert result.returncode == 1
@@ -76,7 +76,7 @@ def not_measured(folder, pairs):
 
 
 def would_measure(folder, pairs):
-    return ("--backend", "fast"), "--show: measures nothing"
+    return ("--backend", "fast"), "--backend: is for measuring; --show takes models by --model_id alone"
 
 
 @pytest.mark.parametrize("case", [other_data, no_images, no_results, not_measured, would_measure])

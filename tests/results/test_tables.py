@@ -14,42 +14,44 @@ def test_cells_follow_the_factsheet():
 
 
 def test_cpu_figures_are_marked():
-    row = factsheet_row(record(environment=record()["environment"] | {"device": "cpu"}))
+    row = factsheet_row(record(environment={"device": "cpu"}))
     assert row[3] == "27.50 (CPU)"
     assert row[7] == "965.48 (CPU)"
 
 
 def test_missing_weights_give_dashes_and_the_reason():
-    images = {"name": ["a"], "lr_pixels": [4], "psnr": [None], "ssim": [None]}
+    images = {"name": ["a"], "lr_pixels": [4], "psnr": [None], "ssim": [None], "tile": [None], "nan": [False]}
     missing = record(images=images, model={"name": "Net_1", "missing_weights": "x.pth: no checkpoint"})
     assert factsheet_row(missing)[1:3] == ["-", "-"]
     assert "Net_1: no quality, x.pth: no checkpoint" in text_table([missing])
 
 
 def test_incomplete_record_shows_its_reason():
-    text = text_table([record(status="incomplete: b.png: truncated PNG", complexity=None, memory=None)])
+    text = text_table([record(status="stopped", reason="b.png: truncated PNG", complexity=None)])
     assert "incomplete: b.png: truncated PNG" in text
 
 
 def test_identical_images_give_inf():
-    assert factsheet_row(record(images=record()["images"] | {"psnr": [math.inf, 30.0]}))[1] == "inf"
+    assert factsheet_row(record(images={"psnr": [math.inf, 30.0]}))[1] == "inf"
 
 
 def test_nan_is_noted():
-    text = text_table([record(images=record()["images"] | {"nan": [True, False]})])
+    text = text_table([record(images={"nan": [True, False]})])
     assert "Net_1: NaN in the output of 1 of 2 images, where it counts as black" in text
-    assert "NaN" not in text_table([record(images=record()["images"] | {"nan": [False, False]})])
+    assert "NaN" not in text_table([record(images={"nan": [False, False]})])
 
 
 def test_data_and_methods_are_named_once_each():
     digest = "0123456789abcdef" * 4
-    records = [record(dataset=record()["dataset"] | {"sha256": digest}) for _ in range(2)]
-    records[1]["runtime"] |= {"method": "throughput"}
+    records = [record(dataset={"sha256": digest}) for _ in range(2)]
+    records[1].runtime.busy_cpu = True
+    method = "forward pass alone, every image once per run, the first unwarmed one included, plain mean of all"
     lines = text_table(records).splitlines()
     assert lines.count("Data: sample (2 images), sha256 0123456789ab") == 1
     assert [line for line in lines if line.startswith("Val Time")] == [
-        "Val Time: plain mean; average of 2 runs",
-        "Val Time: throughput; average of 2 runs",
+        f"Val Time: {method}; average of 2 runs",
+        f"Val Time: {method}; throughput mode: images were read and scored on the same CPU meanwhile; "
+        "average of 2 runs",
     ]
 
 
@@ -58,8 +60,8 @@ def test_variant_is_compared_with_its_plain_form():
     plain, fast = (
         record(
             model={"id": id_, "name": name, "missing_weights": None, "variant_of": of},
-            images=record()["images"] | {"psnr": psnr},
-            runtime=record()["runtime"] | {"steady": steady | {"median_ms": median}},
+            images={"psnr": psnr},
+            runtime={"steady": steady | {"median_ms": median}},
         )
         for id_, name, of, psnr, median in ((7, "Net", None, [26.0, 28.0], 30.0), (208, "Half", 7, [26.0, 27.5], 12.0))
     )
@@ -108,6 +110,12 @@ def test_row_says_what_the_counter_leaves_out(seen_macs, told):
 
 def test_busy_machine_is_told_in_the_row():
     busy = audit_record(busy={"share": 0.4, "others_cores": 1.9})
-    assert "Net_1: audit: times not judged, the machine was busy (others had 1.9 cores" in text_table(
+    assert "Net_1: audit: times not checked, the machine was busy (others had 1.9 cores" in text_table(
         [record(audit=busy)]
     )
+
+
+def test_time_that_the_host_took_is_shown_and_the_reported_one_told():
+    text = text_table([record(runtime={"host_runs": [[40.0, 50.0], [40.0, 50.0]]})])
+    assert "45.00" in text.splitlines()[2]
+    assert "Net_1: its own clock reported 27.50 ms; the time shown is the host's, transfers subtracted" in text

@@ -10,7 +10,7 @@ import torch
 
 from tests.helpers import needs_compiler, network_weights, record, write_model
 from utils.files import ROOT
-from utils.results.record import store_record
+from utils.record import store_record
 from utils.submission.checks import FAIL, PASS, SKIP, check_submission
 from utils.submission.packing import pack, select_model_source
 from utils.zoo.registry import entry_from_file, find_entry, read_registry, sources_sha256
@@ -123,7 +123,7 @@ def test_what_a_submission_changes_stays_in_its_process(candidate):
 def test_team_07_is_packed_and_runs_from_an_empty_folder(command, pairs, tmp_path):
     measure = ("--data_dir", pairs, "--device", "cpu", "--runs", 1, "--repeats", 1)
     assert command("eval.py", "--model_id", 7, *measure, cwd=tmp_path).returncode == 0
-    result = command("-m", "utils.submission", "pack", "--model_id", 7, "--out", tmp_path / "a.zip", cwd=tmp_path)
+    result = command("-m", "utils.submission", "pack", "--model_id", 7, "--out_file", tmp_path / "a.zip", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "FAIL" not in result.stdout
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
@@ -163,7 +163,7 @@ def test_results_of_another_file_or_of_other_weights_are_none(candidate, command
     entry = candidate()
     results = record(model={"name": entry.name, "file_sha256": sources_sha256(entry), "sha256": entry.sha256})
     store_record(tmp_path / "results" / "records.json", entry.key, results)
-    words = "--model_file", entry.file, "--class", "Net", "--checkpoint", entry.checkpoint
+    words = "--model_file", entry.file, "--checkpoint", entry.checkpoint
     run = command("-m", "utils.submission", "factsheet", *words, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert "2 runs; the peak memory is 965.48 MiB." in run.stdout  # there is no steady time
@@ -183,7 +183,7 @@ def test_pack_asks_for_results_first(command, tmp_path):
 
 def test_model_of_no_registry_is_checked_as_eval_measures_it(command, candidate, tmp_path):
     entry = candidate()
-    what = ("--model_file", entry.file, "--class", "Net", "--checkpoint", entry.checkpoint)
+    what = ("--model_file", entry.file, "--checkpoint", entry.checkpoint)
     result = command("-m", "utils.submission", "check", *what, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "pass  checkpoint loads strictly: strict=True" in result.stdout

@@ -21,6 +21,6 @@ def photographs(tmp_path):
 @pytest.fixture
 def prepare(command):
     def run(hr, out, *arguments):
-        return command("-m", "training.prepare", "--hr", hr, "--out", out, "--workers", 1, *arguments)
+        return command("-m", "training.prepare", "--hr", hr, "--out", out, "--processes", 1, *arguments)
 
     return run

@@ -1,5 +1,6 @@
 """training/forms.py: any model of the registry or of a file is built, named and exported by what it offers."""
 
+import msgspec
 import pytest
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from training.forms import build, fused, load_weights, trained_model
 from training.optim.muon import hidden_weights
 from training.setup import start_near_mean
 from utils.errors import HarnessError
+from utils.zoo.registry import ModelTable
 
 
 def test_registry_names_the_training_form_and_the_files():
@@ -30,10 +32,14 @@ def test_model_without_a_training_form_is_trained_as_it_is():
 
 
 def test_model_of_a_table_comes_from_its_file():
-    trained = trained_model({"file": "models/team00_SPAN.py", "class": "SPAN", "data_range": 255})
+    trained = trained_model(
+        msgspec.convert({"file": "models/team00_SPAN.py", "class": "SPAN", "data_range": 255}, ModelTable)
+    )
     assert type(build(trained, "plain")) is SPAN
     assert trained.entry.data_range == 255.0
-    trained = trained_model({"file": "models/training/nanosr.py", "class": "NanoSR_train", "arguments": [3, 3]})
+    trained = trained_model(
+        msgspec.convert({"file": "models/training/nanosr.py", "class": "NanoSR_train", "arguments": [3, 3]}, ModelTable)
+    )
     assert (trained.train_file, trained.plain_file) == ("nanosr_train.pth", "nanosr.pth")
 
 
@@ -43,7 +49,7 @@ def test_model_of_a_table_comes_from_its_file():
         (7, "plain", "NanoSR_train has no such form; it is trained collapsed or branches"),
         (0, "collapsed", "EFDN has no such form; it is trained plain"),
         (999, "plain", "--model_id 999: not in"),
-        ({"file": "models/nowhere.py", "class": "Net"}, "plain", "models/nowhere.py': no such file"),
+        (ModelTable(file="models/nowhere.py", class_name="Net"), "plain", "models/nowhere.py': no such file"),
     ],
 )
 def test_what_is_not_there_is_named(model, form, reason):

@@ -7,20 +7,21 @@ import pytest
 import torch
 
 from tests.helpers import both_kinds
-from training.data.feed import Plan, ResidentFeed
+from training.data.feed import PatchSampler, ResidentFeed
 from training.data.subimages import SubImages
 from training.loop import Trainer, train, unreached_kernels
 from training.optim.losses import LOSSES
 from training.recipe import load_recipe
 from training.setup import set_up
 from utils.errors import DivergedError
+from utils.zoo.registry import ModelTable
 
 
 def run_steps(recipe, prepared):
     subimages = SubImages(prepared)
     trainer = Trainer(set_up(recipe, "cpu"))
     losses = []
-    feed = ResidentFeed(subimages, Plan(subimages.shapes, recipe.seed, recipe.batch, recipe.hr_patch), "cpu")
+    feed = ResidentFeed(subimages, PatchSampler(subimages.shapes, recipe.seed, recipe.batch, recipe.hr_patch), "cpu")
     assert train(trainer, feed, lambda loss, norm: losses.append(loss.item()))
     return trainer, losses
 
@@ -50,7 +51,7 @@ def test_average_forgets_the_start_at_once_and_then_follows_its_definition(recip
     recipe = replace(load_recipe(recipe_path), steps=3, milestones=(), ema_decay=0.15)
     trainer = Trainer(set_up(recipe, "cpu"))
     subimages = SubImages(prepared)
-    feed = ResidentFeed(subimages, Plan(subimages.shapes, 7, 2, 32), "cpu")
+    feed = ResidentFeed(subimages, PatchSampler(subimages.shapes, 7, 2, 32), "cpu")
     expected = trainer.model.conv_cat.weight.detach().clone()
     for (lr, hr), decay in zip(feed.batches(0, 3), (1 / 10, 0.15, 0.15), strict=True):  # 2 / 11 would be more
         trainer.update(lr, hr)
@@ -74,7 +75,7 @@ class Normalized(nn.Module):
 
 def test_average_takes_the_statistics_that_a_network_keeps_with_it(recipe_path, prepared, tmp_path):
     (tmp_path / "normalized.py").write_text(NORMALIZED)
-    model = {"file": str(tmp_path / "normalized.py"), "class": "Normalized"}
+    model = ModelTable(file=str(tmp_path / "normalized.py"), class_name="Normalized")
     recipe = replace(load_recipe(recipe_path), model=model, form="plain", output_init=0.0, steps=1)
     trainer, _ = run_steps(recipe, prepared)
     live, average = trainer.model.body[1], trainer.weights.body[1]
@@ -89,7 +90,7 @@ def test_non_finite_loss_stops_with_step_and_seed_and_keeps_the_weights(recipe_p
     recipe = load_recipe(recipe_path)
     trainer = Trainer(set_up(recipe, "cpu"))
     subimages = SubImages(prepared)
-    feed = ResidentFeed(subimages, Plan(subimages.shapes, 7, 2, 32), "cpu")
+    feed = ResidentFeed(subimages, PatchSampler(subimages.shapes, 7, 2, 32), "cpu")
 
     def poison(loss, norm):
         if trainer.step == 2:

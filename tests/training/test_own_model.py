@@ -8,7 +8,7 @@ import torch
 
 import train
 import training.fuse
-from tests.helpers import RECIPE, stored
+from tests.helpers import RECIPE, stored, write_table
 from training.recipe import load_recipe
 from utils.data.sample import ensure_sample
 from utils.errors import HarnessError
@@ -45,23 +45,24 @@ def test_toy_network_is_trained_measured_checked_and_packed(command, prepare, pa
     (tmp_path / "toy.toml").write_text(
         recipe.replace("steps = 6", "steps = 100").replace("muon_learning_rate = 1e-3", "muon_learning_rate = 0.0")
     )
-    train = ("train.py", tmp_path / "toy.toml", "--data", prepared, "--validation", pairs, "--run_dir", run)
+    train = ("train.py", tmp_path / "toy.toml", "--train_dir", prepared, "--validation_dir", pairs, "--run_dir", run)
     result = command(*train, "--device", "cpu", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert {path.name for path in run.glob("*.pth")} == {"team42_Toy.pth"}
 
-    what = ("--model_file", file, "--class", "Toy", "--args", "[8]", "--checkpoint", run / "team42_Toy.pth")
+    write_table(file, "Toy", arguments=[8], checkpoint="run/team42_Toy.pth")
+    what = ("--model_file", file)
     measure = ("--data_dir", pairs, "--device", "cpu", "--runs", 1, "--warmup", 0, "--repeats", 1)
     result = command("eval.py", *what, *measure, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     record = stored(tmp_path / "results")["Toy"]
     assert record["complexity"]["params"] == 224 + 584 + 432 * 8 + 48
-    assert record["audit"]["ran"] == "contestant"
+    assert record["environment"]["isolation"] in ("process", "sandbox")
     assert record["audit"]["findings"] == []
 
     result = command("-m", "utils.submission", "check", *what, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
-    result = command("-m", "utils.submission", "pack", *what, "--out", tmp_path / "toy.zip", cwd=tmp_path)
+    result = command("-m", "utils.submission", "pack", *what, "--out_file", tmp_path / "toy.zip", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     with zipfile.ZipFile(tmp_path / "toy.zip") as archive:
         assert {"models/team42_Toy.py", "model_zoo/team42_Toy.pth", "select_model.py"} <= set(archive.namelist())
@@ -131,7 +132,16 @@ def train_here(prepared, pairs, tmp_path, monkeypatch):
         recipe = RECIPE.replace("model = 7", f'model = {{ file = "{file}", class = "{name}" }}')
         recipe = recipe.replace('"collapsed"', '"plain"').replace("output_init = 0.02", "output_init = 0.0")
         (tmp_path / "own.toml").write_text(recipe.replace("float32", precision))
-        words = ("train.py", tmp_path / "own.toml", "--data", prepared, "--validation", pairs, "--device", "cpu")
+        words = (
+            "train.py",
+            tmp_path / "own.toml",
+            "--train_dir",
+            prepared,
+            "--validation_dir",
+            pairs,
+            "--device",
+            "cpu",
+        )
         monkeypatch.setattr(sys, "argv", [*map(str, words), "--run_dir", str(tmp_path / "run")])
         train.main()
 
@@ -187,7 +197,7 @@ def test_network_with_fuse_is_its_own_training_form(train_here, tmp_path, monkey
     average = torch.load(run / "team43_Rep_train.pth", weights_only=True)
     shrunk = average["norm.weight"] / (average["norm.running_var"] + 1e-5).sqrt()
     assert torch.allclose(plain["conv.weight"], average["conv.weight"] * shrunk.view(-1, 1, 1, 1), rtol=1e-5)
-    monkeypatch.setattr(sys, "argv", ["fuse", str(run / "state.pt"), "--out", str(tmp_path / "fused.pth")])
+    monkeypatch.setattr(sys, "argv", ["fuse", str(run / "state.pt"), "--out_file", str(tmp_path / "fused.pth")])
     training.fuse.main()
     assert torch.equal(torch.load(tmp_path / "fused.pth", weights_only=True)["conv.weight"], plain["conv.weight"])
 
@@ -195,6 +205,6 @@ def test_network_with_fuse_is_its_own_training_form(train_here, tmp_path, monkey
 def test_step_that_is_no_cuda_graph_is_named(tmp_path):
     (tmp_path / "r.toml").write_text(RECIPE.replace("cuda_graph = false", "cuda_graph = true"))
     error = RuntimeError("CUDA error: operation not permitted when stream is capturing")
-    reason = train.what_to_mend(error, "r.toml", load_recipe(tmp_path / "r.toml"))
+    reason = train.how_to_fix(error, "r.toml", load_recipe(tmp_path / "r.toml"))
     assert reason.startswith("r.toml: no CUDA graph of a step (RuntimeError: CUDA error: operation not")
     assert reason.endswith("; set cuda_graph = false")

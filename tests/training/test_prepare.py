@@ -127,7 +127,7 @@ def stuck(photographs, tmp_path):
     """A preparation whose processes wait for an image without end; gives it and them."""
     os.mkfifo(photographs / "0.jpg")  # which nobody ever writes into
     words = map(
-        str, ("-m", "training.prepare", "--hr", photographs, "--out", tmp_path / "out", "--workers", 2, *SMALL_CUT)
+        str, ("-m", "training.prepare", "--hr", photographs, "--out", tmp_path / "out", "--processes", 2, *SMALL_CUT)
     )
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     ours = psutil.Process(process.pid)
@@ -199,7 +199,7 @@ def two_folders(tmp_path, lr_folders):
         write_png(tmp_path / name / "0.png", hr)
         write_png(tmp_path / f"lr_{name}" / "0x4.png", bicubic_downscale(hr))
     words = ["--hr", tmp_path / "a", tmp_path / "b", "--lr", *(tmp_path / f"lr_{name}" for name in lr_folders)]
-    return [*words, "--out", tmp_path / "out", "--workers", 1, *SMALL_CUT]
+    return [*words, "--out", tmp_path / "out", "--processes", 1, *SMALL_CUT]
 
 
 def test_equal_names_in_two_folders_are_paired_folder_by_folder(command, tmp_path):
@@ -224,7 +224,7 @@ def test_second_process_in_one_folder_is_told_at_once(command, photographs, tmp_
         result = command("-m", "training.prepare", *words)
     assert result.returncode == 2
     assert "another process is at work there; wait for it, or choose another --out" in result.stderr
-    assert command("-m", "training.prepare", *words, "--workers", 1).returncode == 0
+    assert command("-m", "training.prepare", *words, "--processes", 1).returncode == 0
 
 
 def test_square_photograph_is_paired_as_it_is_shown(command, tmp_path):
@@ -234,7 +234,7 @@ def test_square_photograph_is_paired_as_it_is_shown(command, tmp_path):
     (tmp_path / "hr").mkdir()
     Image.fromarray(hr).save(tmp_path / "hr" / "a.jpg", quality=95, exif=exif)
     write_png(tmp_path / "lr" / "ax4.png", bicubic_downscale(hr))
-    words = ("--hr", tmp_path / "hr", "--lr", tmp_path / "lr", "--out", tmp_path / "out", "--workers", 1, *SMALL_CUT)
+    words = ("--hr", tmp_path / "hr", "--lr", tmp_path / "lr", "--out", tmp_path / "out", "--processes", 1, *SMALL_CUT)
     result = command("-m", "training.prepare", *words)
     assert result.returncode == 2
     assert "make it again from the HR image as it is shown, with EXIF's rotation" in result.stderr
@@ -291,7 +291,7 @@ def test_folders_inside_folders_are_read_and_what_is_passed_over_is_counted(comm
         shutil.copy(photographs / "0.png", tmp_path / "train" / folder / "0000001.png")
     (tmp_path / "train" / "readme.txt").write_text("two images")
     (tmp_path / "train" / ".DS_Store").touch()
-    words = ("--hr", tmp_path / "train", "--out", tmp_path / "out", "--workers", 1, *SMALL_CUT)
+    words = ("--hr", tmp_path / "train", "--out", tmp_path / "out", "--processes", 1, *SMALL_CUT)
     result = command("-m", "training.prepare", *words)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("2 images, ")

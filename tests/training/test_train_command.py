@@ -26,8 +26,8 @@ from utils.zoo.registry import find_entry, read_registry
 
 def train_command(recipe_path, prepared, run_dir, pairs, *arguments):
     return [
-        "train.py", recipe_path, "--data", prepared, "--run_dir", run_dir,
-        "--validation", pairs, "--device", "cpu", *arguments,
+        "train.py", recipe_path, "--train_dir", prepared, "--run_dir", run_dir,
+        "--validation_dir", pairs, "--device", "cpu", *arguments,
     ]  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_killed_at_any_moment_and_resumed_ends_with_the_same_bits(recipe_path, p
 def test_resumed_run_ends_with_the_same_bits(command, recipe_path, prepared, pairs, tmp_path):
     words = {name: train_command(recipe_path, prepared, tmp_path / name, pairs) for name in ("whole", "stopped")}
     assert command(*words["whole"]).returncode == 0
-    assert "stopped at step" in command(*words["stopped"], "--minutes", 0).stdout
+    assert "stopped at step" in command(*words["stopped"], "--time_limit", 0).stdout
     assert command(*words["stopped"], "--resume").returncode == 0
     expected, actual = (load_state_dict(tmp_path / name / "nanosr_train.pth") for name in words)
     assert all(torch.equal(actual[key], value) for key, value in expected.items())
@@ -71,7 +71,7 @@ def test_precision_is_the_devices_and_stays_that_of_the_run(
     words = train_command(recipe_path, prepared, tmp_path / "run", pairs)
     expected = "bfloat16" if has_it else "float32"
     monkeypatch.setattr("utils.measure.precision.has_bfloat16", lambda device: has_it)
-    assert f"precision: {expected};" in command(*words, "--minutes", 0).stdout
+    assert f"precision: {expected};" in command(*words, "--time_limit", 0).stdout
     monkeypatch.setattr("utils.measure.precision.has_bfloat16", lambda device: not has_it)  # as on another machine
     assert f"precision: {expected};" in command(*words, "--resume").stdout
     assert {row["precision"] for row in read_log(tmp_path / "run" / "log.csv")} == {expected}
@@ -82,7 +82,7 @@ def test_precision_that_is_asked_for_is_taken_and_its_cost_told(
     command, recipe_path, prepared, pairs, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("utils.measure.precision.convolution_cost", lambda device, precision: 6.5)
-    words = train_command(recipe_path, prepared, tmp_path / "run", pairs, "--minutes", 0)
+    words = train_command(recipe_path, prepared, tmp_path / "run", pairs, "--time_limit", 0)
     printed = command(*words, "--set", 'precision="bfloat16"').stdout
     assert "precision: bfloat16;" in printed
     assert "\nbfloat16: PyTorch emulates it on this processor" in printed
@@ -92,7 +92,7 @@ def test_precision_that_is_asked_for_is_taken_and_its_cost_told(
 def test_checkpoint_fuses_to_the_exported_average(command, recipe_path, prepared, pairs, tmp_path):
     run_dir = tmp_path / "run"
     assert command(*train_command(recipe_path, prepared, run_dir, pairs)).returncode == 0
-    assert command("-m", "training.fuse", run_dir / "state.pt", "--out", tmp_path / "fused.pth").returncode == 0
+    assert command("-m", "training.fuse", run_dir / "state.pt", "--out_file", tmp_path / "fused.pth").returncode == 0
     expected, actual = (load_state_dict(path) for path in (run_dir / "team07_NanoSR.pth", tmp_path / "fused.pth"))
     assert all(torch.equal(actual[key], value) for key, value in expected.items())
 
@@ -129,7 +129,7 @@ def test_dead_block_is_told_once(command, recipe_path, prepared, pairs, tmp_path
 
 
 def test_minutes_stop_at_a_checkpoint(command, recipe_path, prepared, pairs, tmp_path):
-    result = command(*train_command(recipe_path, prepared, tmp_path / "run", pairs, "--minutes", 0))
+    result = command(*train_command(recipe_path, prepared, tmp_path / "run", pairs, "--time_limit", 0))
     assert result.returncode == 0, result.stderr
     assert "stopped at step 1 of 6" in result.stdout
     result = command(*train_command(recipe_path, prepared, tmp_path / "run", pairs, "--resume"))
@@ -138,9 +138,9 @@ def test_minutes_stop_at_a_checkpoint(command, recipe_path, prepared, pairs, tmp
 
 @pytest.mark.parametrize("minutes", ["nan", "-1"])
 def test_minutes_that_would_never_pass_are_refused(command, recipe_path, minutes):
-    result = command("train.py", recipe_path, "--minutes", minutes)
+    result = command("train.py", recipe_path, "--time_limit", minutes)
     assert result.returncode == 2
-    assert f"--minutes: {minutes} is not a duration" in result.stderr
+    assert f"--time_limit: {minutes} is not a duration" in result.stderr
 
 
 def test_validation_image_that_cannot_be_read_is_named_before_the_first_step(
@@ -157,7 +157,7 @@ def test_validation_image_that_cannot_be_read_is_named_before_the_first_step(
 @both_kinds
 def test_a_run_is_not_overwritten_nor_its_recipe_changed(command, recipe_path, prepared, pairs, tmp_path):
     words = train_command(recipe_path, prepared, tmp_path / "run", pairs)
-    assert command(*words, "--minutes", 0).returncode == 0
+    assert command(*words, "--time_limit", 0).returncode == 0
     assert "go on with --resume" in command(*words).stderr
     recipe_path.write_text(recipe_path.read_text().replace("\nlearning_rate = 1e-3", "\nlearning_rate = 2e-3"))
     result = command(*words, "--resume")
@@ -182,7 +182,7 @@ def test_two_processes_follow_one_with_the_doubled_batch(recipe_path, prepared, 
 
 def test_full_disk_costs_one_line_and_keeps_the_old_checkpoint(command, recipe_path, prepared, pairs, tmp_path):
     words = train_command(recipe_path, prepared, tmp_path / "run", pairs)
-    assert command(*words, "--minutes", 0).returncode == 0
+    assert command(*words, "--time_limit", 0).returncode == 0
     before = (tmp_path / "run" / "state.pt").read_bytes()
     with files_of_at_most(10 * 2**20):  # the state needs 40
         result = command(*words, "--resume")
@@ -206,7 +206,7 @@ def files_of_at_most(size):
 def test_fuse_writes_the_fused_file_and_prints_the_difference(command, tmp_path):
     model = NanoSR_train()
     torch.save(model.state_dict(), tmp_path / "nanosr_train.pth")
-    result = command("-m", "training.fuse", tmp_path / "nanosr_train.pth", "--out", tmp_path / "zoo" / "fused.pth")
+    result = command("-m", "training.fuse", tmp_path / "nanosr_train.pth", "--out_file", tmp_path / "zoo" / "fused.pth")
     assert result.returncode == 0, result.stderr
     difference = float(result.stdout.split("difference ")[1].split()[0])
     assert 0 < difference < 1e-4
@@ -219,7 +219,7 @@ def test_fuse_writes_the_fused_file_and_prints_the_difference(command, tmp_path)
 @pytest.mark.parametrize("plain", [entry for entry in read_registry() if entry.training], ids=lambda entry: entry.name)
 def test_the_registrys_plain_weights_are_its_training_forms_fused(command, tmp_path, plain):
     trained = find_entry(plain.training, read_registry())
-    result = command("-m", "training.fuse", trained.checkpoint_path, "--out", tmp_path / "fused.pth")
+    result = command("-m", "training.fuse", trained.checkpoint_path, "--out_file", tmp_path / "fused.pth")
     assert result.returncode == 0, result.stderr
     assert float(result.stdout.split("difference ")[1].split()[0]) < 1e-5
     shipped = load_state_dict(plain.checkpoint_path)
@@ -229,7 +229,7 @@ def test_the_registrys_plain_weights_are_its_training_forms_fused(command, tmp_p
 
 def test_weights_of_an_unknown_name_need_their_models_id(command, tmp_path):
     torch.save(SPAN_train().state_dict(), tmp_path / "mine.pth")
-    words = ("-m", "training.fuse", tmp_path / "mine.pth", "--out", tmp_path / "fused.pth")
+    words = ("-m", "training.fuse", tmp_path / "mine.pth", "--out_file", tmp_path / "fused.pth")
     assert "say whose they are by --model_id" in command(*words).stderr
     assert command(*words, "--model_id", 126).returncode == 0
     assert "EFDN has no training form" in command(*words, "--model_id", 0).stderr
@@ -256,7 +256,7 @@ def test_loss_that_leaps_before_the_first_row_ends_the_training(command, recipe_
 
 def test_what_is_said_after_a_divergence_can_be_done(command, recipe_path, prepared, pairs, tmp_path, monkeypatch):
     words = train_command(recipe_path, prepared, tmp_path / "run", pairs)
-    assert command(*words, "--minutes", 0).returncode == 0
+    assert command(*words, "--time_limit", 0).returncode == 0
     with monkeypatch.context() as broken:
         broken.setattr("training.loop.check_finite", raise_floating_point_error)
         result = command(*words, "--resume")
@@ -274,7 +274,7 @@ def raise_floating_point_error(*_arguments):
 
 def test_resume_refuses_what_it_would_ignore_or_mix(command, recipe_path, prepared, prepare, pairs, tmp_path):
     words = train_command(recipe_path, prepared, tmp_path / "run", pairs)
-    assert "holds no checkpoint; a new run begins there" in command(*words, "--resume", "--minutes", 0).stderr
+    assert "holds no checkpoint; a new run begins there" in command(*words, "--resume", "--time_limit", 0).stderr
     result = command(*words, "--resume", "--init", tmp_path / "run" / "nanosr_train.pth")
     assert "--init" in result.stderr.splitlines()[-1]
     assert result.returncode == 2
@@ -290,7 +290,7 @@ def test_resume_refuses_what_it_would_ignore_or_mix(command, recipe_path, prepar
 def test_weights_as_state_and_an_edited_network_are_told(command, recipe_path, prepared, pairs, tmp_path):
     run = tmp_path / "run"
     words = train_command(recipe_path, prepared, run, pairs)
-    assert command(*words, "--minutes", 0).returncode == 0
+    assert command(*words, "--time_limit", 0).returncode == 0
     state = torch.load(run / "state.pt", weights_only=True)
     state["params"]["more"] = torch.ones(1)
     torch.save(state, run / "state.pt")
@@ -300,7 +300,7 @@ def test_weights_as_state_and_an_edited_network_are_told(command, recipe_path, p
     result = command(*words, "--resume")
     assert result.returncode == 2
     assert f"take them by --init {run / 'state.pt'} in another --run_dir" in result.stderr.splitlines()[-1]
-    words = train_command(recipe_path, prepared, tmp_path / "new", pairs, "--init", run / "state.pt", "--minutes", 0)
+    words = train_command(recipe_path, prepared, tmp_path / "new", pairs, "--init", run / "state.pt", "--time_limit", 0)
     assert command(*words).returncode == 0
 
 
@@ -324,14 +324,16 @@ def test_training_goes_on_for_more_steps(command, recipe_path, prepared, pairs, 
 
 def test_hr_images_alone_validate_a_training(command, recipe_path, prepared, pairs, tmp_path):
     shutil.rmtree(pairs / "LR")
-    result = command(*train_command(recipe_path, prepared, tmp_path / "run", pairs, "--minutes", 0))
+    result = command(*train_command(recipe_path, prepared, tmp_path / "run", pairs, "--time_limit", 0))
     assert result.returncode == 0, result.stderr
     assert "validation: LR images are made from the HR images" in result.stdout
 
 
 def test_option_that_a_command_does_not_have_is_not_advised(command, tmp_path):
     torch.save(NanoSR_train(), tmp_path / "whole.pth")
-    result = command("-m", "training.fuse", tmp_path / "whole.pth", "--model_id", 7, "--out", tmp_path / "fused.pth")
+    result = command(
+        "-m", "training.fuse", tmp_path / "whole.pth", "--model_id", 7, "--out_file", tmp_path / "fused.pth"
+    )
     assert result.returncode == 2
     assert "not plain tensors" in result.stderr
-    assert "--trust-checkpoint" not in result.stderr
+    assert "--trust_checkpoint" not in result.stderr

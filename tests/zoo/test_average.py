@@ -17,7 +17,7 @@ def test_the_command_writes_the_mean(command, tmp_path):
         save(tmp_path / f"{number}.pth", weight=torch.full((2, 3), value), steps=torch.tensor(number))
         for number, value in enumerate([1.0, 2.0, 6.0])
     ]
-    result = command("-m", "utils.zoo.average", *paths, "--out", tmp_path / "made" / "mean.pth")
+    result = command("-m", "utils.zoo.average", *paths, "--out_file", tmp_path / "made" / "mean.pth")
     assert result.returncode == 0, result.stderr
     mean = load_state_dict(tmp_path / "made" / "mean.pth")
     assert torch.equal(mean["weight"], torch.full((2, 3), 3.0))
@@ -40,7 +40,7 @@ def test_half_precision_is_summed_in_double(tmp_path):
 def test_networks_that_differ_are_named(command, tmp_path, other, reason):
     paths = [save(tmp_path / "a.pth", weight=torch.zeros(2, 3))]
     paths += [save(tmp_path / "b.pth", **other)] if other else []
-    result = command("-m", "utils.zoo.average", *paths, "--out", tmp_path / "mean.pth")
+    result = command("-m", "utils.zoo.average", *paths, "--out_file", tmp_path / "mean.pth")
     assert result.returncode == 2
     assert reason in result.stderr
     assert not (tmp_path / "mean.pth").exists()

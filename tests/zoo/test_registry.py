@@ -62,7 +62,7 @@ def test_every_entry_builds_and_names_an_existing_file():
                 raise
             continue
         assert not loaded.model.training
-        assert loaded.missing_weights or loaded.sha256 == entry.sha256, entry.name
+        assert loaded.weights.missing_weights or loaded.weights.sha256 == entry.sha256, entry.name
 
 
 def test_unknown_id_lists_the_known_ones():
@@ -73,8 +73,8 @@ def test_unknown_id_lists_the_known_ones():
 def test_missing_checkpoint_still_gives_a_network_and_says_why(tmp_path):
     (entry,) = read_registry(registry(tmp_path, ENTRY.format(id=1, checkpoint="nowhere.pth")))
     loaded = load_model(entry, "cpu")
-    assert "nowhere.pth: no checkpoint" in loaded.missing_weights
-    assert loaded.sha256 is None
+    assert "nowhere.pth: no checkpoint" in loaded.weights.missing_weights
+    assert loaded.weights.sha256 is None
     assert loaded.model(torch.rand(1, 3, 16, 16)).shape == (1, 3, 64, 64)
 
 
@@ -88,13 +88,13 @@ def test_weights_that_the_registry_does_not_know_have_no_provenance(tmp_path):
     entry = find_entry(0, read_registry())
     torch.manual_seed(1)
     torch.save(load_model(entry, "cpu").model.state_dict(), tmp_path / "own.pth")
-    assert "unknown" in load_model(with_checkpoint(entry, tmp_path / "own.pth"), "cpu").provenance
+    assert "unknown" in load_model(with_checkpoint(entry, tmp_path / "own.pth"), "cpu").weights.provenance
 
 
 @pytest.mark.parametrize(
     ("tables", "reason"),
     [
-        ([ENTRY.format(id=1, checkpoint="x").replace("data_range = 1.0\n", "")], "missing key data_range"),
+        ([ENTRY.format(id=1, checkpoint="x").replace('licence = "none"\n', "")], "missing key licence"),
         ([ENTRY.format(id=1, checkpoint="x") + "scale = 4\n"], "unknown key scale"),
         ([ENTRY.format(id=1, checkpoint="x"), ENTRY.format(id=1, checkpoint="y")], "id 1 is taken"),
         (["[[model]\n"], "not a readable registry"),

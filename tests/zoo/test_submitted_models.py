@@ -1,4 +1,4 @@
-"""Strangers' models by --model_file: what real submissions hold gives a row, or one clear line."""
+"""Submitted models by --model_file: what real submissions hold gives a row, or one clear line."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from tests.helpers import QUICK, model_words, network_weights, stored, write_model
+from tests.helpers import QUICK, model_words, network_weights, stored, write_model, write_table
+from utils.errors import HarnessError
+from utils.request import network_class
 from utils.zoo.registry import Origin, build_model, entry_from_file
 
 WEIGHTS = network_weights()
@@ -34,16 +36,8 @@ def test_usual_submissions_give_a_row(submit, tmp_path, kind):
 
 
 def test_arguments_and_state_key_and_range(submit, tmp_path):
-    result = submit(
-        "--args",
-        '{"channels": 4}',
-        "--state_key",
-        "net_g",
-        "--data_range",
-        255,
-        parameters=", channels=4",
-        weights={"net_g": WEIGHTS},
-    )
+    write_table(tmp_path / "team42_Net.py", arguments={"channels": 4}, state_key="net_g", data_range=255)
+    result = submit(parameters=", channels=4", weights={"net_g": WEIGHTS})
     assert result.returncode == 0, result.stderr
     assert stored(tmp_path / "results")["Net"]["model"]["data_range"] == 255
     assert (
@@ -75,11 +69,12 @@ MISSING = {"conv.weight": WEIGHTS["conv.weight"]}
 
 
 @pytest.mark.parametrize(("weights", "part"), [(EXTRA, "total_ops"), (MISSING, "conv.bias")], ids=["extra", "missing"])
-def test_keys_that_do_not_fit_are_named_or_passed_over_leniently(submit, weights, part):
+def test_keys_that_do_not_fit_are_named_or_passed_over_leniently(submit, tmp_path, weights, part):
     strict = submit(weights=weights)
     assert strict.returncode == 2
     assert part in strict.stderr.splitlines()[-1]
-    lenient = submit("--lenient", weights=weights)
+    write_table(tmp_path / "team42_Net.py", lenient=True)
+    lenient = submit(weights=weights)
     assert lenient.returncode == 0, lenient.stderr
     assert "Net: loaded leniently, 1 " in lenient.stdout
     assert part in lenient.stdout
@@ -152,14 +147,16 @@ def test_safetensors_are_loaded(submit, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["model_state_dict", "net_g", "ema", "generator"])
-def test_weights_under_another_key_are_found_by_the_option_that_the_error_names(submit, key):
+def test_weights_under_another_key_are_found_as_the_error_says(submit, tmp_path, key):
     weights = {"epoch": 3, key: WEIGHTS}
     last = submit(weights=weights).stderr.splitlines()[-1]
-    assert f"holds no state dict of tensors, but epoch, {key}; name the one to load by --state_key {key}" in last
-    assert submit("--state_key", key, weights=weights).returncode == 0
+    assert f'holds no state dict of tensors, but epoch, {key}; write state_key = "{key}" into its TOML file' in last
+    write_table(tmp_path / "team42_Net.py", state_key=key)
+    assert submit(weights=weights).returncode == 0
 
 
-def test_wrong_class_lists_those_of_the_file(submit):
+def test_wrong_class_lists_those_of_the_file(submit, tmp_path):
+    write_table(tmp_path / "team42_Net.py", "Net")
     result = submit(name="Network")
     assert result.returncode == 2
     assert "team42_Net.py: has no class Net; it has Network (" in result.stderr.splitlines()[-1]
@@ -213,25 +210,48 @@ def test_cuda_in_the_constructor_costs_one_line_without_a_gpu(submit):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "part"),
+    ("values", "part"),
     [
-        (("--args", "{"), "not JSON"),
-        (("--args", "3"), "neither a list"),
-        (("--args", '{"*": 3}'), "a list"),
-        (("--state_key", "ema"), "nothing under ema"),
+        ({"arguments": 3}, ", got int"),
+        ({"state_key": "ema"}, "nothing under ema"),
+        ({"class_": "Net"}, "unknown key class_"),
+        ({"data_range": -1}, "data_range: expected float > 0.0"),
     ],
 )
-def test_bad_arguments_are_named(submit, arguments, part):
-    result = submit(*arguments)
+def test_bad_values_of_the_toml_file_are_named(submit, tmp_path, values, part):
+    write_table(tmp_path / "team42_Net.py", **values)
+    result = submit()
     assert result.returncode == 2
     assert part in result.stderr.splitlines()[-1]
+
+
+CLASSES = {
+    "the only one": ("class A(nn.Module): pass", "A"),
+    "the one that no other uses": ("class A(nn.Module): pass\nclass B(nn.Module): part = A", "B"),
+    "the one that the file is called after": ("class X(nn.Module): pass\nclass Net(nn.Module): pass", "Net"),
+}
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_network_is_found_among_the_classes(tmp_path, kind):
+    source, expected = CLASSES[kind]
+    (tmp_path / "team42_Net.py").write_text(source)
+    assert network_class(tmp_path / "team42_Net.py") == expected
+
+
+def test_network_that_could_be_any_class_is_asked_for(tmp_path):
+    (tmp_path / "team42_Net.py").write_text("class A(nn.Module): pass\nclass B(nn.Module): pass")
+    with pytest.raises(
+        HarnessError, match=r"which class is the network\? It has A, B; write team42_Net\.toml beside it"
+    ):
+        network_class(tmp_path / "team42_Net.py")
 
 
 def test_row_of_a_trusted_model_says_what_the_counter_leaves_out(tmp_path, pairs, command, monkeypatch):
     """fvcore passes over convolutions of padding='same'; torch's dispatcher does not. Here all of them are such."""
     file, weights = write_model(tmp_path, constructor="self.conv = nn.Conv2d(3, 48, 3, padding='same')")
     entry = replace(entry_from_file(file, "Net", [], weights), origin=Origin.REGISTRY, id=4242)
-    monkeypatch.setattr("utils.arguments.read_registry", lambda: [entry])
+    monkeypatch.setattr("utils.measuring.read_registry", lambda: [entry])
     result = command("eval.py", *QUICK, "--data_dir", pairs, "--model_id", 4242, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert stored(tmp_path / "results")["Net"]["complexity"]["seen_macs"] == 3 * 48 * 9 * 256**2

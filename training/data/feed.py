@@ -3,14 +3,18 @@ of feeding, any number of workers and any restart give the same batches.
 """
 
 import warnings
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import psutil
 import torch
+from torch import Tensor
 
+from training.data.subimages import SubImages
 from utils.ahead import ahead
 from utils.errors import HarnessError
 from utils.measure.environment import memory_bytes, processors
@@ -18,10 +22,12 @@ from utils.protocol import SCALE
 
 RESIDENT_SHARE = 0.5  # of the free memory that the whole set may take
 THREADS = min(8, processors())  # that cut patches from memory maps
+Batch = tuple[Tensor, Tensor]  # LR and HR
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Draw:
+class Patches:
     """One batch's patches: sub-image numbers, LR corners [LR pixels], and the three flips that make 8 orientations."""
 
     index: np.ndarray
@@ -31,17 +37,24 @@ class Draw:
     flip_columns: np.ndarray
     transpose: np.ndarray  # after the flips
 
-    def of(self, numbers):
-        """The Draw of some of the patches."""
-        return Draw(*(values[numbers] for values in vars(self).values()))
+    def of(self, numbers: slice | np.ndarray) -> "Patches":
+        """Return some of the patches."""
+        return Patches(
+            self.index[numbers],
+            self.top[numbers],
+            self.left[numbers],
+            self.flip_rows[numbers],
+            self.flip_columns[numbers],
+            self.transpose[numbers],
+        )
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What every step trains on: `draw` gives this process's share of a step's batch.
+class PatchSampler:
+    """What every step trains on: `sample` gives this process's share of a step's batch.
 
     `shapes` N x 2: HR sizes of the sub-images; `batch` counts the patches of all `world` processes together;
-    `candidates` are drawn for each of them, one of which is kept.
+    `candidates` are sampled for each of them, one of which is kept.
     """
 
     shapes: np.ndarray
@@ -52,7 +65,7 @@ class Plan:
     rank: int = 0
     world: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.shapes.min() < self.hr_patch:
             raise HarnessError(
                 f"hr_patch {self.hr_patch}: the training set holds a sub-image of side {self.shapes.min()}; "
@@ -62,17 +75,17 @@ class Plan:
         if self.batch % self.world:
             raise HarnessError(f"batch {self.batch} cannot be shared by {self.world} processes; choose a multiple")
 
-    def draw(self, step, detail):
-        """Uniform over sub-images, over positions inside each, and over the 8 orientations.
+    def sample(self, step: int, detail: Callable[[Patches], np.ndarray]) -> Patches:
+        """Return this process's patches of a step: uniform over sub-images, positions inside each, and 8 orientations.
 
-        Among candidates, each is kept with a probability in proportion to `detail(Draw)`, an integer for each patch.
+        Among candidates, each is kept with a probability in proportion to `detail(Patches)`, an integer for each patch.
         """
         rng = np.random.Generator(np.random.Philox(key=[self.seed, step]))
         index = rng.integers(len(self.shapes), size=self.batch * self.candidates)
         room = (self.shapes[index] - self.hr_patch) // SCALE + 1
         top, left = (rng.random((len(index), 2)) * room).astype(np.int64).T
         flips = rng.integers(2, size=(3, len(index))).astype(bool)
-        drawn = Draw(index, top, left, *flips).of(slice(self.rank, None, self.world))
+        drawn = Patches(index, top, left, *flips).of(slice(self.rank, None, self.world))
         if self.candidates == 1:
             return drawn
         chance = rng.random(self.batch)[self.rank :: self.world]
@@ -81,21 +94,29 @@ class Plan:
         return drawn.of(kept * len(kept) + np.arange(len(kept)))
 
 
-def detail(images):
-    """Sum the absolute differences of neighbours in N x 3 x H x W int16 images, of NumPy or torch: N integers."""
+def detail(images: Tensor) -> Tensor:
+    """Sum the absolute differences of neighbours in N x 3 x H x W int16 images; return N integers."""
     down, right = images[:, :, 1:] - images[:, :, :-1], images[..., 1:] - images[..., :-1]
     return abs(down).sum((1, 2, 3)) + abs(right).sum((1, 2, 3))
+
+
+class Feed(Protocol):
+    """Gives the batches of steps."""
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Yield (LR B x 3 x p/4 x p/4, HR B x 3 x p x p) uint8, channels last in memory, for steps start … stop - 1."""
+        ...
 
 
 class ResidentFeed:
     """The whole set as uint8 in the memory of `device`; a batch is one gather there."""
 
-    def __init__(self, subimages, plan, device):
-        self.subimages, self.plan, self.device = subimages, plan, torch.device(device)
+    def __init__(self, subimages: SubImages, sampler: PatchSampler, device: torch.device | str):
+        self.subimages, self.sampler, self.device = subimages, sampler, torch.device(device)
         self.hr = self._load(subimages.hr)
         self.lr = self._load(subimages.lr)
 
-    def _load(self, shards):
+    def _load(self, shards: list[np.ndarray]) -> Tensor:
         flat = torch.empty((sum(map(len, shards)), 3), dtype=torch.uint8, device=self.device)
         start = 0
         for shard in shards:
@@ -103,37 +124,39 @@ class ResidentFeed:
             start += len(shard)
         return flat
 
-    def batches(self, start, stop):
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield (LR B x 3 x p/4 x p/4, HR B x 3 x p x p) uint8, channels last in memory, for steps start … stop - 1."""
         return loaded(self._batch, range(start, stop), self.device)
 
-    def _batch(self, step):
-        patches = self.plan.draw(step, lambda drawn: detail(self._gather(self.lr, drawn, SCALE).short()).cpu().numpy())
+    def _batch(self, step: int) -> Batch:
+        patches = self.sampler.sample(
+            step, lambda drawn: detail(self._gather(self.lr, drawn, SCALE).short()).cpu().numpy()
+        )
         return self._gather(self.lr, patches, SCALE), self._gather(self.hr, patches, 1)
 
-    def _gather(self, flat, patches, shrink):
-        return gather(flat, *corners(self.subimages, patches, shrink), patches, self.plan.hr_patch // shrink)
+    def _gather(self, flat: Tensor, patches: Patches, shrink: int) -> Tensor:
+        return gather(flat, *corners(self.subimages, patches, shrink), patches, self.sampler.hr_patch // shrink)
 
 
 class MappedFeed:
     """The set stays in its memory maps; threads copy the patches from there, pinned memory carries them to `device`.
 
-    Threads, not processes: there is no memory to be shared, of which containers often have little. They take Python's
-    lock a few times for a batch, not for a patch, or they would wait for each other all the time.
+    Threads, not processes: there is no memory to be shared, of which containers often have little. They take the GIL
+    a few times for a batch, not for a patch, or they would wait for each other all the time.
     """
 
-    def __init__(self, subimages, plan, device, workers):
-        self.subimages, self.plan, self.device, self.workers = subimages, plan, torch.device(device), workers
+    def __init__(self, subimages: SubImages, sampler: PatchSampler, device: torch.device | str, workers: int):
+        self.subimages, self.sampler, self.device, self.workers = subimages, sampler, torch.device(device), workers
         with warnings.catch_warnings(action="ignore"):  # of memory that cannot be written to, which nobody does
             self.hr, self.lr = ([torch.from_numpy(shard) for shard in kind] for kind in (subimages.hr, subimages.lr))
 
-    def batches(self, start, stop):
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the same batches as `ResidentFeed.batches`."""
         with self._pool() as pool:
             cuts = ahead(pool, self._cut, range(start, stop), 2 * self.workers)
             yield from loaded(self._load, cuts, self.device)
 
-    def _pool(self):
+    def _pool(self) -> AbstractContextManager[Executor | None]:
         if not self.workers:
             return nullcontext()
         # None of them has torch start threads of its own: there would be more than cores. This thread asks for its
@@ -141,16 +164,16 @@ class MappedFeed:
         torch.get_num_threads()
         return ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,))
 
-    def _cut(self, step):
-        """A step's patches, and their pixels as they lie in the sub-images: LR and HR, B x side x side x 3."""
-        patches = self.plan.draw(step, self._detail)
+    def _cut(self, step: int) -> tuple[Patches, Tensor, Tensor]:
+        """Return a step's patches, and their pixels as they lie in the sub-images: LR and HR, B x side x side x 3."""
+        patches = self.sampler.sample(step, self._detail)
         return patches, self._copy(patches, SCALE), self._copy(patches, 1)
 
-    def _detail(self, patches):
+    def _detail(self, patches: Patches) -> np.ndarray:
         return detail(self._copy(patches, SCALE).permute(0, 3, 1, 2).short()).numpy()  # the same in all orientations
 
-    def _copy(self, patches, shrink):
-        side = self.plan.hr_patch // shrink
+    def _copy(self, patches: Patches, shrink: int) -> Tensor:
+        side = self.sampler.hr_patch // shrink
         firsts, widths = corners(self.subimages, patches, shrink)
         shards = self.subimages.shards_of(patches.index)
         firsts -= self.subimages.shard_starts[shards] // shrink**2
@@ -162,16 +185,17 @@ class MappedFeed:
             copy = torch.empty((len(views), side, side, 3), dtype=torch.uint8, pin_memory=on_gpu)
         return torch.stack(views, out=copy)
 
-    def _load(self, cut):
+    def _load(self, cut: tuple[Patches, Tensor, Tensor]) -> Batch:
         patches, *pixels = cut
-        return tuple(self._turned(cut.to(self.device, non_blocking=True), patches) for cut in pixels)
+        lr, hr = (self._turned(values.to(self.device, non_blocking=True), patches) for values in pixels)
+        return lr, hr
 
-    def _turned(self, cut, patches):
+    def _turned(self, cut: Tensor, patches: Patches) -> Tensor:
         count, side = cut.shape[:2]
         return gather(cut.view(-1, 3), np.arange(count) * side**2, np.full(count, side), patches, side)
 
 
-def loaded(load, items, device):
+def loaded(load: Callable[[Item], Batch], items: Iterable[Item], device: torch.device) -> Iterator[Batch]:
     """Yield `load(item)`, a tuple of tensors on `device`; on a GPU while it works at what was yielded before."""
     if device.type != "cuda":
         yield from map(load, items)
@@ -188,8 +212,8 @@ def loaded(load, items, device):
         yield batch
 
 
-def corners(subimages, patches, shrink):
-    """The patches' upper left pixels, counted through all sub-images, and their sub-images' widths.
+def corners(subimages: SubImages, patches: Patches, shrink: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the patches' upper left pixels, counted through all sub-images, and their sub-images' widths.
 
     `shrink`: 1 for those of HR, SCALE for those of LR.
     """
@@ -198,7 +222,7 @@ def corners(subimages, patches, shrink):
     return subimages.starts[patches.index] // shrink**2 + inside, widths
 
 
-def gather(flat, first, width, patches, side):
+def gather(flat: Tensor, first: np.ndarray, width: np.ndarray, patches: Patches, side: int) -> Tensor:
     """Return patches in their orientation, B x 3 x side x side, channels last, from `flat` P x 3 on any device.
 
     `first` B, their upper left pixels; `width` B, pixels from one row to the next.
@@ -214,16 +238,18 @@ def gather(flat, first, width, patches, side):
     return flat.index_select(0, pixels.flatten()).view(*pixels.shape, -1).permute(0, 3, 1, 2)
 
 
-def make_feed(subimages, plan, device, workers, kind="auto"):
+def make_feed(
+    subimages: SubImages, sampler: PatchSampler, device: torch.device, workers: int, kind: str = "auto"
+) -> Feed:
     """Return the feed of `kind`, "resident" or "mapped"; "auto" keeps the set on the device if it fits there well."""
     if kind == "auto":
         kind = "resident" if subimages.nbytes <= RESIDENT_SHARE * _free_bytes(device) else "mapped"
     if kind == "resident":
-        return ResidentFeed(subimages, plan, device)
-    return MappedFeed(subimages, plan, device, workers)
+        return ResidentFeed(subimages, sampler, device)
+    return MappedFeed(subimages, sampler, device, workers)
 
 
-def _free_bytes(device):
+def _free_bytes(device: torch.device) -> int:
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return min(psutil.virtual_memory().available, memory_bytes())

@@ -1,7 +1,7 @@
 """Draw what photographs hold little of: text, lines, shapes and patterns: python -m training.data.graphics --out FOLDER
 
 A network that has seen photographs alone restores slides and signs badly, and answers noise by values far outside of
-[0, 1]. Some drawn images among the photographs mend both (docs/training.md).
+[0, 1]. Some drawn images among the photographs fix both (docs/training.md).
 """
 
 import argparse
@@ -14,10 +14,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from utils.data.images import write_png
 from utils.errors import exit_on_harness_error
-from utils.options import natural, positive
+from utils.options import natural, parse, positive
 from utils.progress import progress
 
 WIDTH, HEIGHT = 960, 720
+Rng = np.random.Generator
+Colour = tuple[int, int, int]
 OVERSAMPLING = 2  # drawn so much larger and shrunk: edges fall between pixels and are smooth, as a camera has them
 FONTS = [
     path
@@ -28,24 +30,25 @@ LETTERS = "eeeeettttaaaooooiiinnnsssrrrhhhllddccuummfppggwybvk"  # about as ofte
 TEXT_SIZES = 9, 64  # [pixels]
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="for graphics_NUMBER.png")
     parser.add_argument("--count", type=positive, default=40)
     parser.add_argument("--seed", type=natural, default=2026)
-    args = parser.parse_args()
+    args = parse(parser)
     for number in progress(range(args.count), unit="image"):
         write_png(args.out / f"graphics_{number:03}.png", draw(np.random.default_rng([args.seed, number])))
     print(f"{args.count} drawings in {args.out}")
 
 
-def draw(rng, width=WIDTH, height=HEIGHT):
+def draw(rng: Rng, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
     """Return a random drawing as height x width x 3 uint8: shapes on a plain or graded ground, and text over them."""
     ground, far = _colour(rng), _colour(rng)
     canvas = _graded(rng, ground, far if rng.random() < 0.5 else ground, width * OVERSAMPLING, height * OVERSAMPLING)
     pen = ImageDraw.Draw(canvas)
     for _ in range(rng.integers(4, 16)):
-        rng.choice([_outline, _polygon, _stripes, _checks, _curve])(rng, pen, *canvas.size)
+        shapes = [_outline, _polygon, _stripes, _checks, _curve]
+        shapes[rng.choice(len(shapes))](rng, pen, *canvas.size)
     for _ in range(rng.integers(6, 18)):
         _text(rng, pen, *canvas.size)
     if rng.random() < 0.3:
@@ -54,44 +57,45 @@ def draw(rng, width=WIDTH, height=HEIGHT):
     return np.asarray(canvas.resize((width, height), kernel))
 
 
-def _colour(rng):
-    """Black or white as often as not, else anything."""
+def _colour(rng: Rng) -> Colour:
+    """Return black or white as often as not, else anything."""
     kind = rng.random()
     if kind < 0.5:
         return (0, 0, 0) if kind < 0.3 else (255, 255, 255)
-    return tuple(int(level) for level in (rng.choice([0, 255], 3) if kind < 0.6 else rng.integers(0, 256, 3)))
+    red, green, blue = rng.choice([0, 255], 3) if kind < 0.6 else rng.integers(0, 256, 3)
+    return int(red), int(green), int(blue)
 
 
-def _graded(rng, start, end, width, height):
-    """An image that goes evenly from one colour to another in some direction."""
+def _graded(rng: Rng, start: Colour, end: Colour, width: int, height: int) -> Image.Image:
+    """Return an image that goes evenly from one colour to another in some direction."""
     angle = rng.uniform(0, 2 * math.pi)
     rows, columns = np.arange(height) / height, np.arange(width) / width
     along = math.cos(angle) * columns + math.sin(angle) * rows[:, None]
     along = (along - along.min()) / np.ptp(along)
-    start, end = np.array(start, np.float32), np.array(end, np.float32)
-    return Image.fromarray((start + (end - start) * along[..., None].astype(np.float32)).astype(np.uint8))
+    first, last = np.array(start, np.float32), np.array(end, np.float32)
+    return Image.fromarray((first + (last - first) * along[..., None].astype(np.float32)).astype(np.uint8))
 
 
-def _box(rng, width, height):
-    """Left, top, width and height of a part of the canvas; it may reach over its edges."""
+def _box(rng: Rng, width: int, height: int) -> tuple[int, int, int, int]:
+    """Return left, top, width and height of a part of the canvas; it may reach over its edges."""
     left, top = rng.integers(-width // 8, width), rng.integers(-height // 8, height)
     return int(left), int(top), int(rng.integers(20, width // 2)), int(rng.integers(20, height // 2))
 
 
-def _outline(rng, pen, *canvas):
+def _outline(rng: Rng, pen: ImageDraw.ImageDraw, *canvas: int) -> None:
     left, top, width, height = _box(rng, *canvas)
     shape = pen.rectangle if rng.random() < 0.5 else pen.ellipse
     fill = _colour(rng) if rng.random() < 0.6 else None
     shape((left, top, left + width, top + height), fill, _colour(rng), int(rng.integers(1, 9)))
 
 
-def _polygon(rng, pen, *canvas):
+def _polygon(rng: Rng, pen: ImageDraw.ImageDraw, *canvas: int) -> None:
     left, top, width, height = _box(rng, *canvas)
     corners = rng.random((rng.integers(3, 7), 2)) * (width, height) + (left, top)
     pen.polygon([tuple(corner) for corner in corners], _colour(rng), _colour(rng))
 
 
-def _stripes(rng, pen, *canvas):
+def _stripes(rng: Rng, pen: ImageDraw.ImageDraw, *canvas: int) -> None:
     """Parallel lines, as far apart as they are wide."""
     left, top, width, height = _box(rng, *canvas)
     count, angle, colour = int(rng.integers(3, 25)), rng.uniform(0, math.pi), _colour(rng)
@@ -102,7 +106,7 @@ def _stripes(rng, pen, *canvas):
         pen.line([tuple(start), tuple(start + along)], colour, step)
 
 
-def _checks(rng, pen, *canvas):
+def _checks(rng: Rng, pen: ImageDraw.ImageDraw, *canvas: int) -> None:
     left, top, width, height = _box(rng, *canvas)
     side, colour = int(rng.integers(3, 30)) * OVERSAMPLING, _colour(rng)
     for row in range(min(20, height // side)):
@@ -111,15 +115,15 @@ def _checks(rng, pen, *canvas):
             pen.rectangle((x, y, x + side - 1, y + side - 1), colour)
 
 
-def _curve(rng, pen, *canvas):
+def _curve(rng: Rng, pen: ImageDraw.ImageDraw, *canvas: int) -> None:
     left, top, width, height = _box(rng, *canvas)
     middle = np.array([left + width / 2, top + height / 2])
     points = middle + np.cumsum(rng.normal(0, 40 * OVERSAMPLING, (12, 2)), axis=0)
     pen.line([tuple(point) for point in points], _colour(rng), int(rng.integers(1, 9)), joint="curve")
 
 
-def _text(rng, pen, width, height):
-    """Some lines of words, half of them on a ground of the opposite colour."""
+def _text(rng: Rng, pen: ImageDraw.ImageDraw, width: int, height: int) -> None:
+    """Draw some lines of words, half of them on a ground of the opposite colour."""
     smallest, largest = TEXT_SIZES
     size = int(math.exp(rng.uniform(math.log(smallest), math.log(largest))) * OVERSAMPLING)
     font = ImageFont.truetype(FONTS[rng.integers(len(FONTS))], size)
@@ -134,8 +138,8 @@ def _text(rng, pen, width, height):
     pen.multiline_text(at, text, colour, font)
 
 
-def _word(rng):
-    """Letters that spell nothing, or a number."""
+def _word(rng: Rng) -> str:
+    """Return letters that spell nothing, or a number."""
     kind = rng.random()
     if kind < 0.1:
         return str(rng.integers(10 ** rng.integers(1, 6)))

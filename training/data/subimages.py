@@ -7,7 +7,9 @@ HR one's pixel offset. The JSON file is written last: a shard that has one is co
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,12 +27,13 @@ class SubImages:
     shards; `hr` and `lr`, one P x 3 uint8 memory map per shard.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path | str):
         """Raises HarnessError if the folder is not a finished, complete output of `training.prepare`."""
         self.folder = Path(folder)
         self.shards = read_index(self.folder)["shards"]
-        shapes = []
-        self.hr, self.lr = [], []
+        shapes: list[tuple[int, int]] = []
+        self.hr: list[np.ndarray] = []
+        self.lr: list[np.ndarray] = []
         for shard in self.shards:
             info = json.loads((self.folder / f"{shard['name']}.json").read_text(encoding="utf-8"))
             shapes += info["shapes"]
@@ -38,11 +41,11 @@ class SubImages:
             self.hr.append(self._map(f"{shard['name']}.hr", pixels))
             self.lr.append(self._map(f"{shard['name']}.lr", pixels // SCALE**2))
         self.shapes = np.array(shapes, np.int64)
-        pixels = self.shapes.prod(axis=1)
-        self.starts = np.cumsum(pixels) - pixels
+        sizes = self.shapes.prod(axis=1)
+        self.starts = np.cumsum(sizes) - sizes
         self.shard_starts = np.cumsum([0] + [len(hr) for hr in self.hr])
 
-    def _map(self, name, pixels):
+    def _map(self, name: str, pixels: int) -> np.ndarray:
         path = self.folder / name
         try:
             values = np.memmap(path, np.uint8, mode="r")
@@ -52,24 +55,24 @@ class SubImages:
             raise HarnessError(f"{path}: holds {values.size} bytes, expected {3 * pixels}; run training.prepare again")
         return values.reshape(pixels, 3)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.shapes)
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the whole set, by those of its shards."""
+        """The hex digest of the whole set, by those of its shards."""
         return hashlib.sha256(json.dumps([shard["sha256"] for shard in self.shards]).encode()).hexdigest()
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes of all HR and LR sub-images."""
         return sum(array.nbytes for array in self.hr + self.lr)
 
-    def shards_of(self, index):
+    def shards_of(self, index: Any) -> Any:
         """Return the numbers of the shards that hold sub-images `index`, one or an array."""
         return np.searchsorted(self.shard_starts, self.starts[index], side="right") - 1
 
-    def pair(self, index):
+    def pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return sub-image `index` as (LR h x w x 3, HR 4h x 4w x 3), uint8 views of the memory maps."""
         height, width = self.shapes[index]
         shard = self.shards_of(index)
@@ -79,7 +82,13 @@ class SubImages:
         return lr.reshape(height // SCALE, width // SCALE, 3), hr
 
 
-def write_shard(stem, made_from, pairs, skipped=(), contents=None):
+def write_shard(
+    stem: Path,
+    made_from: dict[str, Any],
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]],
+    skipped: Sequence[str] = (),
+    contents: str | None = None,
+) -> dict[str, Any]:
     """Write a shard, `stem` with .hr, .lr and .json, unless it is there; return what its JSON file says.
 
     `made_from`: JSON values by name, what the shard is made of and how. `contents`: a digest of what its sources hold;
@@ -101,8 +110,8 @@ def write_shard(stem, made_from, pairs, skipped=(), contents=None):
         stem.parent.mkdir(parents=True, exist_ok=True)
         with open(partial["hr"], "wb") as hr_file, open(partial["lr"], "wb") as lr_file:
             for lr, hr in pairs:
-                lr_file.write(np.ascontiguousarray(lr))
-                hr_file.write(np.ascontiguousarray(hr))
+                lr_file.write(np.ascontiguousarray(lr).data)
+                hr_file.write(np.ascontiguousarray(hr).data)
                 shapes.append(hr.shape[:2])
         info = {
             "name": stem.name,
@@ -119,7 +128,7 @@ def write_shard(stem, made_from, pairs, skipped=(), contents=None):
     return info
 
 
-def write_index(folder, values, shards):
+def write_index(folder: Path, values: dict[str, Any], shards: list[dict[str, Any]]) -> dict[str, Any]:
     """Write a folder's index, `values` by name, over its shards as `write_shard` gave them, check it, and return it."""
     entries = [{key: shard[key] for key in ("name", "sha256")} for shard in shards]
     index = {"format": FORMAT, **values, "shards": entries}
@@ -128,7 +137,7 @@ def write_index(folder, values, shards):
     return index
 
 
-def read_index(folder):
+def read_index(folder: Path) -> dict[str, Any]:
     """Return the index of a prepared folder. Raises HarnessError if there is none or it is of another format."""
     path = Path(folder) / "index.json"
     try:
@@ -140,7 +149,7 @@ def read_index(folder):
     return index
 
 
-def verify(folder):
+def verify(folder: Path) -> None:
     """Check every shard against its recorded sha256. Raises HarnessError naming the first that differs."""
     folder = Path(folder)
     for shard in read_index(folder)["shards"]:

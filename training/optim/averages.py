@@ -7,6 +7,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+Tensors = list[Tensor] | tuple[Tensor, ...]
+
 
 def running_average(model: nn.Module, share: Callable[[], float]) -> AveragedModel:
     """Return a model that follows another's weights, and its statistics, such as a BatchNorm's, with them.
@@ -15,7 +17,7 @@ def running_average(model: nn.Module, share: Callable[[], float]) -> AveragedMod
     over.
     """
 
-    def follow(ours: list[Tensor], theirs: list[Tensor], _count: Tensor | int) -> None:
+    def follow(ours: Tensors, theirs: Tensors, _count: Tensor | int) -> None:
         if ours[0].is_floating_point():  # they come grouped by dtype
             torch._foreach_lerp_(ours, theirs, share())
         else:

@@ -1,16 +1,19 @@
 """Losses between images in [0, 1], B x 3 x H x W float32, by the names that recipes have for them."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
-def charbonnier_loss(sr, hr, epsilon=1e-3):
-    """Mean of sqrt((sr - hr)^2 + epsilon^2): L1 that is smooth where images nearly agree (Lai et al., CVPR 2017)."""
+def charbonnier_loss(sr: Tensor, hr: Tensor, epsilon: float = 1e-3) -> Tensor:
+    """Return the mean of sqrt((sr - hr)^2 + epsilon^2): L1 that is smooth near 0 (Lai et al., CVPR 2017)."""
     return ((sr - hr).square() + epsilon**2).sqrt().mean()
 
 
-def l1_frequency_loss(sr, hr, weight=0.1):
-    """L1 of images plus `weight` times that of the real and imaginary parts of their unitary 2-D Fourier transforms.
+def l1_frequency_loss(sr: Tensor, hr: Tensor, weight: float = 0.1) -> Tensor:
+    """Return L1 of images plus `weight` times that of their unitary 2-D Fourier transforms, real and imaginary.
 
     Such a term, with a weight of its own: Cho et al., ICCV 2021.
     """
@@ -18,4 +21,9 @@ def l1_frequency_loss(sr, hr, weight=0.1):
     return F.l1_loss(sr, hr) + weight * difference.abs().mean()
 
 
-LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "charbonnier": charbonnier_loss, "l1+frequency": l1_frequency_loss}
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": F.l1_loss,
+    "l2": F.mse_loss,
+    "charbonnier": charbonnier_loss,
+    "l1+frequency": l1_frequency_loss,
+}

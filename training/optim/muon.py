@@ -8,16 +8,17 @@ orthogonalized in one product.
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz step, from the first source
 STEPS = 5
 ADAMW_RMS = 0.2  # root mean square of an AdamW update at learning rate 1, from the second source
 
 
-def orthogonalize(stacks, scales):
+def orthogonalize(stacks: list[Tensor], scales: list[Tensor | float]) -> list[Tensor]:
     """Return for each N x R x C stack of matrices one with their singular vectors and singular values about its scale.
 
     They are 0.7 to 1.2 times that. Each step multiplies x by a polynomial of x x'. All of these are polynomials of the
@@ -31,7 +32,7 @@ def orthogonalize(stacks, scales):
     by_side = defaultdict(list)
     for number, gram in enumerate(grams):
         by_side[gram.shape[1]].append(number)
-    results = [None] * len(stacks)
+    results = list(stacks)
     for numbers in by_side.values():
         products = polynomials(torch.cat([grams[number] / squares[number] for number in numbers]))
         for number, product in zip(numbers, products.split([len(grams[number]) for number in numbers]), strict=True):
@@ -40,20 +41,21 @@ def orthogonalize(stacks, scales):
     return results
 
 
-def polynomials(gram):
+def polynomials(gram: Tensor) -> Tensor:
     """Return what multiplies x after all steps, from x x' of a normalized x."""
     a, b, c = QUINTIC
-    product = None
+    product: Tensor | None = None
     for step in range(STEPS):
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         polynomial.diagonal(dim1=1, dim2=2).add_(a)
         product = polynomial if product is None else polynomial @ product
         if step + 1 < STEPS:
             gram = polynomial @ gram @ polynomial
+    assert product is not None
     return product
 
 
-def lain_as(tensor, weight):
+def lain_as(tensor: Tensor, weight: Tensor) -> Tensor:
     """Return a tensor in a weight's memory layout: itself, if it is. The stride of a side of 1 says nothing."""
     strides = zip(weight.shape, tensor.stride(), weight.stride(), strict=True)
     if all(side == 1 or given == wanted for side, given, wanted in strides):
@@ -61,7 +63,7 @@ def lain_as(tensor, weight):
     return torch.empty_like(weight).copy_(tensor)
 
 
-def matrix(weight):
+def matrix(weight: Tensor) -> Tensor:
     """View a weight as c_out x the rest, in the order that it has in memory, contiguous or channels-last.
 
     Which column is which does not matter here. Raises RuntimeError for any other order.
@@ -75,14 +77,20 @@ class Muon(torch.optim.Optimizer):
     `lr` may be a tensor. An update's root mean square is that of an AdamW update with the same learning rate.
     """
 
-    def __init__(self, parameters, lr, weight_decay=0.0, momentum=0.95):
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: Tensor | float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+    ):
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:  # type: ignore[override]
         """Update all weights from their gradients."""
         for group in self.param_groups:
-            by_shape = defaultdict(list)
+            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for weight in group["params"]:
                 if weight.grad is not None:
                     by_shape[weight.shape].append(weight)
@@ -94,18 +102,18 @@ class Muon(torch.optim.Optimizer):
                     torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_sub_(weights, updates.unbind())
 
-    def _directions(self, weights, share):
+    def _directions(self, weights: list[Tensor], share: float) -> Tensor:
         """Move the momenta of weights of one shape; return Nesterov's directions as a stack of matrices."""
         for weight in weights:
             momentum = self.state[weight].get("momentum")
             self.state[weight]["momentum"] = torch.zeros_like(weight) if momentum is None else lain_as(momentum, weight)
         momenta = [matrix(self.state[weight]["momentum"]) for weight in weights]
-        gradients = [matrix(lain_as(weight.grad, weight)) for weight in weights]
+        gradients = [matrix(lain_as(weight.grad, weight)) for weight in weights if weight.grad is not None]
         torch._foreach_lerp_(momenta, gradients, 1 - share)
         return torch.stack(torch._foreach_lerp(gradients, momenta, share))
 
 
-def hidden_weights(model):
+def hidden_weights(model: nn.Module) -> list[nn.Parameter]:
     """Return the convolution kernels between hidden features: what Muon is made for.
 
     Left out are the parts of the network that touch the image, those of its direct children that hold its first and its

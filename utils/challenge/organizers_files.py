@@ -1,13 +1,17 @@
 """The files that the organizers' own `test_demo.py` leaves: results.json, results.txt and the lines of its log."""
 
+from pathlib import Path
+from typing import Any
+
 from utils.errors import HarnessError
+from utils.evaluate.evaluation import ImageResult
 from utils.files import locked, read_json, write_json, write_text
-from utils.results.record import mean
+from utils.record import Counts, mean
 
 PREFIXES = {"valid": "Val", "test": "Test"}
 
 
-def image_line(result):
+def image_line(result: ImageResult) -> str:
     """Return a log line such as `0801.png - PSNR: 29.35 dB; SSIM: 0.8465.`; a quality value may be missing."""
     figures = []
     if result.psnr is not None:
@@ -17,12 +21,12 @@ def image_line(result):
     return f"{result.name} - {'; '.join(figures) or 'restored'}."
 
 
-def split_results(split, images, memory_mib, with_ssim):
+def split_results(split: str, images: list[ImageResult], memory_mib: float | None, with_ssim: bool) -> dict[str, Any]:
     """Return one split's part of a model's object in results.json: `valid_runtime` [ms], `valid_memory` [MiB], …
 
     Without HR images the quality lists hold nulls and their averages are null.
     """
-    values = {
+    values: dict[str, Any] = {
         "runtime": [image.runtime_ms for image in images],
         "ave_runtime": mean(image.runtime_ms for image in images),
         "memory": memory_mib,
@@ -34,7 +38,7 @@ def split_results(split, images, memory_mib, with_ssim):
     return {f"{split}_{key}": value for key, value in values.items()}
 
 
-def complexity_results(complexity):
+def complexity_results(complexity: Counts) -> dict[str, Any]:
     """Return the static part of a model's object: activations [M], convolutions, FLOPs [G], parameters [M]."""
     return {
         "activations": complexity.activations / 1e6,
@@ -44,7 +48,7 @@ def complexity_results(complexity):
     }
 
 
-def read_challenge_results(path):
+def read_challenge_results(path: Path) -> dict[str, Any]:
     """Return {full name: object} of a results.json, none if there is no file. Raises HarnessError for another file."""
     models = read_json(path) or {}
     if not all(isinstance(values, dict) and "flops" in values for values in models.values()):
@@ -52,7 +56,7 @@ def read_challenge_results(path):
     return models
 
 
-def merge_results(path, full_name, values):
+def merge_results(path: Path, full_name: str, values: dict[str, Any]) -> dict[str, Any]:
     """Add a model's object to results.json, keeping the others, and return all of them."""
     with locked(path):
         models = read_challenge_results(path)
@@ -61,11 +65,12 @@ def merge_results(path, full_name, values):
     return models
 
 
-def write_results_txt(path, models, include_test):
+def write_results_txt(path: Path, models: dict[str, Any], include_test: bool) -> None:
     """Write the organizers' tab-separated table of all models in results.json that hold the splits it shows."""
     splits = ["valid", "test"] if include_test else ["valid"]
     header = ["Model", *(f"{PREFIXES[split]} PSNR" for split in splits)]
-    header += [f"{PREFIXES[split]} Time [ms]" for split in splits] + ["Ave Time [ms]"] * include_test
+    header += [f"{PREFIXES[split]} Time [ms]" for split in splits]
+    header += ["Ave Time [ms]"] if include_test else []
     header += ["Params [M]", "FLOPs [G]", "Acts [M]", "Mem [M]", "Conv"]
     lines = ["\t".join(header)]
     for name, values in models.items():
@@ -74,7 +79,7 @@ def write_results_txt(path, models, include_test):
     write_text(path, "\n".join(lines) + "\n")
 
 
-def _row(name, values, splits):
+def _row(name: str, values: dict[str, Any], splits: list[str]) -> list[str]:
     times = [values[f"{split}_ave_runtime"] for split in splits]
     if len(splits) > 1:
         times.append(mean(times))
@@ -91,5 +96,5 @@ def _row(name, values, splits):
     ]
 
 
-def _decimals(value, count):
+def _decimals(value: float | None, count: int) -> str:
     return "-" if value is None else f"{value:.{count}f}"

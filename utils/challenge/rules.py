@@ -72,7 +72,7 @@ class Score:
     passed: bool
 
 
-def get_edition(year):
+def get_edition(year: int) -> Edition:
     """Return the rules of a year. Raises HarnessError for an unknown one."""
     if year not in EDITIONS:
         raise HarnessError(f"--edition {year}: unknown; known are {', '.join(map(str, EDITIONS))}")
@@ -95,7 +95,8 @@ def score(figures: Figures, baseline: Figures, edition: Edition, estimate: bool 
         figures.flops_g / baseline.flops_g,
         figures.params_m / baseline.params_m,
     )
-    scores = tuple(math.exp(2 * ratio) for ratio in ratios)
+    runtime, flops, params = (math.exp(2 * ratio) for ratio in ratios)
+    scores = runtime, flops, params
     final = sum(weight * value for weight, value in zip(edition.weights, scores, strict=True))
     if estimate:
         margin = {
@@ -111,14 +112,14 @@ def score(figures: Figures, baseline: Figures, edition: Edition, estimate: bool 
     return Score(ratios, scores, final, margin, passed)
 
 
-def rank(scores, track=None):
+def rank(scores: dict[str, Score], track: str | None = None) -> list[str]:
     """Return names in order, best first: those that pass by final score, or by one of `SUB_TRACKS`; then the others.
 
     `scores` maps names to Score.
     """
     place = SUB_TRACKS.index(track) if track else None
 
-    def key(name):
+    def key(name: str) -> tuple[bool, float]:
         value = scores[name].final if place is None else scores[name].scores[place]
         return not scores[name].passed, value
 

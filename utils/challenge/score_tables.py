@@ -2,13 +2,14 @@
 
 import csv
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.challenge.rules import SUB_TRACKS, Edition, Figures, Score, allowed_distance, rank, score
 from utils.data.datasets import is_challenge
 from utils.errors import HarnessError
-from utils.results.record import mean, protocol_runtime_ms
+from utils.record import Record
 
 HEADER = ("Place", "Model", "PSNR", "Runtime", "FLOPs", "Params", "S runtime", "S FLOPs", "S params", "Score")
 
@@ -18,7 +19,7 @@ class Scoring:
     """Scores by model name, and what they rest on.
 
     `estimate` is None on the challenge's images; elsewhere it names the images, by the distances on which PSNR is
-    judged. `published_weights` says whether the baseline has those to which its published PSNR belongs.
+    scored. `published_weights` says whether the baseline has those to which its published PSNR belongs.
     """
 
     scores: dict[str, Score]
@@ -27,18 +28,18 @@ class Scoring:
     published_weights: bool = True
 
 
-def figures_from_record(record):
+def figures_from_record(record: Record) -> Figures:
     """Return a complete record's Figures; without weights or HR images its PSNR is -inf."""
-    psnr = mean(record["images"]["psnr"])
+    psnr = record.psnr_db
     return Figures(
-        protocol_runtime_ms(record),
-        record["complexity"]["flops"] / 1e9,
-        record["complexity"]["params"] / 1e6,
-        {record["dataset"]["split"]: -math.inf if psnr is None else psnr},
+        record.runtime_ms or 0.0,
+        record.counts.flops / 1e9,
+        record.counts.params / 1e6,
+        {record.dataset.split: -math.inf if psnr is None else psnr},
     )
 
 
-def score_records(records: list[dict], edition: Edition) -> Scoring:
+def score_records(records: list[Record], edition: Edition) -> Scoring:
     """Score records measured in one run, the edition's baseline, which is the registry's, among them.
 
     The records have distinct names. Without quality (no weights, no HR images) a model is scored but counts as not
@@ -51,34 +52,29 @@ def score_records(records: list[dict], edition: Edition) -> Scoring:
     for record in records:
         if _circumstances(record) != _circumstances(reference):
             raise HarnessError(
-                f"{record['model']['name']}: measured on another machine or data than {edition.baseline}; measure both "
-                "again"
+                f"{record.model.name}: measured on another machine or data than {edition.baseline}; measure both again"
             )
-    baseline, data = figures_from_record(reference), reference["dataset"]
-    estimate = None if is_challenge(data["label"], data["split"]) else data["label"]
+    baseline, data = figures_from_record(reference), reference.dataset
+    estimate = None if is_challenge(data.label, data.split) else data.label
     scores = {
-        record["model"]["name"]: score(figures_from_record(record), baseline, edition, estimate is not None)
+        record.model.name: score(figures_from_record(record), baseline, edition, estimate is not None)
         for record in records
     }
-    return Scoring(scores, edition, estimate, reference["model"]["sha256"] == edition.baseline_sha256)
+    return Scoring(scores, edition, estimate, reference.model.sha256 == edition.baseline_sha256)
 
 
-def _baseline_of(records, edition):
-    """The record of the edition's baseline, by its id in the registry; with the published weights if there is one."""
-    own = [
-        record
-        for record in records
-        if record["model"]["origin"] == "registry" and record["model"]["id"] == edition.baseline_id
-    ]
-    published = [record for record in own if record["model"]["sha256"] == edition.baseline_sha256]
+def _baseline_of(records: list[Record], edition: Edition) -> Record | None:
+    """Return the record of the edition's baseline, by its id; with the published weights if there is one."""
+    registered = [record for record in records if record.model.origin == "registry"]
+    own = [record for record in registered if record.model.id == edition.baseline_id]
+    published = [record for record in own if record.model.sha256 == edition.baseline_sha256]
     return next(iter([*published, *own]), None)
 
 
-def _circumstances(record):
-    environment = record["environment"]
-    machine = tuple(environment[key] for key in ("device", "gpu", "cpu", "threads"))
-    data = record["dataset"]["label"], record["dataset"]["sha256"]
-    return machine, data, environment["libraries"]["torch"]
+def _circumstances(record: Record) -> tuple[object, ...]:
+    environment, data = record.environment, record.dataset
+    machine = environment.device, environment.gpu, environment.cpu, environment.threads
+    return *machine, data.label, data.sha256, environment.libraries["torch"]
 
 
 def read_published(path: str | Path, computed: bool = False) -> dict[str, Figures]:
@@ -115,19 +111,19 @@ def score_rows(scoring: Scoring) -> list[list[str]]:
     return rows
 
 
-def _score(value):
+def _score(value: float) -> str:
     return f"{value:.4f}" if value < 1e5 else f"{value:.4e}"  # the exponential of a slow model's ratio has many digits
 
 
-def _psnr(split, margin, scoring):
-    """The distance to the threshold, or, where that does not hold, to the baseline."""
+def _psnr(split: str, margin: float, scoring: Scoring) -> str:
+    """Return the distance to the threshold, or, where that does not hold, to the baseline."""
     if margin == -math.inf:
         return f"{split} none"
     distance = margin + (allowed_distance(scoring.edition, split) if scoring.estimate else 0)
     return f"{split} {distance:+.4f} dB"
 
 
-def _psnr_notes(scoring):
+def _psnr_notes(scoring: Scoring) -> Iterator[str]:
     edition = scoring.edition
     if scoring.estimate is None:
         yield "PSNR: above (+) or below (-) the threshold; a model below it, or without quality, has no place."

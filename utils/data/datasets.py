@@ -50,11 +50,17 @@ class Pair:
     @property
     def place(self) -> Path:
         """The file to name in a message about the LR image."""
-        return self.lr or self.hr
+        return self.lr or self.hr_path
+
+    @property
+    def hr_path(self) -> Path:
+        """The HR file of a pair that has one."""
+        assert self.hr is not None, f"{self.name} has no HR image"
+        return self.hr
 
     def read_lr(self) -> np.ndarray:
         """Read the LR image as H x W x 3 uint8, or make it as the challenge does, by MATLAB's bicubic."""
-        return read_rgb(self.lr) if self.lr else bicubic_downscale(crop_to_multiple(read_rgb(self.hr)))
+        return read_rgb(self.lr) if self.lr else bicubic_downscale(crop_to_multiple(read_rgb(self.hr_path)))
 
 
 @dataclass(frozen=True)
@@ -68,12 +74,13 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     @property
-    def has_hr(self):
+    def has_hr(self) -> bool:
+        """Return whether all pairs have an HR image."""
         return all(pair.hr is not None for pair in self.pairs)
 
     @cached_property
-    def sha256(self):
-        """Hex digest of all images, the same wherever they lie: that of what `sha256sum` prints of them.
+    def sha256(self) -> str:
+        """The hex digest of all images, the same wherever they lie: that of what `sha256sum` prints of them.
 
         In bytewise order of their names, first the HR images', then the LR ones': `(cd HR; sha256sum *.png; cd ../LR;
         sha256sum *.png) | sha256sum`. Raises HarnessError for an image that cannot be read.
@@ -87,16 +94,16 @@ class Dataset:
                 digests = pool.map(file_sha256, paths)
                 lines = [f"{digest}  {path.name}\n" for digest, path in zip(digests, paths, strict=True)]
         except OSError as error:
-            raise HarnessError(f"{error.filename}: cannot be read ({error.strerror}); mend or remove it") from error
+            raise HarnessError(f"{error.filename}: cannot be read ({error.strerror}); fix or remove it") from error
         return hashlib.sha256(os.fsencode("".join(lines))).hexdigest()
 
 
-def challenge_folders(folder, split):
+def challenge_folders(folder: Path, split: str) -> tuple[Path, Path]:
     """Return the (HR, LR) folders of the challenge's layout below `folder`."""
     return folder / f"DIV2K_LSDIR_{split}_HR", folder / f"DIV2K_LSDIR_{split}_LR"
 
 
-def open_dataset(folder, split="valid"):
+def open_dataset(folder: Path | str, split: str = "valid") -> Dataset:
     """List the pairs of a data folder in one of the LAYOUTS, for `split` where a layout has splits.
 
     The HR folder may be absent as a whole (LR only), or the LR folder (HR only, LR images are made from them). A single
@@ -106,13 +113,15 @@ def open_dataset(folder, split="valid"):
     folder = Path(folder)
     if not folder.is_dir():
         raise HarnessError(f"{folder}: no such folder; name a data folder that exists")
-    layouts = [tuple(folder / name.format(split=split) for name in layout) for layout in LAYOUTS]
+    layouts = [(folder / hr.format(split=split), folder / lr.format(split=split)) for hr, lr in LAYOUTS]
     with_lr = next((layout for layout in layouts if _has_images(layout[1])), None)
     with_hr = next((layout for layout in layouts if _has_images(layout[0])), None)
     if with_lr is None and with_hr is not None and with_hr[1].is_dir():
         raise HarnessError(f"{with_hr[1]}: holds no PNG image; add the LR images, or remove this folder")
     if found := with_lr or with_hr:
         hr_dir, lr_dir = found
+        hr_paths: list[Path] | None
+        lr_paths: list[Path] | None
         if hr_dir == lr_dir:
             hr_paths, lr_paths = _told_apart(image_files(hr_dir, [".png"]))
         else:
@@ -126,27 +135,27 @@ def open_dataset(folder, split="valid"):
     )
 
 
-def open_folders(hr, lr, split="valid"):
+def open_folders(hr: Path | None, lr: Path | None, split: str = "valid") -> Dataset:
     """List the pairs of an HR and an LR folder, one of which may be None; names are paired by what they have in common.
 
     Raises HarnessError as `open_dataset` does.
     """
-    paths = []
-    for folder in (hr, lr):
-        if folder is not None and not Path(folder).is_dir():
+    paths: dict[Path, list[Path]] = {}
+    for folder in filter(None, (hr, lr)):
+        if not folder.is_dir():
             raise HarnessError(f"{folder}: no such folder; --hr and --lr take folders of PNG images")
-        found = image_files(Path(folder), [".png"]) if folder is not None else None
-        if found == []:
+        paths[folder] = image_files(folder, [".png"])
+        if not paths[folder]:
             raise HarnessError(f"{folder}: holds no PNG image")
-        paths.append(found)
-    return _dataset(Path(hr or lr), split, *paths, challenge=False)
+    hr_paths, lr_paths = (paths[folder] if folder else None for folder in (hr, lr))
+    return _dataset(next(iter(paths)), split, hr_paths, lr_paths, challenge=False)
 
 
-def _has_images(folder):
+def _has_images(folder: Path) -> bool:
     return folder.is_dir() and bool(image_files(folder, [".png"]))
 
 
-def _told_apart(paths):
+def _told_apart(paths: list[Path]) -> tuple[list[Path], list[Path] | None]:
     """Return (HR, LR) images of one folder: an LR image's name ends like one, and an HR image shares the rest of it.
 
     LR is None if there is no such pair.
@@ -157,11 +166,13 @@ def _told_apart(paths):
     return (others, like_lr) if shared else (paths, None)
 
 
-def _base(stem):
+def _base(stem: str) -> str:
     return SUFFIX.sub("", stem)
 
 
-def _dataset(folder, split, hr_paths, lr_paths, challenge):
+def _dataset(
+    folder: Path, split: str, hr_paths: list[Path] | None, lr_paths: list[Path] | None, challenge: bool
+) -> Dataset:
     pairs, notes = _pair(hr_paths, lr_paths), []
     label = _label(folder, split, challenge, len(pairs))
     if lr_paths is None:
@@ -174,7 +185,7 @@ def _dataset(folder, split, hr_paths, lr_paths, challenge):
     return Dataset(label, split, folder, tuple(pairs), tuple(notes))
 
 
-def _is_jpeg(path):
+def _is_jpeg(path: Path) -> bool:
     try:
         with open(path, "rb") as file:
             return file.read(len(JPEG_SIGNATURE)) == JPEG_SIGNATURE
@@ -182,9 +193,9 @@ def _is_jpeg(path):
         return False  # whoever reads it says so
 
 
-def _pair(hr_paths, lr_paths):
+def _pair(hr_paths: list[Path] | None, lr_paths: list[Path] | None) -> list[Pair]:
     if hr_paths is None:
-        return [Pair(f"{base}.png", path, None) for base, path in sorted(_by_base(lr_paths).items())]
+        return [Pair(f"{base}.png", path, None) for base, path in sorted(_by_base(lr_paths or []).items())]
     hr_of = _by_base(hr_paths)
     if lr_paths is None:
         return [Pair(path.name, None, path) for _, path in sorted(hr_of.items())]
@@ -196,9 +207,9 @@ def _pair(hr_paths, lr_paths):
     return [Pair(hr_of[base].name, lr_of[base], hr_of[base]) for base in sorted(hr_of)]
 
 
-def _by_base(paths):
+def _by_base(paths: list[Path]) -> dict[str, Path]:
     """Files by the part of their names that a pair has in common. Raises HarnessError if two have the same."""
-    found = {}
+    found: dict[str, Path] = {}
     for path in paths:
         if (twin := found.setdefault(_base(path.stem), path)) != path:
             raise HarnessError(f"{path}: stands for the same image as {twin.name}; remove or rename one of them")
@@ -215,33 +226,33 @@ def shown(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _label(folder, split, challenge, count):
+def _label(folder: Path, split: str, challenge: bool, count: int) -> str:
     label_path = folder / LABEL_FILE
     if label_path.is_file():
         try:
             return str(json.loads(label_path.read_text(encoding="utf-8"))["label"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise HarnessError(f'{label_path}: expected {{"label": "…"}}; mend or remove it') from error
+            raise HarnessError(f'{label_path}: expected {{"label": "…"}}; fix or remove it') from error
     if not challenge:
         return f"{shown(folder.resolve().name)} ({count} images)"
     complete = "" if count == CHALLENGE_IMAGES else f" of the challenge's {CHALLENGE_IMAGES}"
     return f"DIV2K_LSDIR_{split} ({count}{complete} images)"
 
 
-def read_fitting_hr(pair, lr):
+def read_fitting_hr(pair: Pair, lr: np.ndarray) -> np.ndarray:
     """Read a pair's HR image, cropped to a multiple of 4.
 
-    Raises HarnessError unless it is 4x as large as `lr` (H x W x 3), and both are large enough to be judged.
+    Raises HarnessError unless it is 4x as large as `lr` (H x W x 3), and both are large enough to be scored.
     """
     if min(lr.shape[:2]) < SMALLEST:
         raise HarnessError(
             f"{pair.place}: {lr.shape[1]} x {lr.shape[0]} is too small for SSIM, which takes {SMALLEST} x {SMALLEST} "
             "at least; remove the image and its HR image"
         )
-    hr = crop_to_multiple(read_rgb(pair.hr))
+    hr = crop_to_multiple(read_rgb(pair.hr_path))
     if hr.shape[:2] != (SCALE * lr.shape[0], SCALE * lr.shape[1]):
         raise HarnessError(
-            f"{pair.place}: {lr.shape[1]} x {lr.shape[0]} is not a quarter of {pair.hr.name} "
+            f"{pair.place}: {lr.shape[1]} x {lr.shape[0]} is not a quarter of {pair.hr_path.name} "
             f"({hr.shape[1]} x {hr.shape[0]} after cropping to a multiple of {SCALE}); make it again from the HR image"
         )
     return hr

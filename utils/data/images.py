@@ -1,6 +1,7 @@
 """Reading and writing 8-bit RGB images, conversion to network tensors, and MATLAB's bicubic downscaling."""
 
 import contextlib
+from collections.abc import Collection
 from pathlib import Path
 
 import cv2
@@ -16,7 +17,7 @@ STRIP_BYTES = 1 << 20  # of float32 grey levels that are rounded at once: they s
 JPEG_SIGNATURE, PNG_SIGNATURE = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 
 
-def image_files(folder, suffixes):
+def image_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """Return the files of a folder with one of the suffixes (".png", in any case), sorted; hidden ones are left out.
 
     A copy from macOS has a hidden `._NAME.png` beside every image, which is none.
@@ -25,7 +26,7 @@ def image_files(folder, suffixes):
     return sorted(path for path in files if not path.name.startswith("."))
 
 
-def read_rgb(path):
+def read_rgb(path: Path | str) -> np.ndarray:
     """Read an 8-bit PNG or JPEG as H x W x 3 uint8 RGB; a grey image gives three equal channels.
 
     Raises HarnessError if the file is missing, unreadable, truncated, not 8-bit, or has an alpha channel.
@@ -55,8 +56,8 @@ def read_rgb(path):
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _png_is_whole(data):
-    """Whether a PNG's chunks go on to its end; what lies behind that is nobody's concern."""
+def _png_is_whole(data: bytes) -> bool:
+    """Return whether a PNG's chunks go on to its end; what lies behind that is nobody's concern."""
     at = len(PNG_SIGNATURE)
     while at + 12 <= len(data):  # a chunk: length, type, data, check sum
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
@@ -66,7 +67,7 @@ def _png_is_whole(data):
     return False
 
 
-def _decode_jpeg(data, path):
+def _decode_jpeg(data: bytes, path: Path) -> np.ndarray | None:
     """Return a JPEG as H x W x 3 uint8 RGB; None for one in CMYK, which OpenCV converts.
 
     Raises HarnessError if libjpeg warns of it: through OpenCV it says nothing of missing or damaged data.
@@ -80,7 +81,7 @@ def _decode_jpeg(data, path):
         raise HarnessError(f"{path}: damaged JPEG ({reason}); copy or download it again") from error
 
 
-def write_png(path, image):
+def write_png(path: Path | str, image: np.ndarray) -> None:
     """Write H x W x 3 uint8 RGB as PNG, creating the folder. Raises HarnessError if that fails."""
     path = Path(path)
     with writing(path):
@@ -88,18 +89,18 @@ def write_png(path, image):
         path.write_bytes(encode_png(image))
 
 
-def encode_png(image):
+def encode_png(image: np.ndarray) -> bytes:
     """Return H x W x 3 uint8 RGB as the bytes of a PNG file."""
     return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
-def to_tensor(image, data_range=1.0):
+def to_tensor(image: np.ndarray, data_range: float = 1.0) -> torch.Tensor:
     """Turn H x W x 3 uint8 into 1 x 3 x H x W float32 in [0, data_range]."""
     chw = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
     return chw.unsqueeze(0).float() / 255 * data_range
 
 
-def to_image(tensor, data_range=1.0):
+def to_image(tensor: torch.Tensor, data_range: float = 1.0) -> np.ndarray:
     """Turn 1 x 3 x H x W in [0, data_range] (clamped to it) into H x W x 3 uint8, rounded as the protocol does.
 
     NaN gives 0, which NumPy's conversion gives on most processors.
@@ -115,20 +116,20 @@ def to_image(tensor, data_range=1.0):
     return image
 
 
-def crop_to_multiple(image, multiple=SCALE):
+def crop_to_multiple(image: np.ndarray, multiple: int = SCALE) -> np.ndarray:
     """Cut rows and columns at the bottom and right so that both sides are multiples of `multiple`."""
     height, width = image.shape[0] // multiple * multiple, image.shape[1] // multiple * multiple
     return image[:height, :width]
 
 
-def _cubic(x):
-    """Keys' cubic convolution kernel with a = -0.5, support [-2, 2]."""
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """Return Keys' cubic convolution kernel with a = -0.5, support [-2, 2]."""
     x = np.abs(x)
     return np.where(x <= 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0.0))
 
 
-def _shrink_rows(image, scale):
-    """One pass of MATLAB's imresize along the first axis: the antialiased kernel, mirrored borders, uint8 result."""
+def _shrink_rows(image: np.ndarray, scale: int) -> np.ndarray:
+    """Do one pass of MATLAB's imresize along the first axis: the antialiased kernel, mirrored borders, uint8 result."""
     taps = 4 * scale
     weights = _cubic((np.arange(taps) - (taps - 1) / 2) / scale)
     weights /= weights.sum()
@@ -141,7 +142,7 @@ def _shrink_rows(image, scale):
     return np.clip(np.floor(total + 0.5), 0, 255).astype(np.uint8)
 
 
-def bicubic_downscale(image, scale=SCALE):
+def bicubic_downscale(image: np.ndarray, scale: int = SCALE) -> np.ndarray:
     """Shrink H x W x 3 uint8 by 1/scale as MATLAB's `imresize(image, 1/scale)` does, bit for bit at scale 4.
 
     Antialiased cubic kernel (a = -0.5), mirrored borders, the vertical pass first, rounding half up to uint8 after

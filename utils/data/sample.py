@@ -26,7 +26,7 @@ PHOTOGRAPHS = (
 LABEL = f"sample ({len(PHOTOGRAPHS)} photographs from scikit-image, not DIV2K_LSDIR_valid)"
 
 
-def make_sample(folder=SAMPLE_DIR):
+def make_sample(folder: Path = SAMPLE_DIR) -> Path:
     """Write the sample's HR and LR images and its label below `folder`; the label comes last and marks it complete.
 
     Raises HarnessError if scikit-image's files are not where its wheel puts them, or if the folder cannot be written.
@@ -45,18 +45,18 @@ def make_sample(folder=SAMPLE_DIR):
     return folder
 
 
-def ensure_sample(folder=SAMPLE_DIR):
+def ensure_sample(folder: Path = SAMPLE_DIR) -> Path:
     """Make the sample unless it is there already; return its folder."""
     return folder if (Path(folder) / LABEL_FILE).is_file() else make_sample(folder)
 
 
-def default_data_dir():
+def default_data_dir() -> Path:
     """Return `../` if the challenge lies there (the organizers' default), else the sample, made if need be."""
     parent = Path("..")
     return parent if challenge_folders(parent, "valid")[1].is_dir() else ensure_sample()
 
 
-def main():
+def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     print(f"sample: {ensure_sample()}")
 

@@ -1,19 +1,24 @@
-"""Running a network over a data set: restore every image, time the forward pass, judge the result."""
+"""Running a network over a data set: restore every image, time the forward pass, score the result."""
 
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from utils.ahead import ahead
-from utils.data.datasets import Pair, read_fitting_hr
+from utils.data.datasets import Dataset, Pair, read_fitting_hr
 from utils.data.images import to_image, to_tensor, write_png
 from utils.errors import HarnessError, in_one_line
 from utils.evaluate.metrics import psnr, ssim
-from utils.measure.runtime import check_output
+from utils.evaluate.runner import ModelRunner
+from utils.measure.runtime import Pass, check_output
 
 
 @dataclass(frozen=True)
@@ -33,74 +38,100 @@ class ImageResult:
     nan: bool = False
 
 
-def evaluate(runner, dataset, with_ssim=False, save_dir=None, workers=0):
+class Restored(NamedTuple):
+    """A restored image, 4H x 4W x 3 uint8; the rest is that of ImageResult."""
+
+    sr: np.ndarray
+    runtime_ms: float
+    tile: int | None
+    nan: bool
+
+
+def evaluate(
+    runner: ModelRunner,
+    dataset: Dataset,
+    with_ssim: bool = False,
+    save_dir: Path | None = None,
+    workers: int = 0,
+) -> Iterator[ImageResult]:
     """Yield an ImageResult per pair, in order, restored by a Runner; images go to `save_dir` under the HR's name.
 
-    With `workers` threads, images are decoded ahead, judged and written while the network runs, at most
+    With `workers` threads, images are decoded ahead, scored and written while the network runs, at most
     2 `workers` of each at a time. On a GPU that leaves the timed forward pass alone on its device; on a CPU it does
     not, and runtimes are those of a busy machine. Without workers nothing runs beside a forward pass: between two of
-    them an image is judged and written and the next one decoded, all at once. The results are the same.
+    them an image is scored and written and the next one decoded, all at once. The results are the same.
 
     Raises HarnessError at an image that cannot be read, does not fit its partner, or is restored to another size than
     4x; what was yielded before stays good.
     """
-    judged = dataset.has_hr and not runner.missing_weights
+    scored = dataset.has_hr and not runner.weights.missing_weights
 
-    def read(pair):
+    def read(pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:
         lr = pair.read_lr()
-        return lr, read_fitting_hr(pair, lr) if judged else None
+        return lr, read_fitting_hr(pair, lr) if scored else None
 
-    def judge(pair, lr, hr, restored, start=partial):
+    def score(
+        pair: Pair,
+        lr: np.ndarray,
+        hr: np.ndarray | None,
+        restored: Restored,
+        start: Callable[..., Callable[[], Any]] = partial,
+    ) -> ImageResult:
         """`start(function, *arguments)` returns what, called, gives the result."""
-        sr, runtime_ms, tile, nan = restored
-        similarity = start(ssim, sr, hr) if judged and with_ssim else None
-        quality = start(psnr, sr, hr) if judged else None
+        sr = restored.sr
+        similarity = start(ssim, sr, hr) if scored and with_ssim else None
+        quality = start(psnr, sr, hr) if scored else None
         written = start(write_png, save_dir / pair.name, sr) if save_dir is not None else None
-        quality, similarity, _ = (result and result() for result in (quality, similarity, written))
-        return ImageResult(pair.name, lr.shape[0] * lr.shape[1], runtime_ms, quality, similarity, tile, nan)
+        psnr_db, ssim_value, _ = (result and result() for result in (quality, similarity, written))
+        return ImageResult(
+            pair.name, lr.shape[0] * lr.shape[1], restored.runtime_ms, psnr_db, ssim_value, *restored[2:]
+        )
 
     if workers:
         with ThreadPoolExecutor(workers) as pool:
             images = ahead(pool, lambda pair: (pair, *read(pair)), dataset.pairs, 2 * workers)
-            restored = ((pair, lr, hr, restore(runner, lr)) for pair, lr, hr in images)
-            yield from ahead(pool, lambda work: judge(*work), restored, 2 * workers)
+            works = ((pair, lr, hr, restore(runner, lr)) for pair, lr, hr in images)
+            yield from ahead(pool, lambda work: score(*work), works, 2 * workers)
         return
     with ThreadPoolExecutor(4) as pool:  # the next image, SSIM, PSNR, PNG
         reading = None
-        for pair, following in pairwise([*dataset.pairs, None]):
+        for number, pair in enumerate(dataset.pairs):
             lr, hr = reading.result() if reading else read(pair)
             restored = restore(runner, lr)
-            reading = pool.submit(read, following) if following else None
-            yield judge(pair, lr, hr, restored, lambda *call: pool.submit(*call).result)
+            following = dataset.pairs[number + 1 :][:1]
+            reading = pool.submit(read, *following) if following else None
+            yield score(pair, lr, hr, restored, lambda *call: pool.submit(*call).result)
 
 
-def default_workers(device):
-    """8 on a GPU, which never has to wait then; none on a CPU, where they would slow the timed pass down."""
+def default_workers(device: torch.device) -> int:
+    """Return 8 on a GPU, which never has to wait then; 0 on a CPU, where they would slow the timed pass down."""
     return 8 if device.type == "cuda" else 0
 
 
-def time_dataset(runner, dataset, workers=0):
-    """Yield the runtime [ms] of each image's forward pass, in order, judging nothing; `workers` decode ahead."""
+def time_dataset(runner: ModelRunner, dataset: Dataset, workers: int = 0) -> Iterator[float]:
+    """Yield the runtime [ms] of each image's forward pass, in order, scoring nothing; `workers` decode ahead."""
     with ThreadPoolExecutor(workers) if workers else nullcontext() as pool:
         for lr in ahead(pool, Pair.read_lr, dataset.pairs, 2 * workers):
-            yield restore(runner, lr)[1]
+            yield restore(runner, lr).runtime_ms
 
 
-def restore(runner, lr):
-    """Return (SR, runtime [ms], tile, nan): H x W x 3 uint8 upscaled to 4H x 4W x 3 uint8 as the protocol converts.
+def restore(runner: ModelRunner, lr: np.ndarray) -> Restored:
+    """Upscale H x W x 3 uint8 to 4H x 4W x 3 uint8, converted as the protocol does.
 
     When GPU memory runs out the image is restored in tiles of `tile` x `tile` LR pixels, and the runtime is the sum of
     theirs; otherwise `tile` is None. `nan`: whether the network's output holds NaN.
     """
     entry = runner.entry
-    sr, runtime_ms, tile = forward(runner, to_tensor(lr, entry.data_range))
-    check_output(sr, lr.shape[:2], entry.file)
-    nan = bool(sr.sum().isnan()) and bool(sr.isnan().any())  # a sum of infinities is NaN, too, and one pass is cheap
-    return to_image(sr, entry.data_range), runtime_ms, tile, nan
+    output, runtime_ms, tile = forward(runner, to_tensor(lr, entry.data_range))
+    check_output(output, lr.shape[:2], entry.file)
+    nan = bool(output.sum().isnan()) and bool(
+        output.isnan().any()
+    )  # a sum of infinities is NaN, too; one pass is cheap
+    return Restored(to_image(output, entry.data_range), runtime_ms, tile, nan)
 
 
-def forward(runner, lr):
-    """Return what `runner.forward` does of a 1 x 3 x H x W tensor. Raises HarnessError for whatever that raises."""
+def forward(runner: ModelRunner, lr: Tensor) -> Pass:
+    """Run `runner.forward` on a 1 x 3 x H x W tensor. Raises HarnessError for whatever that raises."""
     try:
         return runner.forward(lr)
     except HarnessError:
@@ -110,6 +141,6 @@ def forward(runner, lr):
         raise HarnessError(f"{file}: fails on an LR image of {size} ({in_one_line(error, file=file)})") from error
 
 
-def largest_lr(dataset, lr_pixels):
+def largest_lr(dataset: Dataset, lr_pixels: Sequence[int]) -> np.ndarray:
     """Read the LR image with the most pixels, given the count of each, in order: H x W x 3 uint8."""
     return dataset.pairs[int(np.argmax(lr_pixels))].read_lr()

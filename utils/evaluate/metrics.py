@@ -13,7 +13,7 @@ COMPILED_PIXELS = 1 << 20  # from this size on, compiling SSIM's C takes less ti
 C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 
 
-def psnr(sr, hr, shave=SHAVE):
+def psnr(sr: np.ndarray, hr: np.ndarray, shave: int = SHAVE) -> float:
     """Peak signal-to-noise ratio [dB] of H x W x 3 uint8 images: 10 log10(255^2 / MSE), float64.
 
     The mean squared error runs over all pixels and channels, `shave` pixels left out at each side; identical images
@@ -24,7 +24,7 @@ def psnr(sr, hr, shave=SHAVE):
     return float("inf") if mse == 0 else float(10 * np.log10(PEAK**2 / mse))
 
 
-def ssim(sr, hr, shave=SHAVE):
+def ssim(sr: np.ndarray, hr: np.ndarray, shave: int = SHAVE) -> float:
     """Structural similarity of H x W x 3 uint8 images, in [-1, 1] (Wang et al., 2004), float64.
 
     Gaussian 11 x 11 window, sigma 1.5, valid area only, K1 0.01, K2 0.03, L 255, population covariance; the mean
@@ -42,8 +42,8 @@ def ssim(sr, hr, shave=SHAVE):
     return float(total / (height * width * 3))
 
 
-def _similarity_in_strips(sr, hr):
-    """The sum over all places of the window and channels."""
+def _similarity_in_strips(sr: np.ndarray, hr: np.ndarray) -> float:
+    """Return the sum over all places of the window and channels."""
     total, height = 0.0, sr.shape[0] - WINDOW + 1
     for top in range(0, height, STRIP):
         rows = slice(top, min(top + STRIP, height) + WINDOW - 1)
@@ -51,7 +51,7 @@ def _similarity_in_strips(sr, hr):
     return total
 
 
-def _similarity(sr, hr):
+def _similarity(sr: np.ndarray, hr: np.ndarray) -> np.ndarray:
     x, y = sr.astype(np.float64), hr.astype(np.float64)
     mu_x, mu_y = _window_mean(x), _window_mean(y)
     mu_xy, mu_squares = mu_x * mu_y, mu_x * mu_x + mu_y * mu_y
@@ -60,7 +60,7 @@ def _similarity(sr, hr):
     return (2 * mu_xy + C1) * (2 * covariance + C2) / ((mu_squares + C1) * (variances + C2))
 
 
-def _shaved(sr, hr, shave):
+def _shaved(sr: np.ndarray, hr: np.ndarray, shave: int) -> tuple[np.ndarray, np.ndarray]:
     if sr.shape != hr.shape or sr.ndim != 3 or sr.shape[2] != 3:
         raise ValueError(f"shapes {sr.shape} and {hr.shape}: two H x W x 3 images of one size are needed")
     if sr.dtype != np.uint8 or hr.dtype != np.uint8:
@@ -72,7 +72,7 @@ def _shaved(sr, hr, shave):
     return sr[inside], hr[inside]
 
 
-def _window_mean(image):
+def _window_mean(image: np.ndarray) -> np.ndarray:
     kernel = cv2.getGaussianKernel(WINDOW, SIGMA)
     half = WINDOW // 2
     return cv2.sepFilter2D(image, cv2.CV_64F, kernel, kernel)[half:-half, half:-half]

@@ -1,13 +1,65 @@
-"""Who runs a model: this process, for models that are trusted; `utils/referee` has the same methods for strangers'."""
+"""Who runs a model: this process, for trusted models; `utils/isolation` has the same interface for untrusted ones."""
+
+from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from utils.data.datasets import Dataset
 from utils.measure.complexity import INPUT_SHAPE, measure_complexity
 from utils.measure.counting import watched_pass
 from utils.measure.memory import cpu_peak_mib, gpu_peak_mib, reset_peak
+from utils.measure.runtime import Pass
 from utils.measure.tiles import forward_within_memory, reach
-from utils.zoo.registry import ModelEntry, build_model, plain_entry
+from utils.record import Audit, Counts, Isolation, Record, Repository, WeightsInfo
+from utils.zoo.registry import LoadedModel, ModelEntry, build_model, plain_entry
+
+
+class ModelRunner(Protocol):
+    """What a measurement needs of a model, wherever its code runs.
+
+    `weights` says how the weights were loaded, `repository` from which organizers' checkout the model comes, if it
+    does; `threads` are those of the network.
+    """
+
+    entry: ModelEntry
+    device: torch.device
+    weights: WeightsInfo
+    repository: Repository | None
+    isolation: Isolation
+    threads: int
+
+    def forward(self, lr: Tensor) -> Pass:
+        """Restore a 1 x 3 x H x W tensor on the CPU, in [0, data_range]; see `forward_within_memory`."""
+        ...
+
+    def count(self) -> Counts:
+        """Return the network's counts; a variant counts as the network whose function it computes."""
+        ...
+
+    def reach(self) -> int:
+        """Return how far the network looks [LR pixels]."""
+        ...
+
+    def seen_macs(self) -> int | None:
+        """Return the multiply-accumulates of a pass that torch's dispatcher sees; None if it cannot look."""
+        ...
+
+    def reset_peak(self) -> None:
+        """Start a new peak of memory on a GPU."""
+        ...
+
+    def gpu_peak_mib(self) -> float | None:
+        """Return the peak GPU memory [MiB] since `reset_peak`; None on a CPU."""
+        ...
+
+    def cpu_peak_mib(self, lr_shape: tuple[int, ...]) -> float:
+        """Return the peak resident growth [MiB] of a fresh process for one pass over 1 x 3 x H x W."""
+        ...
+
+    def audit(self, record: Record, dataset: Dataset) -> Audit | None:
+        """Return what was found amiss while the record's figures were taken; None where nobody looked."""
+        ...
 
 
 def counted_network(entry: ModelEntry, network: nn.Module, device: torch.device) -> nn.Module:
@@ -19,50 +71,40 @@ def counted_network(entry: ModelEntry, network: nn.Module, device: torch.device)
 
 
 class Runner:
-    """Runs a `LoadedModel` in this process, on a torch device."""
+    """Runs a `LoadedModel` in this process, on a torch device; a ModelRunner."""
 
-    process = "the judge's"
+    isolation = Isolation.NONE
+    repository: Repository | None = None
 
-    def __init__(self, loaded, device):
+    def __init__(self, loaded: LoadedModel, device: torch.device):
         self.model, self.device = loaded.model, device
-        self.entry, self.sha256, self.provenance = loaded.entry, loaded.sha256, loaded.provenance
-        self.missing_weights, self.ignored = loaded.missing_weights, loaded.ignored
-        self.checkpoint_notes = list(loaded.notes)
-        self.repository = None  # an organizers' repository that the model comes from
+        self.entry, self.weights = loaded.entry, loaded.weights
         self.threads = torch.get_num_threads()
 
-    def forward(self, lr):
-        """Return (output, runtime [ms], tile) of a 1 x 3 x H x W tensor on the CPU; see `forward_within_memory`."""
+    def forward(self, lr: Tensor) -> Pass:
         return forward_within_memory(self.model, lr.to(self.device))
 
-    def count(self):
-        """Return the network's Complexity; a variant counts as the network whose function it computes."""
+    def count(self) -> Counts:
         return measure_complexity(counted_network(self.entry, self.model, self.device))
 
-    def reach(self):
-        """Return how far the network looks [LR pixels]."""
+    def reach(self) -> int:
         return reach(self.model, self.device, self.entry.data_range)
 
-    def seen_macs(self):
-        """Return the multiply-accumulates of a pass that torch's dispatcher sees; None if it cannot look."""
+    def seen_macs(self) -> int | None:
         try:
             lr = torch.rand(INPUT_SHAPE, device=self.device) * self.entry.data_range
-            return watched_pass(self.model, lr)["macs"]
+            return watched_pass(self.model, lr).macs
         except Exception:  # what a network computes by other means, compiled say, is no error
             return None
 
-    def reset_peak(self):
-        """Start a new peak of memory on a GPU."""
+    def reset_peak(self) -> None:
         reset_peak(self.device)
 
-    def gpu_peak_mib(self):
-        """Peak GPU memory [MiB] since `reset_peak`; None on a CPU."""
+    def gpu_peak_mib(self) -> float | None:
         return gpu_peak_mib(self.device)
 
-    def cpu_peak_mib(self, lr_shape):
-        """Peak resident growth [MiB] of a fresh process for one pass over 1 x 3 x H x W."""
+    def cpu_peak_mib(self, lr_shape: tuple[int, ...]) -> float:
         return cpu_peak_mib(self.entry, lr_shape)
 
-    def audit(self, record, dataset):
-        """Return what was found amiss while the record's figures were taken; None where nobody looked."""
+    def audit(self, record: Record, dataset: Dataset) -> Audit | None:
         return None

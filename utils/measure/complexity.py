@@ -1,28 +1,19 @@
 """Parameters, FLOPs, activations and convolution count of a network, as the challenge counts them."""
 
 import logging
-from dataclasses import dataclass
 from itertools import chain
 
 import torch
 from fvcore.nn import FlopCountAnalysis
-from torch import nn
+from torch import Tensor, nn
+
+from utils.record import Counts
 
 INPUT_SHAPE = (1, 3, 256, 256)  # of the protocol
 
 
-@dataclass(frozen=True)
-class Complexity:
-    """Exact counts: `flops` are multiply-accumulates, `activations` output elements of convolution modules."""
-
-    params: int
-    flops: int
-    activations: int
-    convs: int
-
-
 @torch.no_grad()
-def measure_complexity(model, input_shape=INPUT_SHAPE):
+def measure_complexity(model: nn.Module, input_shape: tuple[int, ...] = INPUT_SHAPE) -> Counts:
     """Count a network on an input of `input_shape` (1 x 3 x H x W), on the network's device.
 
     FLOPs: fvcore's `FlopCountAnalysis` total. Activations and convolutions: every call of an `nn.Conv2d` or
@@ -31,11 +22,12 @@ def measure_complexity(model, input_shape=INPUT_SHAPE):
     device = next(chain(model.parameters(), model.buffers(), [torch.empty(0)])).device
     lr = torch.rand(input_shape, device=device)
     activations, convs = _count_convolutions(model, lr)
-    return Complexity(sum(p.numel() for p in model.parameters()), _count_flops(model, lr), activations, convs)
+    params = sum(parameter.numel() for parameter in model.parameters())
+    return Counts(params=params, flops=_count_flops(model, lr), activations=activations, convs=convs)
 
 
-def _count_convolutions(model, lr):
-    sizes = []
+def _count_convolutions(model: nn.Module, lr: Tensor) -> tuple[int, int]:
+    sizes: list[int] = []
     hooks = [
         module.register_forward_hook(lambda _module, _inputs, output: sizes.append(output.numel()))
         for module in model.modules()
@@ -49,7 +41,7 @@ def _count_convolutions(model, lr):
     return sum(sizes), len(sizes)
 
 
-def _count_flops(model, lr):
+def _count_flops(model: nn.Module, lr: Tensor) -> int:
     # fvcore lists every operator it does not count (additions, activations) on each call.
     loggers = [logging.getLogger(name) for name in ("fvcore.nn.jit_analysis", "fvcore.common.checkpoint")]
     levels = [logger.level for logger in loggers]

@@ -5,8 +5,11 @@ operator of an ordinary pass, and what takes time between two operators is nobod
 """
 
 import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -19,12 +22,12 @@ class OperatorWatch(TorchDispatchMode):
     `watching_s` is the time spent in this class, operators included; `calls` how many there were.
     """
 
-    def __init__(self, device):
+    def __init__(self, device: torch.device):
         super().__init__()
         self.device = torch.device(device)
         self.flops, self.calls, self.operators_s, self.watching_s = 0, 0, 0.0, 0.0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         entered, kwargs = time.perf_counter(), kwargs or {}
         count = flop_registry.get(func._overloadpacket)
         if count is None:
@@ -45,21 +48,26 @@ class OperatorWatch(TorchDispatchMode):
         return output
 
 
-@torch.no_grad()
-def watched_pass(model, lr):
-    """Return what torch's dispatcher saw of one pass over 1 x 3 x H x W on the network's device.
+class Watched(NamedTuple):
+    """What torch's dispatcher saw of a pass: multiply-accumulates, the time inside operators, and outside of them."""
 
-    `macs` multiply-accumulates, `operators_ms` inside operators, `outside_ms` outside of them, less the watching.
-    """
+    macs: int
+    operators_ms: float
+    outside_ms: float  # less the watching
+
+
+@torch.no_grad()
+def watched_pass(model: Callable[[Tensor], Any], lr: Tensor) -> Watched:
+    """Run a network on 1 x 3 x H x W, on its device, and return what torch's dispatcher saw."""
     tiny = torch.zeros(1)
     _, calibration, calibration_s = _watch(lambda _: [tiny.neg() for _ in range(CALIBRATION_CALLS)], tiny)
     per_call_s = (calibration_s - calibration.watching_s) / CALIBRATION_CALLS
     _, watch, total_s = _watch(model, lr)
     outside_s = max(total_s - watch.watching_s - per_call_s * watch.calls, 0.0)
-    return {"macs": watch.flops // 2, "operators_ms": 1000 * watch.operators_s, "outside_ms": 1000 * outside_s}
+    return Watched(watch.flops // 2, 1000 * watch.operators_s, 1000 * outside_s)
 
 
-def _watch(function, lr):
+def _watch(function: Callable[[Tensor], Any], lr: Tensor) -> tuple[Any, OperatorWatch, float]:
     watch = OperatorWatch(lr.device)
     start = time.perf_counter()
     with watch:

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ import skimage
 import torch
 
 from utils.errors import HarnessError
+from utils.record import Environment
 
 # As /proc/cpuinfo calls them, x86's and ARM's.
 INSTRUCTION_SETS = {
@@ -26,11 +28,12 @@ INSTRUCTION_SETS = {
 }
 BFLOAT16_SETS = {"AVX512-BF16", "AMX", "BF16"}
 CPUINFO = Path("/proc/cpuinfo")
+CGROUPS, CGROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 THREADS_SET_BY = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
 LIBRARIES = {"torch": torch, "numpy": numpy, "opencv": cv2, "fvcore": fvcore, "scikit-image": skimage}
 
 
-def choose_device(name="auto", index=0):
+def choose_device(name: str = "auto", index: int = 0) -> torch.device:
     """Return the torch device for "auto", "cpu" or "cuda"; `index`: which GPU, by torchrun's count.
 
     PyTorch starts a thread for each core of the machine; from here on it has no more than `processors`, unless the
@@ -49,31 +52,35 @@ def choose_device(name="auto", index=0):
     return device
 
 
-def describe_environment(device):
-    """Return a JSON-ready description of the machine and its libraries, with the date (UTC)."""
+def describe_environment(device: torch.device) -> Environment:
+    """Return a description of the machine and its libraries, with the date (UTC)."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": device.type,
-        "gpu": gpu,
-        "cuda": torch.version.cuda if gpu else None,
-        "cpu": cpu_name(),
-        "cores": psutil.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(memory_bytes() / 2**30, 1),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "libraries": {name: module.__version__ for name, module in LIBRARIES.items()},
-    }
+    return Environment(
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        device=device.type,
+        gpu=gpu,
+        cuda=torch.version.cuda if gpu else None,
+        cpu=cpu_name(),
+        cores=psutil.cpu_count(),
+        threads=torch.get_num_threads(),
+        memory_gib=round(memory_bytes() / 2**30, 1),
+        platform=platform.platform(),
+        python=platform.python_version(),
+        libraries={name: str(module.__version__) for name, module in LIBRARIES.items()},
+    )
 
 
-def machine_line(environment):
-    """The GPU's or else the CPU's name, and the number of threads, of what `describe_environment` returned."""
-    return f"{environment['gpu'] or environment['cpu']}, {environment['threads']} threads"
+def machine_line(environment: Environment) -> str:
+    """Return the GPU's or else the CPU's name, and the number of threads."""
+    return f"{environment.gpu or environment.cpu}, {environment.threads} threads"
 
 
-def memory_bytes(cgroups=Path("/proc/self/cgroup"), root=Path("/sys/fs/cgroup")):
-    """Return the bytes of memory that this process may use: the machine's, or what a container or a batch job has."""
+def memory_bytes(cgroups: Path = CGROUPS, root: Path = CGROUP_ROOT) -> int:
+    """Return the bytes of memory that this process may use: the machine's, or what a container or a batch job has.
+
+    No library serves for this and for `processors`: psutil knows the machine alone, and those that know quotas look at
+    the root of the control groups, where a batch job has none.
+    """
     limits = [psutil.virtual_memory().total]
     for group in _groups("memory", cgroups, root):
         for name in ("memory.max", "memory.limit_in_bytes"):
@@ -82,7 +89,7 @@ def memory_bytes(cgroups=Path("/proc/self/cgroup"), root=Path("/sys/fs/cgroup"))
     return min(limits)
 
 
-def processors(cgroups=Path("/proc/self/cgroup"), root=Path("/sys/fs/cgroup")):
+def processors(cgroups: Path = CGROUPS, root: Path = CGROUP_ROOT) -> int:
     """Return how many processors this process may keep busy: those it is bound to, or what a container has of them.
 
     A container may have a share of the time of all of them, `docker run --cpus 4`: with more threads than that, all are
@@ -98,7 +105,7 @@ def processors(cgroups=Path("/proc/self/cgroup"), root=Path("/sys/fs/cgroup")):
     return min(counts)
 
 
-def _groups(controller, cgroups, root):
+def _groups(controller: str, cgroups: Path, root: Path) -> Iterator[Path]:
     """Yield the folders of this process's control groups that limit what `controller` is for, and those around them."""
     for line in cgroups.read_text().splitlines() if cgroups.exists() else []:
         _, controllers, group = line.split(":", 2)
@@ -109,7 +116,7 @@ def _groups(controller, cgroups, root):
         yield from (folder, *folder.parents)  # a container sees its own group as the root
 
 
-def cpu_name(cpuinfo=CPUINFO):
+def cpu_name(cpuinfo: Path = CPUINFO) -> str:
     """Return the processor's name, which may say little, and those of its instruction sets that decide about speed.
 
     Linux gives no names of ARM's, but numbers for who made it and which it is: 0x41 and 0xd40 are ARM's Neoverse V1.
@@ -128,14 +135,14 @@ def has_bfloat16(device: torch.device, cpuinfo: Path = CPUINFO) -> bool:
     return not BFLOAT16_SETS.isdisjoint(_instruction_sets(_cpu_facts(cpuinfo)))
 
 
-def _cpu_facts(cpuinfo):
-    """What Linux says of the last processor, by name."""
+def _cpu_facts(cpuinfo: Path) -> dict[str, str]:
+    """Return what Linux says of the last processor, by name."""
     if not cpuinfo.exists():
         return {}
     facts = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
     return {key.strip(): value.strip() for key, value in facts.items()}
 
 
-def _instruction_sets(facts):
+def _instruction_sets(facts: dict[str, str]) -> list[str]:
     flags = (facts.get("flags") or facts.get("Features", "")).split()
     return [shown for flag, shown in INSTRUCTION_SETS.items() if flag in flags]

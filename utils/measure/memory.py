@@ -3,6 +3,7 @@
 import multiprocessing
 import resource
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
@@ -10,22 +11,18 @@ import torch
 
 from utils.errors import HarnessError
 from utils.measure.allocator import give_back_freed_memory
-from utils.zoo.registry import load_model
+from utils.record import MemoryMethod
+from utils.zoo.registry import LoadedModel, ModelEntry, load_model
 
-GPU_METHOD = "torch.cuda.max_memory_allocated over the whole run"
-CPU_METHOD = (
-    "peak resident growth of a fresh process that keeps nothing freed, in one pass over the largest image (CPU)"
-)
 RESET_PEAK = "5"  # what Linux takes for it in /proc/PID/clear_refs
 
 
-def memory_method(device: torch.device) -> str:
-    """Return how peak memory is measured on a device, as a record has it."""
+def memory_method(device: torch.device) -> MemoryMethod:
+    """Return how peak memory is measured on a device."""
     if device.type == "cuda":
-        return GPU_METHOD
-    return CPU_METHOD + (
-        "" if reset_high_water("self") else "; what the network took while it was built may count, too"
-    )
+        return MemoryMethod.GPU_ALLOCATED
+    can_reset = reset_high_water("self")
+    return MemoryMethod.PROCESS_GROWTH if can_reset else MemoryMethod.PROCESS_GROWTH_WITH_BUILDING
 
 
 def reset_high_water(pid: int | str) -> bool:
@@ -37,25 +34,25 @@ def reset_high_water(pid: int | str) -> bool:
         return False
 
 
-def measure_peak_mib(loaded, lr_shape, device):
-    """Peak memory [MiB]: on a GPU since `reset_peak`, on a CPU for one pass over 1 x 3 x H x W (`lr_shape`)."""
+def measure_peak_mib(loaded: LoadedModel, lr_shape: tuple[int, ...], device: torch.device) -> float | None:
+    """Return the peak memory [MiB]: on a GPU since `reset_peak`, on a CPU of one pass over 1 x 3 x H x W."""
     return gpu_peak_mib(device) if device.type == "cuda" else cpu_peak_mib(loaded.entry, lr_shape)
 
 
-def gpu_peak_mib(device):
-    """Peak GPU memory [MiB] since `reset_peak`; None on a CPU."""
+def gpu_peak_mib(device: torch.device) -> float | None:
+    """Return the peak GPU memory [MiB] since `reset_peak`; None on a CPU."""
     return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
 
 
-def reset_peak(device):
+def reset_peak(device: torch.device) -> None:
     """Start a new peak on a GPU; on a CPU there is nothing to do."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def cpu_peak_mib(entry, lr_shape):
-    """Peak resident growth [MiB] of a fresh process that passes a random `lr_shape` image through an entry's network.
+def cpu_peak_mib(entry: ModelEntry, lr_shape: tuple[int, ...]) -> float:
+    """Return the peak resident growth [MiB] of a fresh process in a pass of a network over a random `lr_shape`.
 
     A process of its own, since memory that an allocator kept from earlier work would hide the growth; and none is kept
     there, as a GPU's peak counts none. Raises HarnessError if that process dies.
@@ -77,10 +74,10 @@ def cpu_peak_mib(entry, lr_shape):
 
 
 @torch.no_grad()
-def _measure_in_child(entry, lr_shape, threads, sender):
+def _measure_in_child(entry: ModelEntry, lr_shape: tuple[int, ...], threads: int, sender: Connection) -> None:
     torch.set_num_threads(threads)
     give_back_freed_memory()
-    model = load_model(entry, "cpu").model
+    model = load_model(entry, torch.device("cpu")).model
     lr = torch.rand(lr_shape)
     model(lr[:, :, :16, :16])  # what the libraries set up once is not the network's
     reset_high_water("self")  # a network may have taken more while it was built
@@ -89,16 +86,16 @@ def _measure_in_child(entry, lr_shape, threads, sender):
     sender.send(max(peak_rss_bytes() - before, 0) / 2**20)
 
 
-def peak_rss_bytes():
-    """Peak resident memory of this process so far."""
+def peak_rss_bytes() -> int:
+    """Return the peak resident memory of this process so far."""
     peak = high_water_bytes("self")
     if peak is not None:
         return peak
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def high_water_bytes(pid):
-    """Peak resident memory of a process so far, None where the system does not tell."""
+def high_water_bytes(pid: int | str) -> int | None:
+    """Return the peak resident memory of a process so far, None where the system does not tell."""
     # ru_maxrss of a process on Linux starts at its parent's; VmHWM is its own.
     status = Path(f"/proc/{pid}/status")
     if not status.exists():

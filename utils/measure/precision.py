@@ -1,6 +1,7 @@
 """Number types: which one is fast on a device, and what one costs that is emulated there."""
 
 import time
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ COSTLY = 1.2  # times as long as in float32, from which on a number type is wort
 ROUNDS = 5
 
 
-def fast_precision(device: torch.device) -> str:
+def fast_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
     """Return "bfloat16" where a device has it, else "float32"."""
     return "bfloat16" if has_bfloat16(device) else "float32"
 

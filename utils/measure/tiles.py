@@ -1,8 +1,9 @@
 """When GPU memory runs out on a whole image: the same network over overlapping tiles, joined without a seam."""
 
 import torch
+from torch import Tensor, nn
 
-from utils.measure.runtime import timed_forward
+from utils.measure.runtime import Pass, timed_forward
 from utils.protocol import SCALE
 
 SIDES = (512, 256, 128, 64)  # of the tiles tried [LR pixels]
@@ -13,7 +14,7 @@ REACH_SIDE = 129  # of the image on which a network's reach is measured [LR pixe
 
 
 @torch.no_grad()
-def reach(model, device, data_range=1.0, side=REACH_SIDE):
+def reach(model: nn.Module, device: torch.device, data_range: float = 1.0, side: int = REACH_SIDE) -> int:
     """Return how far from an LR pixel a network's output changes with it [LR pixels], up to about half of `side`.
 
     One pixel in the middle of a random image is changed, and the farthest output that differs counts.
@@ -25,14 +26,14 @@ def reach(model, device, data_range=1.0, side=REACH_SIDE):
     return int((changed - middle).abs().max()) if len(changed) else 0
 
 
-def forward_within_memory(model, lr):
-    """Return (output, runtime [ms], tile) of 1 x 3 x H x W: the whole image at once, or the largest tiles that fit.
+def forward_within_memory(model: nn.Module, lr: Tensor) -> Pass:
+    """Run a network on 1 x 3 x H x W: the whole image at once, or the largest tiles that fit.
 
     `tile` is None for the whole image, and the runtime of tiles is their sum. Raises torch.OutOfMemoryError if not even
     the smallest tiles fit.
     """
     try:
-        return *timed_forward(model, lr), None
+        return timed_forward(model, lr)
     except torch.OutOfMemoryError:
         pass  # the failed pass's tensors are freed only once its exception is gone
     sides = [side for side in SIDES if side < max(lr.shape[2:])]
@@ -40,15 +41,15 @@ def forward_within_memory(model, lr):
         if lr.device.type == "cuda":
             torch.cuda.empty_cache()
         try:
-            return *forward_in_tiles(model, lr, side), side
+            return forward_in_tiles(model, lr, side)
         except torch.OutOfMemoryError:
             if side == sides[-1]:
                 raise
     raise torch.OutOfMemoryError(f"an image of {lr.shape[3]} x {lr.shape[2]} does not fit, and no tile is smaller")
 
 
-def forward_in_tiles(model, lr, side, overlap=OVERLAP):
-    """Return (output, runtime [ms]) of 1 x 3 x H x W restored in tiles of at most `side` x `side`, `overlap` around."""
+def forward_in_tiles(model: nn.Module, lr: Tensor, side: int, overlap: int = OVERLAP) -> Pass:
+    """Run a network on 1 x 3 x H x W in tiles of at most `side` x `side`, with `overlap` around."""
     height, width = lr.shape[2:]
     sr = lr.new_empty(1, 3, SCALE * height, SCALE * width, dtype=torch.float32, device="cpu")
     runtime_ms = 0.0
@@ -57,11 +58,11 @@ def forward_in_tiles(model, lr, side, overlap=OVERLAP):
             bottom, right = min(top + side, height), min(left + side, width)
             outer_top, outer_left = max(top - overlap, 0), max(left - overlap, 0)
             patch = lr[:, :, outer_top : bottom + overlap, outer_left : right + overlap]
-            output, tile_ms = timed_forward(model, patch)
+            output, tile_ms, _ = timed_forward(model, patch)
             runtime_ms += tile_ms
             inner_top, inner_left = SCALE * (top - outer_top), SCALE * (left - outer_left)
             target = sr[:, :, SCALE * top : SCALE * bottom, SCALE * left : SCALE * right]
             target.copy_(
                 output[:, :, inner_top : inner_top + target.shape[2], inner_left : inner_left + target.shape[3]]
             )
-    return sr, runtime_ms
+    return Pass(sr, runtime_ms, side)

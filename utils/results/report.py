@@ -9,18 +9,19 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from utils.data.datasets import read_fitting_hr
+from utils.data.datasets import Dataset, Pair, read_fitting_hr
 from utils.data.images import encode_png, read_rgb
 from utils.errors import HarnessError
 from utils.evaluate.metrics import psnr
 from utils.files import write_text
 from utils.protocol import SCALE
+from utils.record import Record
 from utils.results.plots import psnr_difference, psnr_distribution, runtime_by_size, trade_offs
-from utils.results.record import mean
 from utils.results.tables import COLUMNS, factsheet_row, notes
 
 SIDE = 96  # of a crop [HR pixels]
 SHOWN = 6  # images with crops
+Version = tuple[str, np.ndarray]  # of an image: whose, and H x W x 3 uint8
 
 
 @dataclass(frozen=True)
@@ -43,39 +44,39 @@ class CropRow:
     panels: list[Panel]
 
 
-def write_report(path, records, dataset, images_dir):
+def write_report(path: Path, records: list[Record], dataset: Dataset, images_dir: Path) -> None:
     """Write the page for complete records measured on one dataset.
 
     `images_dir`/SLUG/NAME.png are the restored images of each model. Raises HarnessError if one cannot be read, or
     if a record is of other data.
     """
     for record in records:
-        if record["dataset"]["sha256"] != dataset.sha256:
-            name, label = record["model"]["name"], record["dataset"]["label"]
+        if record.dataset.sha256 != dataset.sha256:
+            name, label = record.model.name, record.dataset.label
             raise HarnessError(f"{name}: measured on {label}, not on {dataset.folder}; name its data")
-    judged = [record for record in records if mean(record["images"]["psnr"]) is not None]
+    with_quality = [record for record in records if record.psnr_db is not None]
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     ).get_template("report.html")
     plots = {}
-    if judged:
-        plots["Quality against cost"] = trade_offs(judged)
-        plots["PSNR of the images"] = psnr_distribution(judged)
-    if len(judged) > 1:
-        plots["Where two models differ"] = psnr_difference(*judged[:2])
+    if with_quality:
+        plots["Quality against cost"] = trade_offs(with_quality)
+        plots["PSNR of the images"] = psnr_distribution(with_quality)
+    if len(with_quality) > 1:
+        plots["Where two models differ"] = psnr_difference(*with_quality[:2])
     plots["Runtime of an image against its size"] = runtime_by_size(records)
     page = template.render(
         columns=COLUMNS,
         rows=[factsheet_row(record) for record in records],
         notes=notes(records),
         plots={title: Markup(svg) for title, svg in plots.items()},
-        crop_rows=crop_rows(judged, dataset, Path(images_dir)) if judged else [],
+        crop_rows=crop_rows(with_quality, dataset, Path(images_dir)) if with_quality else [],
         side=SIDE,
     )
     write_text(path, page)
 
 
-def crop_rows(records, dataset, images_dir):
+def crop_rows(records: list[Record], dataset: Dataset, images_dir: Path) -> list[CropRow]:
     """Return a CropRow for each of the images where the models differ most, at the place where they do.
 
     A single model is compared with bicubic upscaling.
@@ -89,24 +90,23 @@ def crop_rows(records, dataset, images_dir):
     return [_crop_row(pair, spread, records, images_dir) for spread, pair in spreads[:SHOWN]]
 
 
-def _compared(versions):
-    """The models' images; bicubic, which comes first, only beside a single model."""
+def _compared(versions: list[Version]) -> list[Version]:
+    """Return the models' images; bicubic, which comes first, only beside a single model."""
     return versions[1:] if len(versions) > 2 else versions
 
 
-def _versions(pair, records, images_dir):
+def _versions(pair: Pair, records: list[Record], images_dir: Path) -> tuple[np.ndarray, list[Version]]:
     lr = pair.read_lr()
     versions = [("bicubic", cv2.resize(lr, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC))]
     for record in records:
-        model = record["model"]
-        path = images_dir / model["slug"] / pair.name
+        path = images_dir / record.model.slug / pair.name
         if not path.exists():
             raise HarnessError(f"{path}: not there; a report needs the restored images, so measure with --report")
-        versions.append((model["name"], read_rgb(path)))
+        versions.append((record.model.name, read_rgb(path)))
     return read_fitting_hr(pair, lr), versions
 
 
-def _crop_row(pair, spread, records, images_dir):
+def _crop_row(pair: Pair, spread: float, records: list[Record], images_dir: Path) -> CropRow:
     hr, versions = _versions(pair, records, images_dir)
     top, left = place_of_difference(hr, [image for _, image in _compared(versions)])
     height, width = (min(SIDE, side) for side in hr.shape[:2])
@@ -117,7 +117,7 @@ def _crop_row(pair, spread, records, images_dir):
     return CropRow(pair.name, top, left, spread, [*panels, Panel("original", _src(hr[window]), None)])
 
 
-def place_of_difference(hr, images):
+def place_of_difference(hr: np.ndarray, images: list[np.ndarray]) -> tuple[int, int]:
     """Return (top, left) of the SIDE x SIDE window, on the LR grid, where the images' squared errors differ most."""
     errors = np.stack([((image.astype(np.float32) - hr) ** 2).sum(axis=2) for image in images])
     height, width = (min(SIDE, side) for side in hr.shape[:2])
@@ -129,5 +129,5 @@ def place_of_difference(hr, images):
     return int(top) // SCALE * SCALE, int(left) // SCALE * SCALE
 
 
-def _src(image):
+def _src(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()

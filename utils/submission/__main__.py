@@ -10,34 +10,36 @@ import argparse
 import re
 from pathlib import Path
 
-from utils.arguments import one_entry
 from utils.challenge.rules import EDITIONS, get_edition
 from utils.data.datasets import open_dataset
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.files import file_sha256
-from utils.options import SANDBOX_MODES, SPLITS, add_model_file, refuse
-from utils.results.record import RECORDS_FILE, read_results
+from utils.options import SANDBOX_MODES, SPLITS, add_model, parse, refuse
+from utils.record import RECORDS_FILE, Record, read_results
+from utils.request import ModelChoice, one_entry
 from utils.results.tables import latex_table
 from utils.submission.checks import FAIL, check_submission
 from utils.submission.packing import complexity_paragraph, pack
-from utils.zoo.registry import Origin, sources_sha256
+from utils.zoo.registry import ModelEntry, Origin, sources_sha256
 
 
-def main():
-    args = parse()
+def main() -> int:
+    args = arguments()
     if args.command == "factsheet":
         refuse(
-            ("--data_dir", "--dataset", "--edition", "--requirements", "--sandbox", "--out"), "is not for `factsheet`"
+            ("--data_dir", "--split", "--edition", "--requirements", "--sandbox", "--out_file"),
+            "is not for `factsheet`",
         )
     if args.command == "check":
-        refuse(("--results", "--out"), "is not for `check`")
-    entry = one_entry(args)
+        refuse(("--results", "--out_file"), "is not for `check`")
+    ids = () if args.model_id is None else (args.model_id,)
+    entry = one_entry(ModelChoice(ids, args.model_file, args.checkpoint))
     if args.command == "factsheet":
         record = measured(entry, args.results)
         print(f"{latex_table([record])}\n{complexity_paragraph(record)}", end="")
         return 0
-    record = measured(entry, args.results) if args.command == "pack" else None
-    dataset = open_dataset(args.data_dir, args.dataset) if args.data_dir else None
+    packed = measured(entry, args.results) if args.command == "pack" else None  # better known before the checks
+    dataset = open_dataset(args.data_dir, args.split) if args.data_dir else None
     requirements = read_requirements(args.requirements) if args.requirements else None
     checks = check_submission(entry, requirements, dataset, get_edition(args.edition), args.sandbox)
     for check in checks:
@@ -47,31 +49,32 @@ def main():
         print(f"\n{entry.full_name}: {len(failed)} of {len(checks)} rules broken")
         return 1
     print(f"\n{entry.full_name}: no rule broken")
-    if args.command == "pack":
-        path = args.out or Path("submissions") / f"{Path(entry.file).stem}.zip"
-        names = pack(entry, record, path, args.sandbox)
+    if packed:
+        path = args.out_file or Path("submissions") / f"{Path(entry.file).stem}.zip"
+        names = pack(entry, packed, path, args.sandbox)
         print(f"{path}: {', '.join(names)}; unpacked into an empty folder it restores the sample bit by bit")
     return 0
 
 
-def parse():
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("check", "pack", "factsheet"))
-    parser.add_argument("--model_id", type=int)
-    add_model_file(parser)
-    parser.add_argument("--data_dir", type=Path, help="judge PSNR there; only the challenge's whole folder counts")
-    parser.add_argument("--dataset", default="valid", choices=SPLITS)
-    parser.add_argument("--edition", type=int, default=max(EDITIONS), help="whose threshold (default %(default)s)")
+    add_model(parser)
+    parser.add_argument("--data_dir", type=Path, help="score PSNR there; only the challenge's whole folder counts")
+    parser.add_argument("--split", default="valid", choices=SPLITS)
+    parser.add_argument(
+        "--edition", type=int, choices=EDITIONS, default=max(EDITIONS), help="whose threshold (default %(default)s)"
+    )
     parser.add_argument("--requirements", type=Path, metavar="FILE", help="the organizers' requirements.txt")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where eval.py left them")
     parser.add_argument(
         "--sandbox", default="auto", choices=SANDBOX_MODES, help="for the submission's code (default: auto)"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE.zip", help="default: submissions/teamNN_Name.zip")
-    return parser.parse_args()
+    parser.add_argument("--out_file", type=Path, metavar="FILE.zip", help="default: submissions/teamNN_Name.zip")
+    return parse(parser, {"--out": "--out_file"})
 
 
-def measured(entry, folder):
+def measured(entry: ModelEntry, folder: Path) -> Record:
     """Return the entry's complete record. Raises HarnessError if there is none of this file with these weights."""
     path = folder / RECORDS_FILE
     record = read_results(path).get(entry.key)
@@ -80,14 +83,14 @@ def measured(entry, folder):
         raise HarnessError(f"{path}: holds no results of {entry.name}; run python eval.py {way} first")
     weights = file_sha256(entry.checkpoint_path) if entry.checkpoint_path.is_file() else None
     for key, digest, changed in (("file_sha256", sources_sha256(entry), "code"), ("sha256", weights, "weights")):
-        if record["model"][key] != digest:
+        if getattr(record.model, key) != digest:
             raise HarnessError(
                 f"{path}: its results of {entry.name} are of other {changed}; run python eval.py {way} again"
             )
     return record
 
 
-def read_requirements(path):
+def read_requirements(path: Path) -> set[str]:
     """Return the package names, in lower case, that a requirements.txt lists."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

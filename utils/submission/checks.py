@@ -5,26 +5,29 @@ import math
 import re
 import sys
 import tempfile
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 
-from utils.data.datasets import is_challenge, open_dataset, read_fitting_hr
+from utils.challenge.rules import Edition
+from utils.data.datasets import Dataset, is_challenge, open_dataset, read_fitting_hr
 from utils.data.images import to_tensor
 from utils.data.sample import ensure_sample
 from utils.errors import ForeignError, HarnessError, in_one_line
 from utils.evaluate.evaluation import evaluate
 from utils.evaluate.metrics import psnr
 from utils.files import ROOT
+from utils.isolation.host import IsolatedRunner
+from utils.isolation.process import Limits
 from utils.protocol import SCALE
-from utils.referee.judge import Contestant
-from utils.referee.process import Limits
-from utils.results.record import mean
+from utils.record import mean
 from utils.zoo.checkpoints import load_state_dict
-from utils.zoo.registry import with_checkpoint
+from utils.zoo.registry import ModelEntry, with_checkpoint
 
 MODEL_NAME = re.compile(r"team(\d{2})_(\w+)\.py")
 CHECKPOINT_NAME = re.compile(r"team(\d{2})_(\w+)\.(pth|pt|ckpt)")
@@ -49,7 +52,7 @@ NEWER = (  # names of torch that came after it
     "parametrizations.weight_norm",
 )
 PASS, FAIL, SKIP = "pass", "FAIL", "skip"
-START_S, IMAGE_S = 300, 60  # that the checks of a network may take, and each image on which its PSNR is judged
+START_S, IMAGE_S = 300, 60  # that the checks of a network may take, and each image on which its PSNR is scored
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,17 @@ class UncheckableError(Exception):
     """A rule cannot be checked; the message says why."""
 
 
-def check_submission(entry, requirements=None, dataset=None, edition=None, sandbox="auto"):
-    """Return a list of Check for a registry entry, or one made by `entry_from_file`; its code is run, in a contestant.
+def check_submission(
+    entry: ModelEntry,
+    requirements: Collection[str] | None = None,
+    dataset: Dataset | None = None,
+    edition: Edition | None = None,
+    sandbox: str = "auto",
+) -> list[Check]:
+    """Return a list of Check for a registry entry, or one made by `entry_from_file`; its code is run, in a worker.
 
     `requirements`: names of the packages that the organizers' repository installs, None if unknown. `dataset` and
-    `edition`: where, and by which threshold, PSNR is judged.
+    `edition`: where, and by which threshold, PSNR is compared.
     """
     return [
         _check("names and numbers", _names, entry),
@@ -84,26 +93,30 @@ def check_submission(entry, requirements=None, dataset=None, edition=None, sandb
     ]
 
 
-def _checks_by_running(entry, dataset, edition, sandbox):
-    """The checks that run the submission's code; if its process ends early, that is the first one's failure."""
+def _checks_by_running(
+    entry: ModelEntry, dataset: Dataset | None, edition: Edition | None, sandbox: str
+) -> list[Check]:
+    """Return the checks that run the submission's code; if its process ends early, that is the first one's failure."""
     limits = Limits(START_S + IMAGE_S * (len(dataset.pairs) if dataset else 0))
     with tempfile.TemporaryDirectory() as folder:
         # Without its checkpoint a submission is an error; and the organizers take no prefix off its keys.
-        judged = replace(with_checkpoint(entry, entry.checkpoint_path), exact=True)
-        contestant = Contestant(judged, torch.device("cpu"), Path(folder) / "log", limits, sandbox)
+        checked = replace(with_checkpoint(entry, entry.checkpoint_path), exact=True)
+        worker = IsolatedRunner(checked, torch.device("cpu"), Path(folder) / "log", limits, sandbox)
         try:
-            checks = _checks_of(contestant, entry, dataset, edition)
-            contestant.ask("changed")  # whether it still answers
+            checks = _checks_of(worker, entry, dataset, edition)
+            worker.ask("changed")  # whether it still answers
         except (HarnessError, ForeignError) as error:
             return [Check("runs in a process of its own", FAIL, str(error))]
         finally:
-            contestant.close()
-    return [Check("runs in a process of its own", PASS, contestant.process), *checks]
+            worker.close()
+    return [Check("runs in a process of its own", PASS, worker.sandbox.line), *checks]
 
 
-def _checks_of(contestant, entry, dataset, edition):
-    strict = _check("checkpoint loads strictly", _strict_load, contestant, entry)
-    runs = None if contestant.watched.process.poll() is not None or not contestant.loaded else contestant
+def _checks_of(
+    worker: IsolatedRunner, entry: ModelEntry, dataset: Dataset | None, edition: Edition | None
+) -> list[Check]:
+    strict = _check("checkpoint loads strictly", _strict_load, worker, entry)
+    runs = None if worker.watched.process.poll() is not None or not worker.loaded else worker
     checks = [
         _check(f"output is {SCALE}x the input, at odd sizes too", _output_size, runs, entry),
         _check("output is finite", _finite, runs, entry),
@@ -113,21 +126,21 @@ def _checks_of(contestant, entry, dataset, edition):
         _check("parameters and FLOPs as claimed", _claims, runs, entry),
         _check("PSNR reaches the threshold", _threshold, runs, dataset, edition),
     ]
-    return [_check("leaves global state alone", _global_state, contestant), strict, *checks]
+    return [_check("leaves global state alone", _global_state, worker), strict, *checks]
 
 
-def _check(rule, function, *arguments):
+def _check(rule: str, function: Callable[..., str], *arguments: Any) -> Check:
     try:
         return Check(rule, PASS, function(*arguments))
     except UncheckableError as reason:
         return Check(rule, SKIP, str(reason))
     except (BrokenRuleError, HarnessError) as fault:
         return Check(rule, FAIL, str(fault))
-    except Exception as error:  # a stranger's code may raise anything
+    except Exception as error:  # untrusted code may raise anything
         return Check(rule, FAIL, in_one_line(error))
 
 
-def _names(entry):
+def _names(entry: ModelEntry) -> str:
     file, checkpoint = (
         MODEL_NAME.fullmatch(Path(entry.file).name),
         CHECKPOINT_NAME.fullmatch(entry.checkpoint_path.name),
@@ -143,7 +156,7 @@ def _names(entry):
     return f"models/{file[0]}, model_zoo/{checkpoint[0]}"
 
 
-def _imports(entry, requirements):
+def _imports(entry: ModelEntry, requirements: Collection[str] | None) -> str:
     path = ROOT / entry.file
     allowed = {*sys.stdlib_module_names, "torch"}
     others = sorted(_imported_names(path) - allowed)
@@ -162,18 +175,18 @@ def _imports(entry, requirements):
     return f"also {', '.join(others)}, which the organizers' requirements hold" if others else "nothing else"
 
 
-def _imported_names(path):
-    """Top-level names of a Python file's imports; "." for a relative one."""
+def _imported_names(path: Path) -> set[str]:
+    """Return the top-level names of a Python file's imports; "." for a relative one."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add("." if node.level else node.module.partition(".")[0])
+            names.add("." if node.level or not node.module else node.module.partition(".")[0])
     return names
 
 
-def _environment(entry):
+def _environment(entry: ModelEntry) -> str:
     """Look for what the organizers' Python cannot parse, and for names that their torch does not have."""
     try:
         tree = ast.parse((ROOT / entry.file).read_text(encoding="utf-8"), feature_version=PYTHON)
@@ -193,36 +206,37 @@ def _environment(entry):
     return "nothing newer found"
 
 
-def _plain_tensors(entry):
+def _plain_tensors(entry: ModelEntry) -> str:
     state = load_state_dict(entry.checkpoint_path, entry.state_key)
     return f"{len(state)} tensors"
 
 
-def _strict_load(contestant, entry):
-    contestant.load()
+def _strict_load(worker: IsolatedRunner, entry: ModelEntry) -> str:
+    worker.load()
     if entry.lenient:
         raise BrokenRuleError("loads with strict=False; the rules ask for load_state_dict(strict=True)")
     return "strict=True"
 
 
-def _global_state(contestant):
-    changed = contestant.ask("changed")
+def _global_state(worker: IsolatedRunner) -> str:
+    changed = worker.ask("changed")
     if changed:
         raise BrokenRuleError(f"changes {', '.join(changed)}")
     return "imported, built and run"
 
 
-def _need(contestant):
-    if contestant is None:
+def _needed(worker: IsolatedRunner | None) -> IsolatedRunner:
+    if worker is None:
         raise UncheckableError("needs a network that can be built and loaded")
+    return worker
 
 
-def _random_lr(entry, size, seed=0):
+def _random_lr(entry: ModelEntry, size: tuple[int, int], seed: int = 0) -> torch.Tensor:
     return torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(seed)) * entry.data_range
 
 
-def _output_size(runs, entry):
-    _need(runs)
+def _output_size(worker: IsolatedRunner | None, entry: ModelEntry) -> str:
+    runs = _needed(worker)
     for height, width in SIZES:
         try:
             runs.forward(_random_lr(entry, (height, width)))
@@ -231,31 +245,31 @@ def _output_size(runs, entry):
     return ", ".join(f"{width} x {height}" for height, width in SIZES)
 
 
-def _finite(runs, entry):
-    _need(runs)
+def _finite(worker: IsolatedRunner | None, entry: ModelEntry) -> str:
+    runs = _needed(worker)
     inputs = {"black": 0.0, "white": entry.data_range}
     for name, value in inputs.items():
-        if not torch.isfinite(runs.forward(torch.full((1, 3, *SIZES[-1]), value))[0]).all():
+        if not torch.isfinite(runs.forward(torch.full((1, 3, *SIZES[-1]), value)).output).all():
             raise BrokenRuleError(f"NaN or infinite values for a {name} image")
-    if not torch.isfinite(runs.forward(_random_lr(entry, SIZES[-1]))[0]).all():
+    if not torch.isfinite(runs.forward(_random_lr(entry, SIZES[-1])).output).all():
         raise BrokenRuleError("NaN or infinite values for random pixels")
     return "black, white and random images"
 
 
-def _deterministic(runs, entry):
-    _need(runs)
+def _deterministic(worker: IsolatedRunner | None, entry: ModelEntry) -> str:
+    runs = _needed(worker)
     lr = _random_lr(entry, SIZES[-1])
-    first = runs.forward(lr)[0].clone()
+    first = runs.forward(lr).output.clone()
     runs.forward(_random_lr(entry, SIZES[1], seed=1))
-    if not torch.equal(first, runs.forward(lr)[0]):
+    if not torch.equal(first, runs.forward(lr).output):
         raise BrokenRuleError("the same image gives another result on a second call")
     return "equal to the last bit, another size in between"
 
 
-def _value_range(runs, entry):
-    _need(runs)
+def _value_range(worker: IsolatedRunner | None, entry: ModelEntry) -> str:
+    runs = _needed(worker)
     lr = open_dataset(ensure_sample()).pairs[0].read_lr()
-    sr, *_ = runs.forward(to_tensor(lr, entry.data_range))
+    sr = runs.forward(to_tensor(lr, entry.data_range)).output
     ratio = sr.mean().item() / (lr.mean() / 255 * entry.data_range)
     low, high = (np.percentile(sr.numpy(), q) / entry.data_range for q in (1, 99))
     if not (0.8 < ratio < 1.25 and low > -0.25 and high < 1.25):
@@ -266,26 +280,27 @@ def _value_range(runs, entry):
     return f"mean {ratio:.3f} times the input's on a photograph, data_range {entry.data_range:g}"
 
 
-def _better_than_bicubic(runs):
+def _better_than_bicubic(worker: IsolatedRunner | None) -> str:
     """Compare with bicubic upscaling: exchanged channels, a wrong export or missing weights fall far below it."""
-    _need(runs)
+    runs = _needed(worker)
     dataset = open_dataset(ensure_sample())
     reached = mean(image.psnr for image in evaluate(runs, dataset)) or -math.inf
-    bicubic = []
+    results = []
     for pair in dataset.pairs:
         lr = pair.read_lr()
         upscaled = cv2.resize(lr, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
-        bicubic.append(psnr(upscaled, read_fitting_hr(pair, lr)))
-    if reached <= mean(bicubic):
+        results.append(psnr(upscaled, read_fitting_hr(pair, lr)))
+    bicubic = sum(results) / len(results)
+    if reached <= bicubic:
         raise BrokenRuleError(
-            f"{reached:.2f} dB, bicubic upscaling has {mean(bicubic):.2f}; are colours exchanged, or are these the "
+            f"{reached:.2f} dB, bicubic upscaling has {bicubic:.2f}; are colours exchanged, or are these the "
             "weights of another network?"
         )
-    return f"{reached:.2f} dB, bicubic upscaling has {mean(bicubic):.2f}"
+    return f"{reached:.2f} dB, bicubic upscaling has {bicubic:.2f}"
 
 
-def _claims(runs, entry):
-    _need(runs)
+def _claims(worker: IsolatedRunner | None, entry: ModelEntry) -> str:
+    runs = _needed(worker)
     if not entry.published:
         raise UncheckableError("the registry's entry publishes no figures")
     counts = runs.count()
@@ -301,8 +316,8 @@ def _claims(runs, entry):
     return ", ".join(seen)
 
 
-def _threshold(runs, dataset, edition):
-    _need(runs)
+def _threshold(worker: IsolatedRunner | None, dataset: Dataset | None, edition: Edition | None) -> str:
+    runs = _needed(worker)
     if dataset is None or edition is None or not dataset.has_hr:
         raise UncheckableError("no data given; name the challenge's folder by --data_dir")
     if not is_challenge(dataset.label, dataset.split):

@@ -3,8 +3,11 @@
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
@@ -13,12 +16,12 @@ from utils.data.sample import ensure_sample
 from utils.errors import HarnessError
 from utils.evaluate.evaluation import restore
 from utils.files import ROOT, json_text, replacing
-from utils.referee.judge import Contestant
-from utils.referee.sandbox import run_apart
-from utils.results.record import protocol_runtime_ms
+from utils.isolation.host import IsolatedRunner
+from utils.isolation.sandbox import run_apart
+from utils.record import Record
 from utils.results.tables import latex, latex_table, markdown_table
 from utils.zoo.checkpoints import find_state_dict
-from utils.zoo.registry import source_files, split_arguments
+from utils.zoo.registry import ModelEntry, source_files, split_arguments
 
 SELECT_MODEL = '''\
 """The branch to paste into select_model of the organizers' test_demo.py, in a function that runs as it stands."""
@@ -62,7 +65,7 @@ numpy.savez("proof_sr.npz", **results)
 """
 
 
-def pack(entry, record, path, sandbox="auto"):
+def pack(entry: ModelEntry, record: Record, path: Path, sandbox: str = "auto") -> list[str]:
     """Write the archive of an entry with its results record, prove it, and return the names that it holds.
 
     Raises HarnessError if the archive does not run on its own or gives other images than this project; then no archive
@@ -72,11 +75,11 @@ def pack(entry, record, path, sandbox="auto"):
         **{place_of(path): path.read_bytes() for path in source_files(entry)},
         f"model_zoo/{entry.checkpoint_path.name}": entry.checkpoint_path.read_bytes(),
         "select_model.py": select_model_source(entry).encode(),
-        "record.json": json_text(record).encode(),
+        "record.json": json_text(msgspec.to_builtins(record)).encode(),
         "factsheet.tex": (latex_table([record]) + "\n" + complexity_paragraph(record)).encode(),
         "factsheet.md": markdown_table([record]).encode(),
     }
-    with replacing(path, "choose another --out") as partial:
+    with replacing(path, "choose another --out_file") as partial:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, data in files.items():
                 archive.writestr(name, data)
@@ -84,7 +87,7 @@ def pack(entry, record, path, sandbox="auto"):
     return list(files)
 
 
-def select_model_source(entry):
+def select_model_source(entry: ModelEntry) -> str:
     """Return the text of select_model.py: the organizers' function with this model's branch."""
     positional, named = split_arguments(entry.arguments)
     arguments = ", ".join([*map(repr, positional), *(f"{key}={value!r}" for key, value in named.items())])
@@ -102,23 +105,23 @@ def select_model_source(entry):
     return SELECT_MODEL.format(branch=branch)
 
 
-def place_of(source):
+def place_of(source: Path) -> str:
     """Return where a source lies in the archive: as in this project's models/ and kernels/, else in models/ itself."""
     inside = any(source.is_relative_to(ROOT / folder) for folder in ("models", "kernels"))
     return str(source.relative_to(ROOT)) if inside else f"models/{source.name}"
 
 
-def prove(entry, archive, sandbox="auto"):
+def prove(entry: ModelEntry, archive: Path, sandbox: str = "auto") -> None:
     """Unpack an archive into an empty folder, run it there in a process of its own, and compare with this project.
 
     Every image of the sample must come out equal to the last bit. Raises HarnessError otherwise.
     """
     images = {pair.name: pair.read_lr() for pair in open_dataset(ensure_sample()).pairs}
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         with zipfile.ZipFile(archive) as opened:
             opened.extractall(folder / "archive")
-        np.savez(folder / "archive" / "proof_lr.npz", **images)
+        np.savez(folder / "archive" / "proof_lr.npz", allow_pickle=False, **images)
         code = PROOF.format(id=entry.id, threads=torch.get_num_threads())
         reason = run_apart([sys.executable, "-c", code], folder / "archive", folder / "log", sandbox)
         if reason:
@@ -127,32 +130,34 @@ def prove(entry, archive, sandbox="auto"):
             _compare(entry, images, restored, folder / "reference.log", sandbox)
 
 
-def _compare(entry, images, restored, log, sandbox):
-    with Contestant(entry, torch.device("cpu"), log, sandbox=sandbox) as reference:
+def _compare(
+    entry: ModelEntry, images: dict[str, np.ndarray], restored: Mapping[str, Any], log: Path, sandbox: str
+) -> None:
+    with IsolatedRunner(entry, torch.device("cpu"), log, sandbox=sandbox) as reference:
         if restored["params"] != reference.count().params:
             raise HarnessError(f"{entry.file}: the archive's network has {restored['params']} parameters")
         for name, lr in images.items():
-            if not np.array_equal(restored[name], restore(reference, lr)[0]):
+            if not np.array_equal(restored[name], restore(reference, lr).sr):
                 raise HarnessError(f"{entry.file}: the archive restores {name} otherwise than this project")
 
 
-def complexity_paragraph(record):
+def complexity_paragraph(record: Record) -> str:
     """Return the factsheet's paragraph on the method's complexity, in LaTeX, from a complete results record."""
-    counts, environment, runtime = record["complexity"], record["environment"], record["runtime"]
-    machine = environment["gpu"] or f"{environment['cpu']}, {environment['threads']} threads"
-    height, width = counts["input_shape"][2:]
-    steady = runtime["steady"]  # None if every image was restored in tiles
+    counts, environment, runtime = record.counts, record.environment, record.runtime
+    machine = environment.gpu or f"{environment.cpu}, {environment.threads} threads"
+    height, width = counts.input_shape[2:]
+    steady = runtime.trusted_steady  # None if every image was restored in tiles
     after_warmup = (
-        f", and {steady['median_ms']:.2f} ms after a warm-up on {steady['lr_width']} $\\times$ {steady['lr_height']}"
+        f", and {steady.median_ms:.2f} ms after a warm-up on {steady.lr_width} $\\times$ {steady.lr_height}"
         if steady
         else ""
     )
     return (
-        f"\\paragraph{{Method complexity.}} {latex(record['model']['name'])} has {counts['params'] / 1e6:.3f} M "
-        f"parameters. On an input of {width} $\\times$ {height} it takes {counts['flops'] / 1e9:.2f} G FLOPs "
-        f"(multiply-accumulates) in {counts['convs']} convolutions "
-        f"with {counts['activations'] / 1e6:.2f} M activations. "
-        f"On {latex(machine)} the forward pass takes {protocol_runtime_ms(record):.2f} ms on average over the "
-        f"{record['dataset']['images']} images of {latex(record['dataset']['label'])}, "
-        f"{len(runtime['runs'])} runs{after_warmup}; the peak memory is {record['memory']['peak_mib']:.2f} MiB.\n"
+        f"\\paragraph{{Method complexity.}} {latex(record.model.name)} has {counts.params / 1e6:.3f} M "
+        f"parameters. On an input of {width} $\\times$ {height} it takes {counts.flops / 1e9:.2f} G FLOPs "
+        f"(multiply-accumulates) in {counts.convs} convolutions "
+        f"with {counts.activations / 1e6:.2f} M activations. "
+        f"On {latex(machine)} the forward pass takes {record.runtime_ms:.2f} ms on average over the "
+        f"{record.dataset.images} images of {latex(record.dataset.label)}, "
+        f"{len(runtime.runs)} runs{after_warmup}; the peak memory is {record.memory.peak_mib:.2f} MiB.\n"
     )

@@ -1,4 +1,4 @@
-"""Average the weights of several trainings: python -m utils.zoo.average CKPT CKPT … --out FILE.pth
+"""Average the weights of several trainings: python -m utils.zoo.average CKPT CKPT … --out_file FILE.pth
 
 The mean of networks that went on training from the same weights, each a little differently, is better than each of them
 and costs nothing at inference (M. Wortsman et al., *Model soups*, ICML 2022). Trainings that began or have gone far
@@ -6,24 +6,29 @@ apart do not share a valley, and their mean is worse. Average training forms, th
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from utils.errors import HarnessError, exit_on_harness_error
+from utils.options import parse
 from utils.zoo.checkpoints import differences, load_state_dict, save_atomically
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CKPT")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.pth")
-    args = parser.parse_args()
+    parser.add_argument("--out_file", type=Path, required=True, metavar="FILE.pth")
+    args = parse(parser, {"--out": "--out_file"})
     if len(args.checkpoints) < 2:
         raise HarnessError(f"{args.checkpoints[0]}: the only one; name two checkpoints or more")
-    save_atomically(averaged(args.checkpoints), args.out)
-    print(f"{args.out}: mean of {len(args.checkpoints)} checkpoints")
+    save_atomically(averaged(args.checkpoints), args.out_file)
+    print(f"{args.out_file}: mean of {len(args.checkpoints)} checkpoints")
 
 
-def averaged(paths):
+def averaged(paths: Sequence[Path]) -> dict[str, Tensor]:
     """Return the mean of state dicts, summed in float64, in the dtypes of the first; what is no float is the first's.
 
     Raises HarnessError naming a checkpoint whose keys or shapes are not the first's.
@@ -34,7 +39,7 @@ def averaged(paths):
         if problems := differences(first, state):
             raise HarnessError(f"{path}: is not of the network that {paths[0]} is of ({problems})")
     return {
-        key: sum(state[key].double() for state in states).div(len(states)).to(value.dtype)
+        key: torch.stack([state[key].double() for state in states]).mean(0).to(value.dtype)
         if value.is_floating_point()
         else value
         for key, value in first.items()

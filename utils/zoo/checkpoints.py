@@ -3,30 +3,37 @@
 import contextlib
 import os
 import pickle
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy._core.multiarray as multiarray
 import safetensors.torch
 import torch
+from torch import Tensor, nn
 
 from utils.errors import HarnessError, one_line
 
 WRAPPERS = ("params_ema", "params", "state_dict", "model")  # under which training frameworks nest the weights
 MAGICS = (b"PK\x03\x04", b"\x80")  # of torch.save's archives, and of the pickles that it wrote before
-TRUST, STATE_KEY = "--trust-checkpoint", "--state_key"  # options that an error may name
+TRUST, STATE_KEY = "--trust_checkpoint", "state_key"  # options that an error may name
 # What NumPy's numbers and arrays beside the weights are pickled by; all of them hold data alone.
-NUMPY_VALUES = [
+NUMPY_VALUES: list[Any] = [
     np.dtype,
     np.ndarray,
     *(type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "uint8", "bool")),
     *(
         (function, f"{package}.multiarray.{function.__name__}")
-        for function in (np._core.multiarray.scalar, np._core.multiarray._reconstruct)
+        for function in (multiarray.scalar, multiarray._reconstruct)
         for package in ("numpy._core", "numpy.core")
     ),
 ]
 NAMED_KEYS = 4  # of the missing or unexpected ones, in an error
+
+
+StateDict = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,11 +44,11 @@ class Weights:
     """
 
     key: str
-    state: dict[str, torch.Tensor]
+    state: StateDict
     others: tuple[str, ...] = ()
 
 
-def load_state_dict(path, key="", trust=False, remedies=()):
+def load_state_dict(path: Path | str, key: str = "", trust: bool = False, remedies: Sequence[str] = ()) -> StateDict:
     """Read a state dict of CPU tensors, taken from under `key`, or from `params_ema`, `params`, `state_dict`, `model`.
 
     Raises HarnessError as `find_state_dict` does.
@@ -49,7 +56,7 @@ def load_state_dict(path, key="", trust=False, remedies=()):
     return find_state_dict(path, key, trust, remedies).state
 
 
-def find_state_dict(path, key="", trust=False, remedies=()) -> Weights:
+def find_state_dict(path: Path | str, key: str = "", trust: bool = False, remedies: Sequence[str] = ()) -> Weights:
     """Return the Weights of a file of torch.save, or of a .safetensors file.
 
     Nothing is unpickled but tensors, plain values and NumPy's numbers (`weights_only`), unless `trust` is set: then
@@ -72,14 +79,14 @@ def find_state_dict(path, key="", trust=False, remedies=()) -> Weights:
         state = state[key]
     if not _is_state_dict(state):
         if nested and STATE_KEY in remedies:
-            remedy = f"name the one to load by {STATE_KEY} {nested[0]}"
+            remedy = f'write {STATE_KEY} = "{nested[0]}" into its TOML file'
         else:
             remedy = "save it again as model.state_dict()"
         raise HarnessError(f"{path}: holds no state dict of tensors, but {_found(state)}; {remedy}")
     return Weights(key, state, tuple(name for name in nested if name != key) if key else ())
 
 
-def _read(path, trust, remedies):
+def _read(path: Path, trust: bool, remedies: Sequence[str]) -> Any:
     with open(path, "rb") as file:
         head = file.read(9)
     try:
@@ -98,7 +105,7 @@ def _read(path, trust, remedies):
         raise HarnessError(f"{path}: not a readable checkpoint; copy or download it again") from error
 
 
-def without_prefix(state, expected):
+def without_prefix(state: StateDict, expected: Mapping[str, Tensor]) -> tuple[StateDict, str | None]:
     """Return a state dict without what stands before each expected key, and a line that says so; itself and None.
 
     DataParallel writes `module.`, torch.compile `_orig_mod.`, a wrapping class its own name. Other keys are left out.
@@ -112,20 +119,20 @@ def without_prefix(state, expected):
     return kept, f"the checkpoint's keys begin with {prefix!r}, which was taken off{also}"
 
 
-def _is_state_dict(value):
+def _is_state_dict(value: object) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(one, torch.Tensor) for one in value.values())
 
 
-def _found(state):
-    """What a checkpoint holds instead of what is looked for: the names of its keys, or its type."""
+def _found(state: Any) -> str:
+    """Return what a checkpoint holds instead of what is looked for: the names of its keys, or its type."""
     if not isinstance(state, dict):
         return type(state).__name__
     names = ", ".join(map(str, list(state)[:NAMED_KEYS])) + (" …" if len(state) > NAMED_KEYS else "")
     return names or "nothing"
 
 
-def load_strictly(model, state, path):
-    """`load_state_dict(strict=True)`; a HarnessError names missing and unexpected keys and wrong shapes."""
+def load_strictly(model: nn.Module, state: StateDict, path: Path | str) -> None:
+    """Do `load_state_dict(strict=True)`; a HarnessError names missing and unexpected keys and wrong shapes."""
     problems = differences(model.state_dict(), state)
     if problems:
         prefix = prefix_of(state, model.state_dict())
@@ -134,8 +141,8 @@ def load_strictly(model, state, path):
     model.load_state_dict(state, strict=True)
 
 
-def load_leniently(model, state, path):
-    """`load_state_dict(strict=False)`; return a line naming what did not fit, None if all did.
+def load_leniently(model: nn.Module, state: StateDict, path: Path | str) -> str | None:
+    """Do `load_state_dict(strict=False)`; return a line naming what did not fit, None if all did.
 
     Raises HarnessError if nothing fits or a shape is wrong, which strict=False does not allow either.
     """
@@ -147,7 +154,7 @@ def load_leniently(model, state, path):
     return problems or None
 
 
-def prefix_of(state, expected):
+def prefix_of(state: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """Return what stands before each expected key in a state dict, as DataParallel saves them; "" if nothing does.
 
     Other keys may stand between them.
@@ -157,7 +164,7 @@ def prefix_of(state, expected):
     return next((prefix for prefix in sorted(candidates) if all(prefix + key in state for key in expected)), "")
 
 
-def differences(expected, state):
+def differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     """Name the missing and unexpected keys and wrong shapes of a state dict, "" if there are none."""
     wrong_shapes = [
         f"{key} is {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
@@ -175,8 +182,8 @@ def differences(expected, state):
     )
 
 
-def save_atomically(values, path):
-    """torch.save to `path` by way of a partial file, creating the folder.
+def save_atomically(values: Any, path: Path) -> None:
+    """Write by torch.save to `path` by way of a partial file, creating the folder.
 
     Raises HarnessError, keeping the old file, if that fails.
     """

@@ -8,16 +8,25 @@ import json
 import re
 import sys
 import tomllib
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from enum import StrEnum
 from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
 
+import msgspec
 import tomli_w
+import torch
+from msgspec import Meta, Struct, field
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from utils.errors import HarnessError, in_one_line
 from utils.files import ROOT, file_sha256, write_text
+from utils.record import WeightsInfo
+from utils.typed import converted
 from utils.zoo.checkpoints import STATE_KEY, TRUST, find_state_dict, load_leniently, load_strictly, without_prefix
 
 REGISTRY = ROOT / "model_zoo" / "models.toml"
@@ -25,10 +34,7 @@ KERNELS = ROOT / "kernels"
 TEAM_FILE = re.compile(r"team(?P<id>\d+)_(?P<name>\w+)\.py")
 HEADER = re.compile(r'^#include "([\w.]+)"', re.MULTILINE)
 COMPILED = (".c", ".cpp", ".cu")
-REQUIRED = {"id", "name", "file", "class", "arguments", "checkpoint", "sha256", "data_range", "provenance", "licence"}
-OPTIONAL = {"published", "state_key", "lenient", "variant", "training"}
 INHERITED = ("checkpoint", "sha256", "data_range", "provenance", "licence")  # by a variant, from what it is one of
-PLAIN = {"backend": "plain", "precision": "float32"}  # how a model runs that is no variant of another
 
 
 class Origin(StrEnum):
@@ -39,39 +45,87 @@ class Origin(StrEnum):
     REPOSITORY = "repository"  # --repository, an organizers' checkout
 
 
-@dataclass(frozen=True)
-class ModelEntry:
-    """One table of the registry, or a model described by other means; `origin` says which.
+Arguments = list[Any] | dict[str, Any]  # positional ones, or named ones with positional ones as a list under "*"
 
-    `data_range` is that of the network's input and output, 1.0 or 255.0. `arguments` are the class's: a list, or a
-    table of named ones with the positional ones as a list under "*". `state_key` names the checkpoint's key under which
-    the weights lie, if it is not one that is tried anyway; `lenient` loads with strict=False; `trust_checkpoint`
-    unpickles more than tensors, and no registry can ask for it. `variant`, of an entry that computes another one's
-    function in another way, holds the other one's id as `of`, and the `backend` and `precision` that choose it.
-    `training` is the id of the entry that is trained and whose weights fuse into this one's. `given_checkpoint` is a
-    file that the user named to be loaded in place of `checkpoint`. With `exact`, as a submission is checked, no prefix
-    is taken off a checkpoint's keys.
+
+class ModelTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a network is built and loaded, as TOML has it: in the registry, in a recipe, beside a model's file.
+
+    `file` is the Python file; `data_range` is that of the network's input and output, 1.0 or 255.0; `state_key` names
+    the checkpoint's key under which the weights lie, if it is not one that is tried anyway; `lenient` loads with
+    strict=False.
+    """
+
+    file: str
+    class_name: str = field(name="class")
+    arguments: Arguments = field(default_factory=list)
+    checkpoint: str = ""
+    data_range: Annotated[float, Meta(gt=0)] = 1.0
+    state_key: str = ""
+    lenient: bool = False
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The model `of` whose function an entry computes in another way, and the options that choose it."""
+
+    of: int
+    backend: str
+    precision: str
+
+
+class RegistryTable(ModelTable, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A [[model]] table of the registry; its head explains the keys."""
+
+    id: int
+    name: str
+    sha256: str
+    provenance: str
+    licence: str
+    published: dict[str, Any] = field(default_factory=dict)
+    variant: Variant | None = None
+    training: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry:
+    """A model that can be built: a table of the registry, or a model described by other means; `origin` says which.
+
+    The first fields are those of ModelTable and RegistryTable. `training` is the id of the entry that is trained and
+    whose weights fuse into this one's. `trust_checkpoint` unpickles more than tensors, and no file can ask for it.
+    `given_checkpoint` is a file that the user named to be loaded in place of `checkpoint`. With `exact`, as a
+    submission is checked, no prefix is taken off a checkpoint's keys.
     """
 
     id: int
     name: str
     file: str
     class_name: str
-    arguments: dict | list
+    arguments: Arguments
     checkpoint: str
-    sha256: str
-    data_range: float
-    provenance: str
-    licence: str
     origin: Origin
-    published: dict = field(default_factory=dict)
+    sha256: str = ""
+    data_range: float = 1.0
+    provenance: str = ""
+    licence: str = "unknown"
+    published: dict[str, Any] = dataclass_field(default_factory=dict)
     state_key: str = ""
     lenient: bool = False
     trust_checkpoint: bool = False
-    variant: dict = field(default_factory=dict)
+    variant: Variant | None = None
     training: int | None = None
     given_checkpoint: str = ""
     exact: bool = False
+
+    @property
+    def backend(self) -> str:
+        """How the model runs, as --backend has it."""
+        return self.variant.backend if self.variant else "plain"
+
+    @property
+    def precision(self) -> str:
+        """The number type of the arithmetic, as --precision has it."""
+        return self.variant.precision if self.variant else "float32"
 
     @property
     def full_name(self) -> str:
@@ -110,45 +164,29 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network in eval mode on its device. Without weights, `missing_weights` says why and quality means nothing.
-
-    `ignored` lists what lenient loading passed over, `notes` says in lines how else the checkpoint was read.
-    """
+    """A network in eval mode on its device. Without weights, `weights.missing_weights` says why."""
 
     model: nn.Module
     entry: ModelEntry
-    sha256: str | None
-    missing_weights: str | None
-    ignored: str | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def provenance(self):
-        """Where the loaded weights come from, as far as the registry vouches for them."""
-        if self.sha256 and self.sha256 != self.entry.sha256:
-            return "unknown: the sha256 differs from the registry's"
-        return self.entry.provenance
+    weights: WeightsInfo
 
 
-def read_registry(path=REGISTRY):
+def read_registry(path: Path = REGISTRY) -> list[ModelEntry]:
     """Return the entries in the file's order. Raises HarnessError for bad TOML, a missing key, or an id used twice."""
     path = Path(path)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8")).get("model", [])
     except (OSError, ValueError) as error:
         raise HarnessError(f"{path}: not a readable registry ({error})") from error
-    entries = []
+    entries: list[ModelEntry] = []
     for number, table in enumerate(tables, start=1):
         where = f"{path}: model {table.get('name', number)}"
         of = table.get("variant", {}).get("of")
         if "variant" in table and of not in [other.get("id") for other in tables]:
             raise HarnessError(f"{where}: variant of {of}, which is no model's id; correct `of`")
-        plain = next((other for other in tables if of is not None and other.get("id") == of), {})
+        plain: dict[str, Any] = next((other for other in tables if of is not None and other.get("id") == of), {})
         table = {key: plain[key] for key in INHERITED if key in plain} | table
-        for problem, keys in (("missing", REQUIRED - table.keys()), ("unknown", table.keys() - REQUIRED - OPTIONAL)):
-            if keys:
-                raise HarnessError(f"{where}: {problem} key {', '.join(sorted(keys))}")
-        values = {"class_name" if key == "class" else key: value for key, value in table.items()}
+        values = msgspec.structs.asdict(converted(table, RegistryTable, where))
         entry = ModelEntry(**values, origin=Origin.REGISTRY)
         if entry.id in {other.id for other in entries}:
             raise HarnessError(f"{where}: id {entry.id} is taken; choose another")
@@ -156,7 +194,21 @@ def read_registry(path=REGISTRY):
     return entries
 
 
-def find_entry(model_id, entries):
+def read_model_table(path: Path) -> ModelTable:
+    """Return the TOML file that describes a model: the keys of ModelTable; its paths count from its folder.
+
+    Raises HarnessError if it cannot be read, or a key is missing, unknown or of the wrong type.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HarnessError(f"{path}: not a readable TOML file ({error})") from error
+    table = converted(values, ModelTable, path, "a model file's keys are those of model_zoo/models.toml")
+    checkpoint = str(path.parent / table.checkpoint) if table.checkpoint else ""
+    return msgspec.structs.replace(table, file=str(path.parent / table.file), checkpoint=checkpoint)
+
+
+def find_entry(model_id: int, entries: Iterable[ModelEntry]) -> ModelEntry:
     """Return the entry with this id. Raises HarnessError, listing the known ones, if there is none."""
     for entry in entries:
         if entry.id == model_id:
@@ -167,35 +219,37 @@ def find_entry(model_id, entries):
 
 def plain_entry(entry: ModelEntry) -> ModelEntry:
     """Return the registry's entry whose function a variant computes; an entry that is no variant itself."""
-    return find_entry(entry.variant["of"], read_registry()) if entry.variant else entry
+    return find_entry(entry.variant.of, read_registry()) if entry.variant else entry
 
 
-def find_variant(entry, entries, backend=None, precision=None):
+def find_variant(
+    entry: ModelEntry, entries: list[ModelEntry], backend: str | None = None, precision: str | None = None
+) -> ModelEntry:
     """Return the entry that computes `entry`'s function with a backend and a precision; None leaves either open.
 
     The plain float32 form is `entry` itself. Raises HarnessError, listing what there is, if nothing fits.
     """
-    wanted = {key: value for key, value in (("backend", backend), ("precision", precision)) if value}
-    forms = variants_of(entry, entries)
-    for other, way in forms:
-        if wanted.items() <= way.items():
+    variants = variants_of(entry, entries)
+    for other in variants:
+        if backend in (None, other.backend) and precision in (None, other.precision):
             return other
-    known = ", ".join(f"{way['backend']} {way['precision']}" for _, way in forms)
-    asked = " ".join(f"--{key} {value}" for key, value in wanted.items())
+    known = ", ".join(f"{other.backend} {other.precision}" for other in variants)
+    wanted = {"--backend": backend, "--precision": precision}
+    asked = " ".join(f"{name} {value}" for name, value in wanted.items() if value)
     raise HarnessError(f"{asked}: {entry.name} has no such variant; it runs as {known}")
 
 
-def variants_of(entry, entries):
-    """Return (form, its backend and precision) of an entry itself and of its variants.
+def variants_of(entry: ModelEntry, entries: Iterable[ModelEntry]) -> list[ModelEntry]:
+    """Return an entry itself and its variants.
 
     Only an entry of the registry has variants: a number that a file's name happens to hold opens none.
     """
-    registered = entry.origin == Origin.REGISTRY
-    forms = [entry, *(other for other in entries if registered and other.variant.get("of") == entry.id)]
-    return [(form, PLAIN | form.variant) for form in forms]
+    if entry.origin != Origin.REGISTRY:
+        return [entry]
+    return [entry, *(other for other in entries if other.variant and other.variant.of == entry.id)]
 
 
-def load_model(entry, device):
+def load_model(entry: ModelEntry, device: torch.device | str) -> LoadedModel:
     """Build an entry's network and load its checkpoint, strictly.
 
     An absent checkpoint of the registry is no error: the network can still be timed and counted, and
@@ -203,28 +257,38 @@ def load_model(entry, device):
     """
     model = build_model(entry)
     path = entry.checkpoint_path
-    sha256, missing, ignored, notes = None, None, None, []
+    info = WeightsInfo(sha256=None, provenance=entry.provenance)
     if entry.origin == Origin.REGISTRY and not entry.given_checkpoint and not path.is_file():
-        missing = f"{entry.checkpoint}: no checkpoint ({entry.provenance})"
+        info.missing_weights = f"{entry.checkpoint}: no checkpoint ({entry.provenance})"
     else:
         remedies = (TRUST,) if entry.origin == Origin.REGISTRY else (TRUST, STATE_KEY)
         weights = find_state_dict(path, entry.state_key, entry.trust_checkpoint, remedies)
         state = weights.state
         if weights.others:
-            notes.append(f"weights under {weights.key}; the checkpoint has {', '.join(weights.others)}, too")
+            info.notes.append(f"weights under {weights.key}; the checkpoint has {', '.join(weights.others)}, too")
         if not entry.exact:
             state, note = without_prefix(state, model.state_dict())
-            notes += [note] if note else []
+            info.notes += [note] if note else []
         if entry.lenient:
-            ignored = load_leniently(model, state, path)
+            info.ignored = load_leniently(model, state, path)
         else:
             load_strictly(model, state, path)
-        sha256 = file_sha256(path)
+        info.sha256 = file_sha256(path)
+        if info.sha256 != entry.sha256:
+            info.provenance = "unknown: the sha256 differs from the registry's"
     model.requires_grad_(False)
-    return LoadedModel(model.eval().to(device), entry, sha256, missing, ignored, tuple(notes))
+    return LoadedModel(model.eval().to(device), entry, info)
 
 
-def entry_from_file(file, class_name, arguments, checkpoint, data_range=1.0, state_key="", lenient=False):
+def entry_from_file(
+    file: Path | str,
+    class_name: str,
+    arguments: Arguments,
+    checkpoint: Path | str,
+    data_range: float = 1.0,
+    state_key: str = "",
+    lenient: bool = False,
+) -> ModelEntry:
     """Return the entry of a model that no registry lists: a Python file, which will be run, and its checkpoint.
 
     Id and name come from a file name such as team07_Name.py, else the id is 0 and the name the class's. Raises
@@ -245,7 +309,6 @@ def entry_from_file(file, class_name, arguments, checkpoint, data_range=1.0, sta
         sha256=file_sha256(checkpoint),
         data_range=data_range,
         provenance="given by --model_file",
-        licence="unknown",
         origin=Origin.FILE,
         state_key=state_key,
         lenient=lenient,
@@ -257,20 +320,20 @@ def with_checkpoint(entry: ModelEntry, checkpoint: str | Path | None) -> ModelEn
     return replace(entry, given_checkpoint=str(Path(checkpoint).resolve())) if checkpoint else entry
 
 
-def register(entry, path=REGISTRY):
+def register(entry: ModelEntry, path: Path = REGISTRY) -> None:
     """Append an entry to the registry, its files as they lie. Raises HarnessError if its id is taken."""
     taken = {other.id: other.name for other in read_registry(path)}
     if entry.id in taken:
         raise HarnessError(f"--register {entry.id}: {path.name} has this id for {taken[entry.id]}; choose another")
-    table = {"class" if key == "class_name" else key: value for key, value in asdict(entry).items()}
-    table = {key: value for key, value in table.items() if key in REQUIRED or (key in OPTIONAL and value)}
+    values = {key: getattr(entry, key) for key in RegistryTable.__struct_fields__}
+    table = {key: value for key, value in msgspec.to_builtins(RegistryTable(**values)).items() if value is not None}
     for key in ("file", "checkpoint"):
         if Path(table[key]).is_relative_to(ROOT):
             table[key] = str(Path(table[key]).relative_to(ROOT))
     write_text(path, path.read_text(encoding="utf-8") + "\n" + tomli_w.dumps({"model": [table]}))
 
 
-def build_model(entry):
+def build_model(entry: ModelEntry) -> nn.Module:
     """Return an entry's network with its initial weights. Raises HarnessError, in one line, for whatever it raises."""
     positional, named = split_arguments(entry.arguments)
     try:
@@ -282,13 +345,13 @@ def build_model(entry):
         raise
     except ModuleNotFoundError as error:
         raise HarnessError(f"{entry.file}: {_missing_module(entry, error.name or '')}") from error
-    except Exception as error:  # a stranger's code may raise anything
+    except Exception as error:  # untrusted code may raise anything
         reason = in_one_line(error, file=entry.file)
         alone = isinstance(error, ImportError) and "relative import" in str(error)
-        mend = "; put what it imports into it, or name the checkout that it is from by --repository" if alone else ""
+        fix = "; put what it imports into it, or name the checkout that it is from by --repository" if alone else ""
         if "CUDA enabled" in str(error) or "NVIDIA driver" in str(error):
-            mend = "; there is no GPU here: leave .cuda() out, or use the device of the input"
-        raise HarnessError(f"{entry.file}: cannot build {entry.class_name} ({reason}){mend}") from error
+            fix = "; there is no GPU here: leave .cuda() out, or use the device of the input"
+        raise HarnessError(f"{entry.file}: cannot build {entry.class_name} ({reason}){fix}") from error
     if not isinstance(network, nn.Module):
         kind = type(network).__name__
         raise HarnessError(f"{entry.file}: {entry.class_name} gives {kind}, which is not a torch.nn.Module")
@@ -301,8 +364,8 @@ def build_model(entry):
     return network
 
 
-def _classes_of(module):
-    """The names of the network classes that a module defines, for an error."""
+def _classes_of(module: ModuleType) -> str:
+    """Return the names of the network classes that a module defines, for an error."""
     names = [
         name
         for name, value in vars(module).items()
@@ -311,7 +374,7 @@ def _classes_of(module):
     return ", ".join(names) or "no class that is a torch.nn.Module"
 
 
-def _missing_module(entry, name):
+def _missing_module(entry: ModelEntry, name: str) -> str:
     """Say of a module that a model file misses whether it lies beside the file, and what to do."""
     first = name.partition(".")[0]
     folder = (ROOT / entry.file).parent
@@ -324,7 +387,7 @@ def _missing_module(entry, name):
     return f"imports {name}, which is not installed; install it or remove the import"
 
 
-def split_arguments(arguments):
+def split_arguments(arguments: Arguments) -> tuple[list[Any], dict[str, Any]]:
     """Return the positional and the named arguments of an entry's class: a list, or a table with a list under "*"."""
     if isinstance(arguments, list):
         return arguments, {}
@@ -348,8 +411,8 @@ def source_files(entry: ModelEntry) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def _compiled_companions(path):
-    """Compiled sources of a Python file's stem beside it, and what they include from there."""
+def _compiled_companions(path: Path) -> list[Path]:
+    """Return compiled sources of a Python file's stem beside it, and what they include from there."""
     files = list(filter(Path.is_file, map(path.with_suffix, COMPILED)))
     for file in files:  # which grows meanwhile
         headers = map(path.with_name, HEADER.findall(file.read_text(encoding="utf-8", errors="replace")))
@@ -369,13 +432,13 @@ def _own_modules(path: Path) -> list[str]:
     return sorted(name for name in modules if name.partition(".")[0] in ("models", "kernels"))
 
 
-def sources_sha256(entry):
-    """Hex digest of an entry's file, or of all its `source_files` if there are several."""
+def sources_sha256(entry: ModelEntry) -> str:
+    """Return the hex digest of an entry's file, or of all its `source_files` if there are several."""
     digests = [file_sha256(path) for path in source_files(entry)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def import_model(entry):
+def import_model(entry: ModelEntry) -> ModuleType:
     """Return the module of an entry's Python file, which is run once."""
     path = ROOT / entry.file
     if path.is_relative_to(ROOT):
@@ -385,7 +448,7 @@ def import_model(entry):
     if module is not None and module.__file__ == str(path):
         return module
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None:
+    if spec is None or spec.loader is None:
         raise HarnessError(f"{path}: no Python file; name one that ends in .py")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look for their module
     try:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.helpers import SMALL_CUT, python
-from training.data.feed import MappedFeed, Plan, ResidentFeed, detail, make_feed
+from training.data.feed import MappedFeed, PatchSampler, ResidentFeed, detail, make_feed
 from training.data.subimages import SubImages
 from utils.data.images import write_png
 from utils.errors import HarnessError
@@ -14,9 +14,9 @@ from utils.errors import HarnessError
 @pytest.mark.parametrize(("workers", "candidates"), [(0, 1), (0, 3), (2, 3)])
 def test_resident_and_mapped_feeds_give_the_same_batches(prepared, workers, candidates):
     subimages = SubImages(prepared)
-    plan = Plan(subimages.shapes, seed=3, batch=5, hr_patch=32, candidates=candidates)
-    resident = ResidentFeed(subimages, plan, "cpu").batches(4, 8)
-    mapped = MappedFeed(subimages, plan, "cpu", workers).batches(4, 8)
+    sampler = PatchSampler(subimages.shapes, seed=3, batch=5, hr_patch=32, candidates=candidates)
+    resident = ResidentFeed(subimages, sampler, "cpu").batches(4, 8)
+    mapped = MappedFeed(subimages, sampler, "cpu", workers).batches(4, 8)
     for (lr, hr), (mapped_lr, mapped_hr) in zip(resident, mapped, strict=True):
         assert lr.shape == (5, 3, 8, 8)
         assert hr.shape == (5, 3, 32, 32)
@@ -27,9 +27,10 @@ def test_resident_and_mapped_feeds_give_the_same_batches(prepared, workers, cand
 @pytest.mark.slow
 def test_threads_of_a_feed_leave_the_training_its_own(prepared):
     code = (
-        "import sys, torch; from training.data.feed import MappedFeed, Plan; "
+        "import sys, torch; from training.data.feed import MappedFeed, PatchSampler; "
         "from training.data.subimages import SubImages; data = SubImages(sys.argv[1]); "
-        "next(MappedFeed(data, Plan(data.shapes, 3, 2, 32), 'cpu', 2).batches(0, 4)); print(torch.get_num_threads())"
+        "next(MappedFeed(data, PatchSampler(data.shapes, 3, 2, 32), 'cpu', 2).batches(0, 4)); "
+        "print(torch.get_num_threads())"
     )
     without = python("-c", "import torch; print(torch.get_num_threads())")
     assert python("-c", code, prepared).stdout == without.stdout != ""
@@ -41,8 +42,8 @@ def test_patches_are_aligned_and_come_in_all_eight_orientations(prepare, tmp_pat
     write_png(tmp_path / "lr" / "rampx4.png", np.stack([rows, columns, rows * 0], axis=2)[::4, ::4])
     assert prepare(tmp_path / "hr", tmp_path / "out", *SMALL_CUT, "--lr", tmp_path / "lr").returncode == 0
     subimages = SubImages(tmp_path / "out")
-    plan = Plan(subimages.shapes, seed=1, batch=64, hr_patch=32)
-    (lr, hr), *_ = ResidentFeed(subimages, plan, "cpu").batches(0, 1)
+    sampler = PatchSampler(subimages.shapes, seed=1, batch=64, hr_patch=32)
+    (lr, hr), *_ = ResidentFeed(subimages, sampler, "cpu").batches(0, 1)
     assert torch.equal(hr[:, :, ::4, ::4], lr)
     assert torch.equal(hr[:, :, 3::4, 3::4], lr)
     down = (lr[:, :2, 1, 0].int() - lr[:, :2, 0, 0].int()).tolist()
@@ -54,7 +55,7 @@ def test_patches_are_aligned_and_come_in_all_eight_orientations(prepare, tmp_pat
 def test_processes_share_a_batch_without_overlap(prepared, candidates):
     shapes = SubImages(prepared).shapes
     whole, *parts = (
-        Plan(shapes, 3, 6, 32, candidates, rank, world).draw(11, lambda drawn: drawn.top)
+        PatchSampler(shapes, 3, 6, 32, candidates, rank, world).sample(11, lambda drawn: drawn.top)
         for rank, world in ((0, 1), (0, 2), (1, 2))
     )
     assert len(whole.top) == 6
@@ -63,11 +64,11 @@ def test_processes_share_a_batch_without_overlap(prepared, candidates):
 
 
 def test_candidates_are_kept_in_proportion_to_their_detail():
-    plan = Plan(np.array([[64, 64]]), seed=5, batch=20000, hr_patch=32, candidates=2)
-    kept = plan.draw(0, lambda drawn: 2 * drawn.flip_rows)
+    sampler = PatchSampler(np.array([[64, 64]]), seed=5, batch=20000, hr_patch=32, candidates=2)
+    kept = sampler.sample(0, lambda drawn: 2 * drawn.flip_rows)
     # Weights 3 and 1. Of a quarter of the pairs both have it; of half of them one has, which wins in three of four.
     assert kept.flip_rows.mean() == pytest.approx(1 / 4 + 1 / 2 * 3 / 4, abs=0.015)
-    assert len(plan.draw(1, lambda drawn: 0 * drawn.top).top) == 20000  # all of them flat
+    assert len(sampler.sample(1, lambda drawn: 0 * drawn.top).top) == 20000  # all of them flat
 
 
 def test_detail_is_the_sum_of_steps_between_neighbours():
@@ -79,11 +80,11 @@ def test_detail_is_the_sum_of_steps_between_neighbours():
 
 def test_patch_larger_than_a_subimage_is_refused(prepared):
     with pytest.raises(HarnessError, match="hr_patch 64"):
-        Plan(SubImages(prepared).shapes, 3, 6, 64)
+        PatchSampler(SubImages(prepared).shapes, 3, 6, 64)
 
 
 def test_set_that_fits_stays_resident(prepared):
     subimages = SubImages(prepared)
-    plan = Plan(subimages.shapes, 3, 6, 32)
-    assert isinstance(make_feed(subimages, plan, "cpu", 0), ResidentFeed)
-    assert isinstance(make_feed(subimages, plan, "cpu", 0, "mapped"), MappedFeed)
+    sampler = PatchSampler(subimages.shapes, 3, 6, 32)
+    assert isinstance(make_feed(subimages, sampler, "cpu", 0), ResidentFeed)
+    assert isinstance(make_feed(subimages, sampler, "cpu", 0, "mapped"), MappedFeed)

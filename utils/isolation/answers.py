@@ -1,0 +1,109 @@
+"""What a worker may answer: types and bounds of every answer, checked before the host believes it.
+
+Whoever rewrites the worker's process can send anything that is JSON. What is not of the shape that a request asks for
+ends that worker, never the host.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from utils.errors import HarnessError, is_shown
+
+LARGEST = 1 << 62  # of the numbers
+LONGEST = 4096  # of the texts and lists
+Count = Annotated[int, Meta(ge=0, lt=LARGEST)]
+Amount = Annotated[float, Meta(ge=0, lt=LARGEST)]
+Text = Annotated[str, Meta(max_length=LONGEST)]
+Texts = Annotated[list[Text], Meta(max_length=LONGEST)]
+
+
+class Answer(Struct, kw_only=True, forbid_unknown_fields=True):
+    """An answer with values by name; all of them are there."""
+
+
+class LoadAnswer(Answer, kw_only=True):
+    """How the weights were loaded; see `utils.record.WeightsInfo`."""
+
+    sha256: Text | None
+    provenance: Text
+    missing_weights: Text | None
+    ignored: Text | None
+    notes: Texts
+
+
+class RepositoryAnswer(Answer, kw_only=True):
+    """What a repository's `select_model` said of a model, and the files that it read."""
+
+    name: Text
+    data_range: Amount
+    files: Texts
+    notes: Texts
+
+
+class ForwardAnswer(Answer, kw_only=True):
+    """A pass as the worker saw it."""
+
+    runtime_ms: Amount
+    tile: Count | None
+    gpu_peak_mib: Amount | None
+
+
+class CountAnswer(Answer, kw_only=True):
+    """The protocol's counts."""
+
+    params: Count
+    flops: Count
+    activations: Count
+    convs: Count
+
+
+class WatchAnswer(Answer, kw_only=True):
+    """What torch's dispatcher saw of a pass, beside the time of a plain one."""
+
+    macs: Count
+    operators_ms: Amount
+    outside_ms: Amount
+    plain_ms: Amount
+
+
+ANSWERS: dict[str, Any] = {  # by request
+    "prepare": None,
+    "echo": None,
+    "load": LoadAnswer,
+    "load_from_repository": RepositoryAnswer,
+    "forward": ForwardAnswer,
+    "count": CountAnswer,
+    "watch": WatchAnswer,
+    "changed": Texts,
+    "reset_peak": None,
+    "peak": Count,
+    "reach": Count,
+}
+
+
+def checked(do: str, answer: Any, on_gpu: bool = False) -> Any:
+    """Return the answer to the request `do` as its type in ANSWERS. Raises HarnessError if it is something else.
+
+    On a GPU a pass's answer has the peak of its memory.
+    """
+    try:
+        value = msgspec.convert(answer, ANSWERS[do])
+    except (msgspec.ValidationError, OverflowError, UnicodeError):
+        value, sound = None, False
+    else:
+        sound = all(all(map(is_shown, text)) for text in _texts(answer))
+    if not sound or (do == "forward" and on_gpu and value.gpu_peak_mib is None):
+        raise HarnessError(f"its process sent an invalid reply to {do!r}")
+    return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts in plain values."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)

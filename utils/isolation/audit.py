@@ -1,0 +1,286 @@
+"""The audit of a record: does the worker do for every input what its figures say? After MLPerf's audits.
+
+A finding is a line beside the figures; it never hides them. Times accuse nobody where the machine was busy with other
+work: then the record says so. What is checked, and by what: the worker's clock by the
+host's; what it might keep by inputs that it has not seen; its quality by images mirrored; fvcore's counts by torch's
+dispatcher, at two sizes; the time outside of torch's operators; and what it has changed or started.
+"""
+
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Protocol
+
+import cv2
+import msgspec
+import numpy as np
+from torch import Tensor
+
+from utils.data.datasets import Dataset, read_fitting_hr
+from utils.data.images import to_image, to_tensor
+from utils.errors import ForeignError, HarnessError
+from utils.evaluate.evaluation import largest_lr
+from utils.evaluate.fresh import changed
+from utils.evaluate.metrics import psnr
+from utils.isolation.answers import WatchAnswer
+from utils.isolation.sandbox import Sandbox
+from utils.measure.runtime import Pass, percentiles
+from utils.protocol import SCALE
+from utils.record import Audit, Record, Waiting, WeightsInfo
+from utils.zoo.registry import ModelEntry
+
+# How far honest figures lie apart on busy machines; docs/robustness.md has the spread that was measured.
+CLOCK_SHARE, CLOCK_MS = 0.10, 1.0  # host's clock against the worker's, of the time and per pass
+MEAN_SHARE, MEAN_MS = 0.25, 4.0  # the same of the mean, which one moment of a busy machine can move
+SEEN_SHARE, SEEN_MS = 1.3, 1.0  # the fastest pass on a new input against the fastest on a seen one
+ANSWER_GREY_LEVELS = 6.0  # root mean square by which an output may follow a change of one grey level
+MIRROR_DB = 1.0  # PSNR lost on a mirrored image
+COUNT_SHARE = 0.05  # fvcore's count against the dispatcher's, and the latter's per pixel at two sizes
+# A network of windows pads its input. A size that any window divides, larger than an image's, needs the most work that
+# padding explains; and 256, which not every window divides, may have taken a tenth more for each pixel.
+WINDOWS, PADDED_SHARE = 192, 0.10
+OUTSIDE_SHARE, OUTSIDE_MS = 0.15, 5.0  # of a pass, outside of torch's operators
+SLOWER_THAN_COUNTED, SLOWER_MS = 1.6, 5.0  # a plain pass against the counted one
+EXACT_DB = 60.0  # no network restores a photograph that well
+EASY_DB = 40.0  # of bicubic upscaling, from which on an image is no photograph with anything to restore
+LEAD = 4  # images of the protocol's order before the drawn one comes again
+PAIRS, MORE_PAIRS = 2, 4  # passes on a seen and a new input in turn; more of them before anybody is accused
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One pass: what the worker says that it took, and what the host's clock says, transfers left out [ms]."""
+
+    reported_ms: float
+    host_ms: float
+
+
+class AuditedRunner(Protocol):
+    """What an audit needs of an isolated model beyond a ModelRunner."""
+
+    entry: ModelEntry
+    weights: WeightsInfo
+    sandbox: Sandbox
+    timings: list[Timing]
+    notes: list[str]
+    findings: list[str]
+
+    def forward(self, lr: Tensor) -> Pass: ...
+    def watch(self, height: int = ..., width: int = ...) -> WatchAnswer: ...
+    def waiting(self) -> Waiting: ...
+    def check_last(self) -> None: ...
+    def other_processes(self) -> int: ...
+    def ask(self, do: str, **arguments: Any) -> Any: ...
+
+
+class Auditor:
+    """Audits a worker whose record is complete but for this; `result()` gives what the record holds."""
+
+    def __init__(self, worker: AuditedRunner, record: Record, dataset: Dataset, rng: np.random.Generator | None = None):
+        self.worker, self.record, self.dataset = worker, record, dataset
+        self.rng = rng or np.random.default_rng()  # unseeded: nobody can know what is drawn
+        self.findings: list[str] = []
+        self.notes: list[str] = []
+        self.figures: dict[str, float] = {}
+
+    def result(self) -> Audit:
+        """Return the audit; where the worker's clock is wrong, the host's times are set in the record beside it."""
+        steps = (self._clock, self._new_inputs, self._mirrored, self._counts, self._processes, self._changes)
+        try:
+            for step in steps:
+                step()
+            self.worker.check_last()
+        except (HarnessError, ForeignError) as error:
+            self.findings.append(f"fails in the audit ({error})")
+        waiting = self.worker.waiting()
+        return Audit(
+            sandbox=self.worker.sandbox.line,
+            notes=[*self.worker.notes, *self.notes],
+            findings=list(dict.fromkeys([*self.findings, *self.worker.findings])),
+            busy=waiting if waiting.is_too_much else None,
+            figures={name: value if np.isfinite(value) else None for name, value in self.figures.items()},
+        )
+
+    def _is_busy(self) -> bool:
+        """Return whether other processes had the cores: passes take longer and answers come late for that alone."""
+        return self.worker.waiting().is_too_much
+
+    def _clock(self) -> None:
+        timings = self.worker.timings
+        reported, host_ms = (np.array([getattr(t, key) for t in timings]) for key in ("reported_ms", "host_ms"))
+        self.figures |= {"reported_ms": float(reported.sum()), "host_ms": float(host_ms.sum()), "passes": len(timings)}
+        usual, mean = np.median(host_ms - reported), np.mean(host_ms - reported)  # too long a report is no advantage
+        allowed = max(CLOCK_SHARE * np.median(host_ms), CLOCK_MS)
+        fair = mean <= max(MEAN_SHARE * np.mean(host_ms), MEAN_MS)
+        if fair and (usual <= allowed or self._reported_is_possible()):
+            return
+        if self._is_busy():
+            return
+        self.findings.append(
+            f"its clock says {np.median(reported):.2f} ms a pass, the host's, shown here, {np.median(host_ms):.2f} ms"
+        )
+        runtime, passes = self.record.runtime, iter(host_ms)
+        runtime.host_runs = [list(run) for run in runtime.runs]
+        places = [(run, index) for run in runtime.host_runs for index in range(len(run))]
+        steady = runtime.steady
+        extra = steady.warmup + steady.repeats if steady else 0
+        for run, index in places[max(len(places) - (len(timings) - extra), 0) :]:
+            run[index] = float(next(passes))
+        if steady:
+            times = percentiles(host_ms[len(host_ms) - steady.repeats :])
+            runtime.host_steady = msgspec.structs.replace(steady, **times)
+
+    def _reported_is_possible(self) -> bool:
+        """Return whether the fastest passes by the host's clock, on some images, take no longer than was reported.
+
+        On a machine with other work every answer may come late, the fastest of a few hardly.
+        """
+        runs, possible, reported = self.record.runtime.runs, [], []
+        for number in self.rng.permutation(len(self.dataset.pairs))[:LEAD]:
+            lr = self.dataset.pairs[number].read_lr()
+            times_ms: list[float] = []
+            for _ in range(MORE_PAIRS):
+                self._pass(changed(lr, self.rng), times_ms)
+            possible.append(min(times_ms))
+            reported.append(np.median([run[number] for run in runs if len(run) > number]))
+        return bool(np.mean(possible) <= np.mean(reported) + max(CLOCK_SHARE * np.mean(possible), CLOCK_MS))
+
+    def _new_inputs(self) -> None:
+        """A drawn image as it is and with imperceptible changes, in turn: time and output must be of the same kind."""
+        number = int(self.rng.integers(len(self.dataset.pairs)))
+        lr = self.dataset.pairs[number].read_lr()
+        seen_ms, new_ms, differences = self._in_turn(lr, PAIRS)
+        if min(new_ms) > SEEN_SHARE * min(seen_ms) + SEEN_MS:  # is it the machine?
+            seen_ms, new_ms, _ = self._in_turn(lr, MORE_PAIRS)
+        answer = float(np.max(differences))  # NaN, if the new image alone gives any
+        self.figures |= {"seen_ms": min(seen_ms), "new_ms": min(new_ms), "answer_grey_levels": answer}
+        if min(*seen_ms, *new_ms) <= 0:
+            self.notes.append("a pass took less than its transfers: times of seen and new images were not compared")
+            return
+        if min(new_ms) > SEEN_SHARE * min(seen_ms) + SEEN_MS and not self._is_busy():
+            self.findings.append(f"takes {min(seen_ms):.2f} ms for a seen image, {min(new_ms):.2f} ms for a new one")
+        self._repeated(number, min(new_ms))
+        if min(differences) == 0:
+            self.findings.append("its output does not follow its input: a changed image gives the same")
+        elif not answer <= ANSWER_GREY_LEVELS and not self.worker.weights.missing_weights:
+            self.findings.append(f"an image changed by one grey level gives an output {answer:.3g} grey levels away")
+
+    def _repeated(self, number: int, new_ms: float) -> None:
+        """The repeated runs took no less for this image than a new input does, when their order comes again."""
+        repeated = [run[number] for run in self.record.runtime.runs[1:] if len(run) > number]
+        if not repeated or new_ms <= SEEN_SHARE * float(np.median(repeated)) + SEEN_MS:
+            return
+        again_ms: list[float] = []
+        other_ms: list[float] = []
+        images = len(self.dataset.pairs)
+        lead = min(LEAD, images)
+        for _ in range(MORE_PAIRS):  # is it the machine?
+            for step in reversed(range(lead)):
+                lr = self.dataset.pairs[(number - step) % images].read_lr()
+                self._pass(lr, again_ms)
+            self._pass(changed(lr, self.rng), other_ms)
+        if min(other_ms) > SEEN_SHARE * min(again_ms[lead - 1 :: lead]) + SEEN_MS and not self._is_busy():
+            self.findings.append(
+                f"repeated runs took {np.median(repeated):.2f} ms where a new input takes {min(other_ms):.2f} ms"
+            )
+
+    def _in_turn(self, lr: np.ndarray, pairs: int) -> tuple[list[float], list[float], list[float]]:
+        """Return times [ms] of passes over a seen and over a new input, and how far apart their outputs are."""
+        seen_ms: list[float] = []
+        new_ms: list[float] = []
+        differences = []
+        for _ in range(pairs):
+            seen = self._pass(lr, seen_ms)
+            new = self._pass(changed(lr, self.rng), new_ms)
+            differences.append(float((new - seen).square().mean().sqrt()) * 255 / self._range)
+        return seen_ms, new_ms, differences
+
+    def _pass(self, image: np.ndarray, times_ms: list[float]) -> Tensor:
+        output = self.worker.forward(to_tensor(image, self._range)).output
+        times_ms.append(self.worker.timings[-1].host_ms)
+        return output
+
+    @property
+    def _range(self) -> float:
+        return self.worker.entry.data_range
+
+    def _mirrored(self) -> None:
+        """Check a mirrored image: an honest network does as well on it; one that looked up the original does not."""
+        quality = [value for value in self.record.images.psnr if value is not None]
+        if not self.dataset.has_hr or len(quality) < len(self.record.images.psnr):
+            return
+        exact = sum(value > EXACT_DB and not self._is_easy(number) for number, value in enumerate(quality))
+        if exact:
+            self.findings.append(f"restores {exact} of {len(quality)} images as nothing can from their LR images")
+        number = int(self.rng.integers(len(self.dataset.pairs)))
+        pair = self.dataset.pairs[number]
+        lr = pair.read_lr()
+        output = self.worker.forward(to_tensor(lr[:, ::-1], self._range)).output
+        mirrored = psnr(to_image(output, self._range)[:, ::-1], read_fitting_hr(pair, lr))
+        self.figures["mirrored_db"] = mirrored - quality[number]
+        if mirrored < quality[number] - MIRROR_DB:
+            self.findings.append(f"{quality[number]:.2f} dB on {pair.name}, {mirrored:.2f} dB on the same mirrored")
+
+    def _is_easy(self, number: int) -> bool:
+        """Return whether bicubic upscaling restores an image nearly: a flat one, or a ramp, hides nothing."""
+        pair = self.dataset.pairs[number]
+        lr = pair.read_lr()
+        bicubic = cv2.resize(lr, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
+        return psnr(bicubic, read_fitting_hr(pair, lr)) > EASY_DB
+
+    def _counts(self) -> None:
+        counted = self.record.counts.flops
+        square = self.worker.watch()
+        height, width = largest_lr(self.dataset, self.record.images.lr_pixels).shape[:2]
+        macs, there = square.macs, self._macs(height, width)
+        self.figures |= {"seen_macs": macs, "seen_macs_largest": there}
+        if abs(counted - macs) > COUNT_SHARE * max(macs, counted):
+            self.findings.append(f"{macs / 1e9:.2f} GFLOP seen by torch's dispatcher, {counted / 1e9:.2f} counted")
+        params = self.record.counts.params
+        if macs < params:
+            self.findings.append(f"{macs} multiply-accumulates counted for {params} parameters")
+        per_pixel, per_pixel_there = macs / 256**2, there / (height * width)
+        differ = abs(per_pixel - per_pixel_there) > COUNT_SHARE * max(per_pixel, per_pixel_there, 1)
+        if differ and not self._is_padding(per_pixel, there, height, width):
+            self.findings.append(
+                f"{per_pixel / 1e6:.3f} MFLOP a pixel on 256 x 256, {per_pixel_there / 1e6:.3f} on {width} x {height}"
+            )
+        self._time_outside(square)
+
+    def _macs(self, height: int, width: int) -> int:
+        """Return the multiply-accumulates of a pass over an image of this size, as torch's dispatcher sees them."""
+        return self.worker.watch(height, width).macs
+
+    def _is_padding(self, per_pixel: float, macs: int, height: int, width: int) -> bool:
+        """Return whether `macs` are no more than on the next size that needs no padding, which is as 256 x 256 is."""
+        height, width = (-(-side // WINDOWS) * WINDOWS for side in (height, width))
+        padded = self._macs(height, width)
+        share = padded / (height * width) / max(per_pixel, 1)
+        return macs <= padded and 1 - PADDED_SHARE <= share <= 1 + COUNT_SHARE
+
+    def _time_outside(self, seen: WatchAnswer) -> None:
+        for attempt in count(1):
+            inside_ms, outside_ms, plain_ms = seen.operators_ms, seen.outside_ms, seen.plain_ms
+            share = outside_ms / max(inside_ms + outside_ms, 1e-9)
+            hidden = share > OUTSIDE_SHARE and outside_ms > OUTSIDE_MS
+            slower = plain_ms > SLOWER_THAN_COUNTED * (inside_ms + outside_ms) + SLOWER_MS
+            if not (hidden or slower) or attempt == PAIRS:
+                break
+            seen = self.worker.watch()  # is it the machine?
+        self.figures["outside_share"] = share
+        if self._is_busy():
+            return
+        if hidden:
+            self.findings.append(f"{share:.0%} of a pass is outside of torch's operators, where nothing is counted")
+        if slower:
+            counted_ms = inside_ms + outside_ms
+            self.findings.append(f"a plain pass takes {plain_ms:.1f} ms, the counted one {counted_ms:.1f} ms")
+
+    def _processes(self) -> None:
+        others = self.worker.other_processes()
+        if others:
+            self.findings.append(f"started {others} process{'es' * (others != 1)} of its own")
+
+    def _changes(self) -> None:
+        changed_names = self.worker.ask("changed")
+        if changed_names:
+            self.findings.append(f"changes in its process: {', '.join(changed_names)[:300]}")

@@ -1,0 +1,187 @@
+"""A process that may do anything, hang, crash, eat memory, print or fork without end, watched until it is gone."""
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from utils.errors import one_line
+from utils.files import writing
+from utils.measure.environment import memory_bytes
+
+LOG_BYTES = 1 << 20  # of a process's output that are kept
+POLL_S = 0.05
+CHILDREN_ARE_TOLD = Path("/proc/thread-self/children").exists()
+start_process = subprocess.Popen  # which tests replace by what forks
+ENDING_S = 5
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a process may take, its descendants included: time [s], resident memory [bytes], processes."""
+
+    seconds: float = 3600.0
+    memory_bytes: float = 0.9 * memory_bytes()
+    processes: int = 64
+
+
+class WatchedProcess:
+    """A command in a session of its own. Its output, cut after `LOG_BYTES`, goes to a log; breaking a limit kills it.
+
+    `broken` is the limit that it broke, in a line, else None. `close` kills it and all that it has started. Raises
+    HarnessError if there cannot be a log.
+    """
+
+    def __init__(self, command: Sequence[object], log_path: Path | str, limits: Limits, **options: Any):
+        self.log_path, self.limits = Path(log_path), limits
+        self.broken: str | None = None
+        with writing(self.log_path):
+            self.log_path.parent.mkdir(parents=True, exist_ok=True)
+            log = open(self.log_path, "wb", buffering=0)
+        self.family: dict[
+            tuple[int, float], psutil.Process
+        ] = {}  # every descendant ever seen, by pid and time of birth: it may leave its group, not this list
+        self.process = start_process(
+            list(map(str, command)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            **options,
+        )
+        self._deadline = time.monotonic() + limits.seconds
+        self._reader = threading.Thread(target=_keep_beginning, args=(self.process.stdout, log), daemon=True)
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._reader.start()
+        self._watcher.start()
+
+    def descendants(self) -> list[psutil.Process]:
+        """Return the processes that descend from the command, as psutil.Process, and remember them."""
+        try:
+            children = descendants_of(self.process.pid)
+        except psutil.Error:
+            children = []
+        for child in children:
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                self.family[child.pid, child.create_time()] = child
+        return children
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the command's process and every descendant ever seen, ended or not."""
+        self.descendants()
+        own = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            own.append(psutil.Process(self.process.pid))
+        return [*own, *self.family.values()]
+
+    def close(self) -> None:
+        """Kill the command and everything that it has started, as far as it was seen."""
+        self.descendants()
+        self._kill()
+        self.process.wait()
+        self._watcher.join(timeout=5)
+        self._reader.join(timeout=5)  # a process that got away may hold the pipe open; it is not waited for
+
+    def end_by_itself(self) -> None:
+        """Give the command a moment to end, which it was seen to do, so that its own reason counts; then close."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=ENDING_S)
+        self.close()
+
+    def reason(self) -> str | None:
+        """Return why the command, which has ended, is taken to have failed; None if it ended with status 0."""
+        if self.broken:
+            return self.broken
+        status = self.process.returncode
+        number = -status if status < 0 else status - 128  # as a shell, or the sandbox, tells it
+        if number in {*signal.Signals}:
+            return f"killed by {signal.Signals(number).name}"
+        if status < 0:
+            return f"killed by signal {number}"
+        return (_last_line(self.log_path) or f"ended with status {status}") if status else None
+
+    def _watch(self) -> None:
+        while self.process.poll() is None:
+            self.broken = self._broken_limit()
+            if self.broken:
+                self._kill()
+                return
+            time.sleep(POLL_S)
+
+    def _broken_limit(self) -> str | None:
+        limits = self.limits
+        if time.monotonic() > self._deadline:
+            return f"did not end within {limits.seconds:g} s and was killed"
+        family = self.descendants()
+        if len(family) > limits.processes:
+            return f"started more than {limits.processes} processes and was killed"
+        total = 0
+        for pid in (self.process.pid, *(member.pid for member in family)):
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                total += psutil.Process(pid).memory_info().rss
+        if total > limits.memory_bytes:
+            return f"took more than {limits.memory_bytes / 2**30:.1f} GiB of memory and was killed"
+        return None
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):  # nobody is left
+            os.killpg(self.process.pid, signal.SIGKILL)
+        for member in list(self.family.values()):
+            with contextlib.suppress(psutil.Error):  # its pid may be another's by now, which psutil notices
+                member.kill()
+
+
+def descendants_of(pid: int) -> list[psutil.Process]:
+    """Return the processes that descend from one, in the order of their generations.
+
+    psutil reads every process of the machine to find them, at each look as long as a pass of a small network takes;
+    Linux knows the children of each thread. Raises psutil.NoSuchProcess.
+    """
+    if not CHILDREN_ARE_TOLD:
+        return psutil.Process(pid).children(recursive=True)
+    found, waiting = [], [pid]
+    for parent in waiting:  # which grows meanwhile
+        with contextlib.suppress(OSError):  # the process ended meanwhile
+            for task in os.listdir(f"/proc/{parent}/task"):
+                with contextlib.suppress(OSError):  # the thread did
+                    waiting += map(int, Path(f"/proc/{parent}/task/{task}/children").read_text().split())
+    for child in waiting[1:]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(child))
+    return found
+
+
+def run_isolated(command: Sequence[str], log_path: Path, limits: Limits | None = None, **options: Any) -> str | None:
+    """Run a command; return None if it ended with status 0, else the reason in a line. All it has started is killed."""
+    watched = WatchedProcess(command, log_path, limits or Limits(), **options)
+    try:
+        watched.process.wait()
+    finally:
+        watched.close()
+    return watched.reason()
+
+
+def _keep_beginning(stream: io.BufferedReader, file: IO[bytes]) -> None:
+    """Copy a stream to a file up to `LOG_BYTES`; read on without keeping, so that the writer never blocks."""
+    room = LOG_BYTES
+    with file:
+        while chunk := stream.read1(1 << 16):
+            try:
+                room -= file.write(chunk[:room])
+            except OSError:  # a full disk is not the command's fault
+                room = 0
+
+
+def _last_line(path: Path) -> str:
+    """Return the last line of a log, without its "error: "; bytes that are no text are shown as such."""
+    lines = path.read_text(encoding="utf-8", errors="backslashreplace").strip().splitlines()
+    return one_line(lines[-1].removeprefix("error: "), 300) if lines else ""

@@ -1,0 +1,129 @@
+"""A whole organizers' repository: the entries that its test_demo.py names, read from its syntax tree, not run."""
+
+import ast
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from utils.errors import HarnessError, in_one_line
+from utils.files import file_sha256
+from utils.isolation.answers import RepositoryAnswer
+from utils.record import Repository
+from utils.zoo.registry import ModelEntry, Origin
+
+PROGRAM, FUNCTION = "test_demo.py", "select_model"
+NAME_CHARACTERS = re.compile(r"[^\w.+-]+")  # what a row's name, which is a folder's too, does not hold
+NAME_LENGTH = 60
+
+
+def repository_entries(folder: Path | str, trust_checkpoint: bool = False) -> list[ModelEntry]:
+    """Return a ModelEntry for each model id that an organizers' `select_model` compares `model_id` with, in order.
+
+    `folder` is the checkout. Raises HarnessError if it is none.
+    """
+    folder = Path(folder).resolve()
+    return [
+        ModelEntry(
+            id=model_id,
+            name=_name_in(branch) or unnamed(model_id),
+            file=str(folder / PROGRAM),
+            class_name=FUNCTION,
+            arguments={"model_id": model_id},
+            checkpoint="",
+            provenance=f"{FUNCTION} of {folder.name}",
+            origin=Origin.REPOSITORY,
+            trust_checkpoint=trust_checkpoint,
+        )
+        for model_id, branch in _branches(folder).items()
+    ]
+
+
+def described(entry: ModelEntry, answer: RepositoryAnswer) -> tuple[ModelEntry, Repository, list[str]]:
+    """Return a repository's entry with what the built model said of itself, its fingerprint, and notes.
+
+    `answer` is the worker's word: it is taken for nothing but names, and a range.
+    """
+    data_range = answer.data_range
+    if data_range not in (1.0, 255.0):
+        raise HarnessError(f"{FUNCTION} gives data_range {data_range:g}, expected 1.0 or 255.0")
+    folder = Path(entry.file).parent
+    name = entry.name
+    if name == unnamed(entry.id):
+        name = clean_name(re.sub(r"^\d+_", "", answer.name)) or name
+    notes = [note[:300] for note in answer.notes][:10]
+    try:
+        files = {path.resolve() for path in map(Path, answer.files)}
+        known = fingerprint(entry, sorted(str(path) for path in files if path.is_relative_to(folder)))
+    except OSError as error:
+        raise HarnessError(f"says that it read a file that cannot be read ({in_one_line(error)})") from error
+    return replace(entry, name=name, data_range=float(data_range)), known, notes
+
+
+def unnamed(model_id: int) -> str:
+    """Return the name of a row whose model has none in its branch."""
+    return f"model_{model_id}"
+
+
+def clean_name(text: str) -> str:
+    """Return a text as a row's name."""
+    return NAME_CHARACTERS.sub("_", text).strip("._")[:NAME_LENGTH]
+
+
+def fingerprint(entry: ModelEntry, files: Iterable[str]) -> Repository:
+    """Return what must stay the same for a repository's entry to be the same: its branch, and each file's sha256."""
+    folder = Path(entry.file).parent
+    branch = _branches(folder).get(entry.id, [])
+    source = "\n".join(ast.unparse(node) for node in branch)
+    return Repository(
+        folder=str(folder),
+        model_id=entry.id,
+        branch_sha256=hashlib.sha256(source.encode()).hexdigest(),
+        files={
+            str(path.relative_to(folder)): file_sha256(path) if path.is_file() else None
+            for path in (folder / name for name in files)
+        },
+    )
+
+
+def _branches(folder: Path) -> dict[int, list[ast.stmt]]:
+    """Return {model id: body} of the branches of select_model, in the file's order."""
+    path = Path(folder) / PROGRAM
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError) as error:
+        raise HarnessError(f"{path}: cannot be read as Python ({error}); name an organizers' repository") from error
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == FUNCTION]
+    if not functions:
+        raise HarnessError(f"{path}: has no function {FUNCTION}; name an organizers' repository")
+    branches: dict[int, list[ast.stmt]] = {}
+    for node in ast.walk(functions[-1]):
+        if isinstance(node, ast.If):
+            for model_id in _compared_ids(node.test):
+                branches.setdefault(model_id, node.body)
+    return dict(sorted(branches.items()))
+
+
+def _compared_ids(test: ast.expr) -> list[int]:
+    """Return the whole numbers that a condition such as `model_id == 7` or `model_id in (7, 8)` compares it with."""
+    if not (isinstance(test, ast.Compare) and len(test.ops) == 1 and ast.unparse(test.left).endswith("model_id")):
+        return []
+    values = []
+    if isinstance(test.ops[0], (ast.Eq, ast.In)):
+        constants = [node.value for node in ast.walk(test.comparators[0]) if isinstance(node, ast.Constant)]
+        values = [value for value in constants if type(value) is int]
+    return values
+
+
+def _name_in(branch: list[ast.stmt]) -> str:
+    """Return the constant part of what a branch assigns to `name`, such as f"{model_id:02}_NanoSR"."""
+    nodes = (inner for statement in branch for inner in ast.walk(statement))
+    for node in (node for node in nodes if isinstance(node, ast.Assign)):
+        targets = [ast.unparse(target) for target in node.targets]
+        if any("name" in target.split(", ")[0].strip("(") for target in targets):
+            constants = [inner.value for inner in ast.walk(node.value) if isinstance(inner, ast.Constant)]
+            words = [value for value in constants if isinstance(value, str) and re.search("[A-Za-z]", value)]
+            if words:
+                return clean_name(re.sub(r"^\d*_", "", words[0]))
+    return ""

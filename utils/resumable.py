@@ -1,0 +1,129 @@
+"""One model measured into a results file, here or in a worker process: resumed after a stop, with a reason if it fails."""
+
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from utils.data.datasets import Dataset
+from utils.errors import ForeignError, HarnessError, in_one_line
+from utils.evaluate.distributed import World
+from utils.evaluate.measurement import MeasurementPlan, measure, same_circumstances, start_record
+from utils.evaluate.runner import ModelRunner, Runner
+from utils.isolation.host import IsolatedRunner
+from utils.isolation.process import Limits
+from utils.isolation.repository import fingerprint
+from utils.isolation.sandbox import choose_sandbox
+from utils.record import Isolation, Record, Status, read_incomplete, read_results, store_record
+from utils.zoo.registry import ModelEntry, load_model
+
+STORING_SHARE = 0.05  # of the time that may go into storing what there is so far
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How untrusted models are run: their logs' folder, limits, sandbox, and the repository that they come from."""
+
+    logs: Path
+    limits: Limits = field(default_factory=Limits)
+    sandbox: str = "auto"
+    repository: Path | None = None
+
+    def log_of(self, entry: ModelEntry) -> Path:
+        """Return the file that holds what a model prints."""
+        return self.logs / f"{entry.slug}.log"
+
+
+@contextmanager
+def opened_runner(entry: ModelEntry, device: torch.device, rules: Rules | None) -> Iterator[ModelRunner]:
+    """Give the runner of an entry: a worker process if there are `rules` for it, this process if they are None."""
+    if rules is None:
+        yield Runner(load_model(entry, device), device)
+        return
+    log = rules.log_of(entry)
+    with IsolatedRunner(entry, device, log, rules.limits, rules.sandbox, rules.repository) as runner:
+        yield runner
+
+
+class ResumableMeasurement:
+    """One model's record in a results file. A repository's model may say its `name` only once it is built."""
+
+    def __init__(
+        self,
+        entry: ModelEntry,
+        results: Path,
+        rules: Rules | None,
+        device: torch.device,
+        dataset: Dataset,
+        plan: MeasurementPlan,
+        save_dir: Path | None = None,
+        fresh: bool = False,
+    ):
+        self.entry, self.results, self.rules, self.device = entry, results, rules, device
+        self.dataset, self.plan, self.save_dir, self.fresh = dataset, plan, save_dir, fresh
+        self.name = entry.name
+        self.begun: Record | None = None
+        self.next_store_s = 0.0  # of the monotonic clock
+
+    def measure(self, world: World, on_pass: Callable[[], object] = lambda: None) -> str | None:
+        """Measure the model; return None, or the reason, in a line, why there is no complete record.
+
+        An incomplete record of an earlier run is resumed, unless the measurement is to be `fresh`.
+        """
+        store = self.store if world.is_first else lambda record: None
+        try:
+            with opened_runner(self.entry, self.device, self.rules) as runner:
+                self.name = runner.entry.name
+                earlier = None if self.fresh else read_incomplete(self.results).get(self.entry.key)
+                measure(runner, self.dataset, self.plan, self.save_dir, on_pass, store, world, earlier)
+        except (HarnessError, ForeignError) as error:
+            reason = str(error)
+        except Exception as error:
+            if self.rules is None:
+                raise
+            # A fault of this project's, which untrusted code came upon; it shall not cost the others their results.
+            with open(self.rules.log_of(self.entry), "a", encoding="utf-8") as log:
+                traceback.print_exc(file=log)
+            reason = f"the host failed ({in_one_line(error)})"
+        else:
+            return None
+        record = self.begun or self._empty()  # a record of an earlier run is no result of this one
+        record.status, record.reason = Status.STOPPED, reason
+        store(record)
+        return reason
+
+    def measured_before(self) -> str | None:
+        """Return the name of a complete record of a repository's entry that `measure` would only repeat, else None.
+
+        The entry's code and weights, the data, the machine, the sandbox and the plan are the record's, and its restored
+        images still exist.
+        """
+        if self.fresh or not (self.rules and self.rules.repository):
+            return None
+        record = read_results(self.results).get(self.entry.key)
+        if not record or not record.repository or not self.plan.is_done_by(record):
+            return None
+        known = record.repository
+        same = same_circumstances(record, self._empty(), self.save_dir)
+        return record.model.name if same and fingerprint(self.entry, known.files) == known else None
+
+    def _empty(self) -> Record:
+        isolation = choose_sandbox(self.rules.sandbox).isolation if self.rules else Isolation.NONE
+        return start_record(self.entry, self.dataset, self.plan, self.device, isolation)
+
+    def store(self, record: Record) -> None:
+        """Store a record; one that still grows, only as often as takes `STORING_SHARE` of the time.
+
+        It is needed if this process is killed, and a file of sixty models takes as long to write as some passes.
+        """
+        self.begun = record
+        start = time.monotonic()
+        if record.status == Status.RUNNING and start < self.next_store_s:
+            return
+        store_record(self.results, self.entry.key, record)
+        end = time.monotonic()
+        self.next_store_s = end + (end - start) / STORING_SHARE

@@ -1,0 +1,30 @@
+"""Values from files and other processes as declared types: what does not fit costs a line."""
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from utils.errors import HarnessError
+
+T = TypeVar("T")
+
+
+def converted(values: Any, kind: type[T], source: object, remedy: str = "") -> T:
+    """Return plain values, as TOML or JSON has them, as a dataclass or Struct.
+
+    Raises HarnessError naming `source`, the key and what was expected there; `remedy` says what to do.
+    """
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at `$")
+        key = place.removesuffix("`").removeprefix(".")
+        reason = reason[0].lower() + reason[1:]
+        for words, plain in (
+            ("object contains unknown field", "unknown key"),
+            ("object missing required field", "missing key"),
+        ):
+            reason = reason.replace(words, plain)
+        raise HarnessError(
+            f"{source}: {f'{key}: ' if key else ''}{reason.replace('`', '')}{f'; {remedy}' if remedy else ''}"
+        ) from error

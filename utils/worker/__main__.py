@@ -1,0 +1,156 @@
+"""The worker's process: python -m utils.worker SOCKET LR SR, three inherited file descriptors.
+
+It answers the host's requests in turn until the socket closes. A request is {"do": NAME, "number": N, …}; the answer
+carries the number, and either "answer" or "error", a line, with "fixable" if it is a HarnessError's.
+"""
+
+import os
+import sys
+import traceback
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from utils.errors import HarnessError, in_one_line
+from utils.measure.allocator import give_back_freed_memory, keep_freed_memory
+from utils.measure.complexity import INPUT_SHAPE, measure_complexity
+from utils.measure.counting import watched_pass
+from utils.measure.memory import gpu_peak_mib, peak_rss_bytes, reset_peak
+from utils.measure.runtime import check_output, timed_forward
+from utils.measure.tiles import forward_within_memory, reach
+from utils.processes import end_with_parent
+from utils.worker import state
+from utils.worker.channel import Channel
+from utils.worker.selection import load_from_repository
+from utils.zoo.registry import ModelEntry, import_model, load_model
+
+
+class Worker:
+    """The methods are the requests; their arguments and answers are JSON."""
+
+    model: nn.Module
+
+    def __init__(self, channel: Channel):
+        self.channel = channel
+        self.device, self.name = torch.device("cpu"), ""
+        self.blank: Tensor | None = None
+        self.before: dict[str, Any] = {}
+        self.drawn: list[str] = []
+
+    def prepare(self, threads: int, device: str, for_memory: bool) -> None:
+        """Set up this process, before any of the untrusted code is here; `for_memory`: to look at its memory alone."""
+        torch.set_num_threads(threads)
+        if for_memory:
+            give_back_freed_memory()
+        self.device = torch.device(device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            torch.zeros(1, device=self.device)
+        # What counting sets up in torch once is not the untrusted code's doing.
+        tiny = torch.nn.Conv2d(3, 3, 3).to(self.device)
+        measure_complexity(tiny, (1, 3, 8, 8))
+        watched_pass(tiny, torch.zeros(1, 3, 8, 8, device=self.device))
+        self.before = state.snapshot()
+
+    def echo(self, height: int, width: int) -> None:
+        """Do to the images what a pass does, but for the network: the host takes the time of the transfers."""
+        self._take(height, width)
+        sr = self.channel.sr(height, width)
+        if self.blank is None or self.blank.shape != sr.shape:
+            self.blank = torch.zeros(sr.shape, device=self.device)
+        sr.copy_(self.blank)
+
+    def load(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """Build the network of a ModelEntry and load its weights; what importing it draws at random is noted."""
+        model_entry, self.blank = msgspec.convert(entry, ModelEntry), None
+        before = state.random_states()
+        import_model_quietly(model_entry)
+        self.drawn = state.changes(before, state.random_states())
+        loaded = load_model(model_entry, self.device)
+        self.model, self.name = loaded.model, model_entry.file
+        return msgspec.structs.asdict(loaded.weights)
+
+    def load_from_repository(self, folder: str, model_id: int, trust: bool) -> dict[str, Any]:
+        """Call the `select_model` of an organizers' repository; see `utils/worker/selection.py`."""
+        self.model, answer = load_from_repository(folder, model_id, self.device, trust)
+        self.name = f"{folder}, --model_id {model_id}"
+        self.before = state.snapshot()  # what their repository sets up is theirs to change, what the passes do is not
+        return answer
+
+    @torch.no_grad()
+    def forward(self, height: int, width: int) -> dict[str, Any]:
+        """Restore the shared LR image; the output is in the shared SR image when the answer goes."""
+        output, runtime_ms, tile = forward_within_memory(self.model, self._take(height, width))
+        check_output(output, (height, width), self.name)
+        self.channel.sr(height, width).copy_(output)
+        return {"runtime_ms": runtime_ms, "tile": tile, "gpu_peak_mib": gpu_peak_mib(self.device)}
+
+    def reach(self, data_range: float) -> int:
+        """Return how far the network looks [LR pixels]."""
+        return reach(self.model, self.device, data_range)
+
+    def count(self) -> dict[str, int]:
+        """Return the protocol's counts."""
+        return msgspec.structs.asdict(measure_complexity(self.model))
+
+    @torch.no_grad()
+    def watch(self, height: int = INPUT_SHAPE[2], width: int = INPUT_SHAPE[3]) -> dict[str, Any]:
+        """Return what torch's dispatcher sees of a pass over random values, beside the time of a plain one.
+
+        Freed memory is kept from here on: giving it back, no operator's time, took a fifth of a pass of attention.
+        """
+        keep_freed_memory()
+        lr = torch.rand(1, 3, height, width, device=self.device)
+        plain_ms = min(timed_forward(self.model, lr).runtime_ms for _ in range(2))
+        return {**watched_pass(self.model, lr)._asdict(), "plain_ms": plain_ms}
+
+    def changed(self) -> list[str]:
+        """Return the names of what the untrusted code has changed in this process."""
+        return [*self.drawn, *state.changes(self.before, state.snapshot())]
+
+    def reset_peak(self) -> None:
+        """Start a new peak of memory on a GPU."""
+        reset_peak(self.device)
+
+    def peak(self) -> int:
+        """Return the peak of this process's resident memory [bytes]."""
+        return peak_rss_bytes()
+
+    def _take(self, height: int, width: int) -> Tensor:
+        lr = self.channel.lr(height, width)
+        return lr.to(self.device) if self.device.type == "cuda" else lr.clone()  # a network may write into its input
+
+
+def import_model_quietly(entry: ModelEntry) -> None:
+    """Run a model file; what it raises is told when it is built."""
+    try:
+        import_model(entry)
+    except Exception:
+        return
+
+
+def main() -> None:
+    end_with_parent()  # a pass without end would take a core for ever; in a sandbox bubblewrap sees to it
+    channel = Channel(*map(int, sys.argv[1:]))
+    del sys.argv[1:]  # not for a model file that reads its command line
+    worker = Worker(channel)
+    while True:
+        try:
+            request = channel.receive()
+        except (EOFError, OSError):
+            os._exit(0)  # the host is done; threads and exit handlers of the network do not matter
+        do, number = request.pop("do"), request.pop("number")
+        try:
+            answer = {"answer": getattr(worker, do)(**request)}
+        except HarnessError as error:
+            answer = {"error": str(error), "fixable": True}
+        except Exception as error:  # untrusted code may raise anything
+            traceback.print_exc()  # into the log, for the author
+            answer = {"error": in_one_line(error, file=worker.name), "fixable": False}
+        channel.send({"number": number, **answer})
+
+
+if __name__ == "__main__":
+    main()
