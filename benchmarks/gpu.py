@@ -3,8 +3,8 @@
 Method. The parts run one after the other, each a process group of its own, as a user would run it; one that fails,
 hangs or finds no time left costs the others nothing. What a part prints is in OUT/PART.txt as it comes, and
 OUT/summary.md says how each ended; for what found no time within --time_limit there is --only. The data are HR images
-of DIV2K size made of the sample's photographs, so that nothing need be brought along: their times are those of real ones,
-their PSNR says nothing.
+of DIV2K size made of the sample's photographs, so that nothing need be brought along: their times are those of real
+ones, their PSNR says nothing.
 
 `--tiny` tries the same commands with the smallest settings, `--device cpu` without a GPU: so that a rented hour is not
 spent on typing errors. Tiny parts have no time of their own, for they may be tried on a busy machine.

@@ -1,4 +1,4 @@
-"""One model measured into a results file, here or in a worker process: resumed after a stop, with a reason if it fails."""
+"""One model measured into a results file, here or by a worker: resumed after a stop, with a reason if it fails."""
 
 import time
 import traceback

@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers import record
 from utils.challenge.rules import EDITIONS, get_edition, rank, score
-from utils.challenge.score_tables import Scoring, read_published, score_markdown, score_records
+from utils.challenge.score_tables import score_markdown, score_published, score_records
 from utils.errors import HarnessError
 from utils.files import ROOT
 from utils.zoo.registry import find_entry, read_registry
@@ -46,8 +46,7 @@ def test_threshold_is_compared_at_two_decimals():
 
 
 def published_scores(computed=False):
-    figures = read_published(PUBLISHED, computed)
-    return {name: score(values, figures["00_SPAN"], EDITIONS[2026]) for name, values in figures.items()}
+    return score_published(PUBLISHED, EDITIONS[2026], "00_SPAN", computed).scores
 
 
 def test_published_2026_results_rank_as_they_imply():
@@ -64,9 +63,20 @@ def test_sub_track_ranks_by_its_own_score():
 
 
 @pytest.mark.parametrize("computed", [False, True])
-def test_table_in_the_docs_is_what_the_code_gives(computed):
-    table = score_markdown(Scoring(published_scores(computed), EDITIONS[2026]))
-    assert table in (ROOT / "docs" / "scores_2026.md").read_text()
+def test_table_in_the_docs_is_what_the_command_gives(command, computed):
+    words = ("-m", "utils.challenge.score_tables", PUBLISHED, *["--computed"] * computed)
+    assert command(*words).stdout in (ROOT / "docs" / "scores_2026.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "reason"),
+    [("a,b\n1,2\n", (), "not a results table"), (None, ("--baseline", "X"), "--baseline X: not in")],
+)
+def test_table_that_cannot_be_scored_is_named(command, tmp_path, text, words, reason):
+    (tmp_path / "t.csv").write_text(text or PUBLISHED.read_text())
+    result = command("-m", "utils.challenge.score_tables", tmp_path / "t.csv", *words)
+    assert result.returncode == 2
+    assert reason in result.stderr
 
 
 def test_winner_of_2026_stays_first_with_all_of_its_flops_but_not_in_their_track():

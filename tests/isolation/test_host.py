@@ -52,12 +52,12 @@ def test_transfers_grow_with_the_image(tmp_path):
 @pytest.mark.real_process
 @pytest.mark.slow
 def test_freed_memory_is_kept_where_a_pass_is_watched(submission, tmp_path):
-    _, file, _, name, _, weights = submission(forward="x.repeat(1, 80, 1, 1)")
+    _, file, _, weights = submission(forward="x.repeat(1, 80, 1, 1)")
 
     def page_faults(pid):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
 
-    with IsolatedRunner(entry_from_file(file, name, [], weights), "cpu", tmp_path / "log") as worker:
+    with IsolatedRunner(entry_from_file(file, "Net", [], weights), "cpu", tmp_path / "log") as worker:
         for _ in range(6):  # the heap takes some arrays to find its places
             worker.ask("watch")
         before = page_faults(worker.pid)
@@ -69,15 +69,15 @@ def test_freed_memory_is_kept_where_a_pass_is_watched(submission, tmp_path):
 @pytest.mark.slow
 @pytest.mark.real_process
 def test_host_leaves_the_threads_to_the_network(submission, pairs, tmp_path):
-    _, file, _, name, _, weights = submission(constructor="print('has threads:', torch.get_num_threads())")
-    entry, log = entry_from_file(file, name, [], weights), tmp_path / "log"
+    _, file, _, weights = submission(constructor="print('has threads:', torch.get_num_threads())")
+    entry, log = entry_from_file(file, "Net", [], weights), tmp_path / "log"
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
         with IsolatedRunner(entry, "cpu", log) as worker:
             assert torch.get_num_threads() == 1
             record = measure(worker, open_dataset(pairs), MeasurementPlan(runs=1, warmup=0, repeats=1))
-        assert record["environment"]["threads"] == torch.get_num_threads() == 3
+        assert record.environment.threads == torch.get_num_threads() == 3
         absent = with_checkpoint(entry, tmp_path / "none")
         with pytest.raises(HarnessError, match="no such checkpoint"), IsolatedRunner(absent, "cpu", log):
             pass

@@ -152,7 +152,7 @@ def test_process_that_is_killed_costs_one_line(stuck):
         child.kill()
     error = process.communicate(timeout=200)[1]
     assert process.returncode == 2
-    assert "processes was killed; is memory short? lower --workers" in error
+    assert "processes was killed; is memory short? lower --processes" in error
 
 
 def test_interrupted_preparation_goes_on_and_damage_is_found(prepare, photographs, tmp_path):

@@ -1,14 +1,19 @@
-"""Tables of scores: a view of measured records, or of results as published, by one edition's rules."""
+"""Tables of scores: a view of measured records, or of results as published, by one edition's rules.
 
+python -m utils.challenge.score_tables docs/ntire2026.csv [--edition 2026] [--computed] scores a table as published.
+"""
+
+import argparse
 import csv
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.challenge.rules import SUB_TRACKS, Edition, Figures, Score, allowed_distance, rank, score
+from utils.challenge.rules import EDITIONS, SUB_TRACKS, Edition, Figures, Score, allowed_distance, rank, score
 from utils.data.datasets import is_challenge
-from utils.errors import HarnessError
+from utils.errors import HarnessError, exit_on_harness_error
+from utils.options import parse
 from utils.record import Record
 
 HEADER = ("Place", "Model", "PSNR", "Runtime", "FLOPs", "Params", "S runtime", "S FLOPs", "S params", "Score")
@@ -77,21 +82,43 @@ def _circumstances(record: Record) -> tuple[object, ...]:
     return *machine, data.label, data.sha256, environment.libraries["torch"]
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", type=Path, metavar="TABLE.csv", help="with the columns of docs/ntire2026.csv")
+    parser.add_argument("--edition", type=int, choices=EDITIONS, default=max(EDITIONS))
+    parser.add_argument("--baseline", default="00_SPAN", metavar="NAME", help="the row to compare with")
+    parser.add_argument("--computed", action="store_true", help="with the FLOPs that the protocol's counter left out")
+    args = parse(parser)
+    print(score_markdown(score_published(args.table, EDITIONS[args.edition], args.baseline, args.computed)), end="")
+
+
+def score_published(path: Path, edition: Edition, baseline: str, computed: bool = False) -> Scoring:
+    """Score a results table as published against one of its rows. Raises HarnessError as `read_published` does."""
+    figures = read_published(path, computed)
+    if baseline not in figures:
+        raise HarnessError(f"--baseline {baseline}: not in {path}; it holds {', '.join(figures)}")
+    return Scoring({name: score(values, figures[baseline], edition) for name, values in figures.items()}, edition)
+
+
 def read_published(path: str | Path, computed: bool = False) -> dict[str, Figures]:
     """Return {name: Figures} of a results table as published (CSV); runtime is the mean of valid and test.
 
     With `computed`, the figures hold the FLOPs that the protocol's counter left out, of entries where they are known.
+    Raises HarnessError if the file is no such table.
     """
-    with open(Path(path), newline="", encoding="utf-8") as file:
-        return {
-            row["name"]: Figures(
-                (float(row["valid_ms"]) + float(row["test_ms"])) / 2,
-                float((computed and row["computed_flops_g"]) or row["flops_g"]),
-                float(row["params_m"]),
-                {"valid": float(row["valid_psnr"]), "test": float(row["test_psnr"])},
-            )
-            for row in csv.DictReader(file)
-        }
+    try:
+        with open(Path(path), newline="", encoding="utf-8") as file:
+            return {
+                row["name"]: Figures(
+                    (float(row["valid_ms"]) + float(row["test_ms"])) / 2,
+                    float((computed and row["computed_flops_g"]) or row["flops_g"]),
+                    float(row["params_m"]),
+                    {"valid": float(row["valid_psnr"]), "test": float(row["test_psnr"])},
+                )
+                for row in csv.DictReader(file)
+            }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise HarnessError(f"{path}: not a results table ({error}); docs/ntire2026.csv shows the columns") from error
 
 
 def score_rows(scoring: Scoring) -> list[list[str]]:
@@ -159,3 +186,7 @@ def score_markdown(scoring: Scoring) -> str:
         order = [name for name in rank(scores, track) if scores[name].passed]
         notes.append(f"Sub-track {track}: {', '.join(order) or 'no model passes'}.")
     return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", *(f"- {note}" for note in notes)]) + "\n"
+
+
+if __name__ == "__main__":
+    exit_on_harness_error(main)
