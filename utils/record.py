@@ -188,11 +188,38 @@ class Counts(Struct, kw_only=True):
     convs: int
 
 
-class Complexity(Counts, kw_only=True):
-    """The counts on an input of `input_shape`; `seen_macs` is what torch's dispatcher sees, None if it cannot look."""
+class Computed(Struct, kw_only=True):
+    """What a network computes, as torch's dispatcher sees it; see utils/measure/counting.py for the words.
 
-    seen_macs: int | None
+    `macs` is on random values, as the protocol counts, `photograph_macs` on a part of an image of the data, of the same
+    size; `traced_macs` is what fvcore's trace has if the convolutions that it passes over are counted. `values` counts
+    the numbers that a pass reads, parameters and hidden ones, in units of 32 bits.
+    """
+
+    macs: int
+    photograph_macs: int
+    traced_macs: int
+    summed_products: int
+    convs: int
+    activations: int
+    values: int
+    hidden_values: int
+    hidden: list[str]
+    made_weights: int
+    unpacked_weights: int
+    unknown: list[str]
+
+    @property
+    def flops(self) -> int:
+        """All multiply-accumulates of a pass, on that input where there are more."""
+        return max(self.macs, self.photograph_macs) + self.summed_products
+
+
+class Complexity(Counts, kw_only=True):
+    """The counts on an input of `input_shape`; `computed` is None if the dispatcher cannot look, and of variants."""
+
     input_shape: list[int]
+    computed: Computed | None = None
 
 
 class Tiles(Struct, kw_only=True):

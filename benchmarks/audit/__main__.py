@@ -6,7 +6,8 @@ Method. Each trial is an `eval.py --model_file …` as a user would run it, on f
    finding, or no figures but a reason; *prevented* if its PSNR (0.01 dB), its times (at most a quarter faster) and its
    counts are the honest network's, nothing was written outside, and no process is left; else *missed*. So is one that
    ends in an exception of its own: it says nothing about the audit.
-2. Honest models: NanoSR in both forms and its ancestors, each measured so many times; all must be clean.
+2. Honest models: NanoSR in both forms, its ancestors, and files that do unusual things with nothing to hide, each
+   measured so many times; all must be clean.
 3. From inside the sandbox: what a worker tries, and the system's own words.
 """
 
@@ -15,14 +16,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
 
-from benchmarks.audit.cheats import CHEATS, Cheat, written
+from benchmarks.audit.cheats import CHEATS, HONEST_FILES, Cheat, written
 from benchmarks.memory import make_data
 from benchmarks.robustness import last_line, run_eval
 from utils.errors import HarnessError, exit_on_harness_error
@@ -30,7 +32,8 @@ from utils.files import ROOT
 from utils.isolation.sandbox import sandboxed, why_not
 from utils.options import SANDBOX_MODES, natural, parse, positive
 from utils.record import RECORDS_FILE, Record, records_by_name
-from utils.zoo.registry import read_registry
+from utils.results.tables import notes
+from utils.zoo.registry import ModelEntry, read_registry
 
 NANOSR = ROOT / "models" / "team07_NanoSR.py"
 MEASURE = ("--runs", 2, "--warmup", 1, "--repeats", 5)
@@ -114,12 +117,13 @@ def try_cheat(
         ("wrote outside", outside.exists() or (folder / "earlier" / RECORDS_FILE).read_bytes() != before),
         ("left a process", left),
     ) if done]  # fmt: skip
-    outcome, words = verdict(record, honest, harm)
+    described = CHEATS[name].described
+    outcome, words = verdict(record, honest, harm, described)
     for _ in range(HONEST_AGAIN):  # the machine may be faster now than when the honest network was measured
         if outcome != "MISSED" or harm:
             break
         honest = measured(folder, data, folder / "honest", NANOSR, "NanoSR_inference", args)
-        outcome, words = verdict(record, honest, harm)
+        outcome, words = verdict(record, honest, harm, described)
     return outcome, words
 
 
@@ -141,8 +145,8 @@ def measure_words(args: argparse.Namespace) -> tuple[object, ...]:
     return ("--sandbox", args.sandbox, "--device", args.device, *limit, *MEASURE)
 
 
-def verdict(record: Record, honest: Record, harm: list[str]) -> tuple[str, str]:
-    """Return ("prevented", "named", both, or "MISSED"; words for the table)."""
+def verdict(record: Record, honest: Record, harm: list[str], described: bool = False) -> tuple[str, str]:
+    """Return ("prevented", "named", both, "described" where that suffices, or "MISSED"; words for the table)."""
     findings = findings_of(record)
     if harm:
         return "MISSED", ", ".join(harm)
@@ -154,6 +158,9 @@ def verdict(record: Record, honest: Record, harm: list[str]) -> tuple[str, str]:
     same = abs(psnr) < PSNR_DB and ratio < TIME_RATIO and record.complexity == honest.complexity
     if findings:
         return "prevented and named" if same else "named", "; ".join(findings)
+    as_computed = [note for note in notes([record]) if "as computed" in note]
+    if described and as_computed:
+        return "described", as_computed[0]
     words = f"clean: PSNR {psnr:+.3f} dB, {ratio:.2f} times as fast, {record.counts.flops / 1e9:.2f} G"
     return "prevented" if same else "MISSED", words
 
@@ -192,16 +199,27 @@ def busy_loops(count: int) -> Iterator[None]:
 def try_honest(folder: Path, data: Path, args: argparse.Namespace) -> int:
     """Print how often each honest model was clean; return how many rows were not."""
     print("\n| honest model | clean rows | of these, times not checked | findings |\n| --- | ---: | ---: | --- |")
-    unclean = 0
-    for entry in read_registry():
-        if entry.name not in HONEST or not args.honest:
-            continue
+    unclean, results = 0, folder / "honest"
+
+    def registered(entry: ModelEntry) -> Record:
+        arguments = ("--model_id", entry.id, "--isolated", "--data_dir", data, "--results", results, "--fresh")
+        run_eval(*arguments, *measure_words(args))
+        return records_by_name(results / RECORDS_FILE)[entry.name]
+
+    def submitted(file: Path) -> Record:
+        return measured(folder, data, results, file, "Cheat", args)
+
+    trials: dict[str, Callable[[], Record]] = {
+        entry.name: partial(registered, entry) for entry in read_registry() if entry.name in HONEST
+    }
+    for name, honest in HONEST_FILES.items():
+        file = folder / f"{name.replace(' ', '_')}.py"
+        file.write_text(written(NANOSR.read_text(encoding="utf-8"), honest), encoding="utf-8")
+        trials[name] = partial(submitted, file)
+    for name, trial in trials.items() if args.honest else ():
         findings, busy = [], 0
         for _ in range(args.honest):
-            results = folder / "honest"
-            arguments = ("--model_id", entry.id, "--isolated", "--data_dir", data, "--results", results, "--fresh")
-            run_eval(*arguments, *measure_words(args))
-            record = records_by_name(results / RECORDS_FILE)[entry.name]
+            record = trial()
             status = [] if record.is_complete else [record.incomplete_because]
             if lines := [*status, *findings_of(record)]:
                 findings.append("; ".join(lines))
@@ -209,7 +227,7 @@ def try_honest(folder: Path, data: Path, args: argparse.Namespace) -> int:
                 busy += record.audit is not None and record.audit.busy is not None
         unclean += len(findings)
         clean = args.honest - len(findings)
-        print(f"| {entry.name} | {clean} of {args.honest} | {busy} | {' / '.join(findings)} |", flush=True)
+        print(f"| {name} | {clean} of {args.honest} | {busy} | {' / '.join(findings)} |", flush=True)
     return unclean
 
 

@@ -11,11 +11,16 @@ class Cheat:
     """One way to fake.
 
     `{hr}`, `{outside}` and `{earlier}` in its code are paths: HR images, a file, earlier results; `{mark}` is what a
-    process that it leaves calls itself.
+    process that it leaves calls itself. `hides`: `Hidden`, as `top` changes it, takes the place of the convolutions of
+    the modules `where`, or of all, as soon as the weights are loaded. `described`: the row's note on what is computed
+    suffices.
     """
 
     top: str = ""
     forward: str = "return honest(x)"
+    hides: bool = False
+    where: str = ""
+    described: bool = False
 
 
 CHEATS = {
@@ -174,12 +179,12 @@ CHEATS = {
         "counting.flop_registry.clear()",
     ),
     "replaces the answers about itself": Cheat(
-        "import utils.measure.complexity as complexity\n"
+        "import utils.measure.counting as counting, utils.record as record\n"
         "main = sys.modules['__main__']\n"
-        "less = complexity.Complexity(1000, 1000, 1000, 1)\n"
+        "less = record.Counts(params=1000, flops=1000, activations=1000, convs=1)\n"
         "if hasattr(main, 'measure_complexity'): main.measure_complexity = lambda model: less\n"
         "if hasattr(main, 'watched_pass'):\n"
-        "    answer = {{'macs': 1000, 'operators_ms': 1e6, 'outside_ms': 0.0}}\n"
+        "    answer = counting.Watched(macs=1000, operators_ms=1e6)\n"
         "    main.watched_pass = lambda model, lr: answer",
     ),
     "patches torch.nn.Module.__call__": Cheat(
@@ -218,14 +223,197 @@ CHEATS = {
         "    os._exit(0)",
     ),
 }
+# What takes the place of a convolution: `keep` has its weight, `compute` its input and weight.
+HIDING = """
+class Hidden(nn.Module):
+    def __init__(self, conv):
+        super().__init__()
+        self.side, self.padding = conv.kernel_size[0], conv.padding[0]
+        self.bias = nn.Parameter(conv.bias.data)
+        self.keep(conv.weight.data)
+    def forward(self, x):
+        return self.compute(x, self.weight) + self.bias.view(1, -1, 1, 1)
+    def keep(self, weight):
+        self.weight = nn.Parameter(weight)
+    def compute(self, x, weight):
+        return F.conv2d(x, weight, padding=self.padding)
+"""
+FEW = "self.block_1.feature_extractor, self.conv_2, self.block_2.feature_extractor"  # where all would take minutes
+# A trace keeps all products, 144 GB of the whole network's.
+SMALL = "return self.upsampler(self.conv_1((x - self.mean) * 255))"
+CHEATS |= {
+    "holds weights in buffers": Cheat(
+        "def keep(self, weight): self.register_buffer('weight', weight)\nHidden.keep = keep",
+        hides=True,
+    ),
+    "holds weights in attributes that are in no state dict": Cheat(
+        "def keep(self, weight): self.weights = [weight]\nHidden.keep = keep\n"
+        "Hidden.weight = property(lambda self: self.weights[0])",
+        hides=True,
+    ),
+    "holds weights in a list of the file": Cheat(
+        "kept = []\n"
+        "def keep(self, weight):\n"
+        "    self.number, self.shape = len(kept), weight.shape\n"
+        "    kept.append(weight.flatten().tolist())\n"
+        "Hidden.keep = keep\n"
+        "Hidden.weight = property(lambda self: torch.tensor(kept[self.number]).view(self.shape))",
+        hides=True,
+    ),
+    "holds two weights in a complex parameter": Cheat(
+        "def keep(self, weight): self.pairs = nn.Parameter(torch.complex(*weight.chunk(2)))\nHidden.keep = keep\n"
+        "Hidden.weight = property(lambda self: torch.cat([self.pairs.real, self.pairs.imag]))",
+        hides=True,
+    ),
+    "packs two halves in a parameter of 32 bits": Cheat(
+        "def keep(self, weight):\n"
+        "    self.shape = weight.shape\n"
+        "    self.packed = nn.Parameter(weight.half().flatten().view(torch.float32), requires_grad=False)\n"
+        "Hidden.keep = keep\n"
+        "Hidden.weight = property(lambda self: self.packed.view(torch.float16).float().view(self.shape))",
+        hides=True,
+    ),
+    "packs four integers in a parameter of 32 bits": Cheat(
+        "def keep(self, weight):\n"
+        "    self.shape, self.scale = weight.shape, weight.abs().max().item() / 127\n"
+        "    whole = (weight / self.scale).round().to(torch.int32).flatten().view(4, -1) + 128\n"
+        "    packed = whole[0] | whole[1] << 8 | whole[2] << 16 | whole[3] << 24\n"
+        "    self.packed = nn.Parameter(packed, requires_grad=False)\n"
+        "def weight(self):\n"
+        "    whole = torch.cat([(self.packed >> shift) & 255 for shift in (0, 8, 16, 24)])\n"
+        "    return ((whole - 128) * self.scale).view(self.shape)\n"
+        "Hidden.keep, Hidden.weight = keep, property(weight)",
+        hides=True,
+    ),
+    "takes weights from a formula": Cheat(
+        "def keep(self, weight): self.shape = weight.shape\nHidden.keep = keep\n"
+        "Hidden.weight = property(lambda self: torch.arange(self.shape.numel()).sin().view(self.shape) / 100)",
+        hides=True,
+    ),
+    "convolves by functions": Cheat(hides=True, described=True),
+    "convolves by unfolding and a matrix": Cheat(
+        "def compute(self, x, weight):\n"
+        "    columns = F.unfold(x, self.side, padding=self.padding)\n"
+        "    return torch.einsum('ok,bkl->bol', weight.flatten(1), columns).view(1, -1, *x.shape[2:])\n"
+        "Hidden.compute = compute",
+        hides=True,
+        where=FEW,
+        described=True,
+    ),
+    "convolves by Fourier transforms": Cheat(
+        "def compute(self, x, weight):\n"
+        "    size = [side + 2 for side in x.shape[2:]]\n"
+        "    spectrum = torch.fft.rfft2(x, size)\n"
+        "    rows = [(spectrum * torch.fft.rfft2(w.flip(1, 2), size)).sum(1, keepdim=True) for w in weight]\n"
+        "    return torch.fft.irfft2(torch.cat(rows, 1), size)[:, :, 1:-1, 1:-1]\n"
+        "Hidden.compute = compute",
+        hides=True,
+        where="self.conv_2",
+        described=True,
+    ),
+    "convolves by products and sums": Cheat(
+        "def compute(self, x, weight):\n"
+        "    (height, width), x = x.shape[2:], F.pad(x, (1, 1, 1, 1))\n"
+        "    outputs = []\n"
+        "    for kernel in weight:\n"
+        "        taps = [(x[..., i : i + height, j : j + width] * kernel[:, i, j, None, None]).sum(1)\n"
+        "                for i in range(3) for j in range(3)]\n"
+        "        outputs.append(sum(taps))\n"
+        "    return torch.stack(outputs, 1)\n"
+        "Hidden.compute = compute",
+        forward=SMALL,
+        hides=True,
+        where="self.conv_1",
+    ),
+    "convolves by products that are added up": Cheat(
+        "def compute(self, x, weight):\n"
+        "    (height, width), x, output = x.shape[2:], F.pad(x, (1, 1, 1, 1)), 0\n"
+        "    for c in range(x.shape[1]):\n"
+        "        for i in range(3):\n"
+        "            for j in range(3):\n"
+        "                part = x[:, c : c + 1, i : i + height, j : j + width]\n"
+        "                output = output + part * weight[:, c, i, j].view(1, -1, 1, 1)\n"
+        "    return output\n"
+        "Hidden.compute = compute",
+        forward=SMALL,
+        hides=True,
+        where="self.conv_1",
+    ),
+    "convolves in an operator of its own": Cheat(
+        "@torch.library.custom_op('cheat::convolve', mutates_args=())\n"
+        "def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor: return F.conv2d(x, weight, padding=padding)\n"
+        "@convolve.register_fake\n"
+        "def _(x, weight, padding): return x.new_empty(1, len(weight), *x.shape[2:])\n"
+        "Hidden.compute = lambda self, x, weight: convolve(x, weight, self.padding)",
+        hides=True,
+    ),
+    "multiplies by a sparse matrix": Cheat(
+        "def compute(self, x, weight):\n"
+        "    columns = F.unfold(x, self.side, padding=self.padding)[0]\n"
+        "    return torch.sparse.mm(weight.flatten(1).to_sparse(), columns).view(1, -1, *x.shape[2:])\n"
+        "Hidden.compute = compute",
+        hides=True,
+        where=FEW,
+    ),
+    "makes its modules at the first pass": Cheat(
+        "late = []",
+        "late or late.append(nn.Sequential(*(nn.Conv2d(48, 48, 3, padding=1) for _ in range(3))))\n"
+        "late[0].requires_grad_(False)\n"
+        "return honest(x) + 0 * late[0](self.conv_1(x)).mean()",
+    ),
+    "does less where the input looks like noise": Cheat(
+        forward="noise = (x[..., 1:] - x[..., :-1]).abs().mean() > 0.2\n"
+        "return F.interpolate(x, scale_factor=4) if noise else honest(x)",
+    ),
+    "does less from a pass on that counting begins with": Cheat(
+        "passes = [0]",
+        "passes[0] += x.shape[2:] == (256, 256)\n"
+        "return F.interpolate(x, scale_factor=4) if 0 < passes[0] < 9 else honest(x)",
+    ),
+    "does less from the eighth pass at 256 x 256 on": Cheat(
+        "passes = [0]",
+        "passes[0] += x.shape[2:] == (256, 256)\n"
+        "return F.interpolate(x, scale_factor=4) if passes[0] > 7 else honest(x)",
+    ),
+}
+# Nothing here is a fault.
+HONEST_FILES = {
+    "batch norm and a mean": Cheat(
+        "class Hidden(nn.Sequential):\n"
+        "    def __init__(self, conv): super().__init__(conv, nn.BatchNorm2d(conv.out_channels).eval())",
+        hides=True,
+    ),
+    "convolutions by functions": Cheat(hides=True),
+    "an early exit by content": Cheat(
+        forward="if (x[..., 1:] - x[..., :-1]).abs().mean() > 0.2: return honest(x)\n"
+        "f0 = self.conv_1((x - self.mean) * IMG_RANGE)\n"
+        "out, o1 = self.block_1(f0)\n"
+        "return self.upsampler(self.conv_cat(torch.cat([f0, self.conv_2(out), out, o1], 1)))",
+    ),
+}
 HEAD = "import os, sys, threading, time\nimport torch.nn.functional as F\n"
 
 
 def written(source: str, cheat: Cheat, **paths: object) -> str:
     """Return an honest network's source with a cheat added; its class is `Cheat`."""
     body = "\n".join(f"        {line}" for line in cheat.forward.format(**paths).splitlines())
+    hiding = cheat.hides
+    top = f"{HIDING}\n{cheat.top}" if hiding else cheat.top.format(**paths)
     return (
-        f"{source}\n{HEAD}{cheat.top.format(**paths)}\n\n\n"
-        "class Cheat(NanoSR_inference):\n    def forward(self, x):\n"
+        f"{source}\n{HEAD}{top}\n\n\n"
+        f"class Cheat(NanoSR_inference):\n{_hide(cheat) if hiding else ''}    def forward(self, x):\n"
         f"        honest = super().forward\n{body}\n"
+    )
+
+
+def _hide(cheat: Cheat) -> str:
+    """Return a method that replaces the convolutions of some modules, or of all, once the weights are loaded."""
+    return (
+        "    def load_state_dict(self, *args, **keywords):\n"
+        "        result = super().load_state_dict(*args, **keywords)\n"
+        f"        for part in [{cheat.where or 'self'}]:\n"
+        "            for module in list(part.modules()):\n"
+        "                for name, child in list(module.named_children()):\n"
+        f"                    if type(child) is nn.Conv2d: setattr(module, name, Hidden(child))\n"
+        "        return result\n\n"
     )

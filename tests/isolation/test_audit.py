@@ -79,7 +79,7 @@ CHEATS = {
     ),
     "less where it is traced": (
         {"forward": "if torch.jit.is_tracing(): return F.interpolate(x, scale_factor=4)"},
-        ["0.08 GFLOP seen by torch's dispatcher, 0.00 counted"],
+        ["0.08 GFLOP seen by torch's dispatcher, 0.00 in a trace"],
     ),
     "less at the size that is counted": (
         {"forward": "if x.shape[2:] == (256, 256): return F.interpolate(x, scale_factor=4)"},

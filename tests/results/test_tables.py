@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tests.helpers import audit_record, record
+from tests.helpers import audit_record, computed, record
 from utils.results.tables import COLUMNS, factsheet_row, latex, latex_table, markdown_table, text_table
 
 
@@ -102,10 +102,26 @@ def test_tiles_say_whether_they_show():
     assert "with seams: a pixel depends on others up to 64 LR pixels away or more" in text_table([far])
 
 
-@pytest.mark.parametrize(("seen_macs", "told"), [(36_021_731_328, False), (39_000_000_000, True), (None, False)])
-def test_row_says_what_the_counter_leaves_out(seen_macs, told):
-    line = "Net_1: FLOPs as computed: 39.00 G, by torch's dispatcher; the protocol's counter sees 36.02"
-    assert (line in text_table([record(complexity={"seen_macs": seen_macs})])) is told
+COMPUTED = {
+    "the same": ({}, None),
+    "FLOPs": ({"macs": 39_000_000_000}, "FLOPs 39.00 G (counted: 36.02)"),
+    "on a photograph": ({"photograph_macs": 39_000_000_000}, "FLOPs 39.00 G (counted: 36.02)"),
+    "sums of products": ({"summed_products": 2_000_000_000}, "FLOPs 38.02 G (counted: 36.02)"),
+    "numbers": ({"values": 600_000}, "Params 0.600 M (counted: 0.551)"),
+    "less": ({"macs": 30_000_000_000, "photograph_macs": 30_000_000_000}, None),
+    "functions": (
+        {"convs": 30, "activations": 100_000_000},
+        "Acts 100.00 M (counted: 88.08), Conv 30 (counted: 28)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_note_says_what_the_counters_leave_out(kind):
+    changes, expected = COMPUTED[kind]
+    text = text_table([record(complexity=computed(**changes))])
+    line = f"Net_1: as computed, by torch's dispatcher: {expected}"
+    assert line in text.splitlines() if expected else "as computed" not in text
 
 
 def test_busy_machine_is_told_in_the_row():

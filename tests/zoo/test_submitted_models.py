@@ -254,5 +254,6 @@ def test_row_of_a_trusted_model_says_what_the_counter_leaves_out(tmp_path, pairs
     monkeypatch.setattr("utils.measuring.read_registry", lambda: [entry])
     result = command("eval.py", *QUICK, "--data_dir", pairs, "--model_id", 4242, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert stored(tmp_path / "results")["Net"]["complexity"]["seen_macs"] == 3 * 48 * 9 * 256**2
-    assert "FLOPs as computed: 0.08 G, by torch's dispatcher; the protocol's counter sees 0.00" in result.stdout
+    computed = stored(tmp_path / "results")["Net"]["complexity"]["computed"]
+    assert computed["macs"] == computed["traced_macs"] == 3 * 48 * 9 * 256**2
+    assert "as computed, by torch's dispatcher: FLOPs 0.08 G (counted: 0.00)" in result.stdout

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 
 from utils.data.datasets import Dataset
@@ -108,7 +109,8 @@ def measure(
         for _ in range(plan.warmup + plan.repeats):
             on_pass()
         counts = msgspec.structs.asdict(_count(runner))
-        record.complexity = Complexity(**counts, seen_macs=runner.seen_macs(), input_shape=list(INPUT_SHAPE))
+        photograph = photograph_of(dataset, record.images.lr_pixels)
+        record.complexity = Complexity(**counts, input_shape=list(INPUT_SHAPE), computed=runner.computed(photograph))
         if world.size == 1:
             record.audit = runner.audit(record, dataset)
         record.status = Status.COMPLETE
@@ -235,6 +237,17 @@ def _measure_steady(runner: ModelRunner, dataset: Dataset, plan: MeasurementPlan
         record.runtime.steady = measure_steady_runtime(
             lambda lr: forward(runner, lr).runtime_ms, inputs, plan.warmup, plan.repeats
         )
+
+
+def photograph_of(dataset: Dataset, lr_pixels: list[int]) -> np.ndarray:
+    """Return the middle of the largest LR image, as large as what the protocol counts on, continued by mirroring."""
+    image = largest_lr(dataset, lr_pixels)
+    for axis, side in enumerate(INPUT_SHAPE[2:]):
+        missing = max(side - image.shape[axis], 0)
+        image = np.pad(image, [(0, missing) if number == axis else (0, 0) for number in range(3)], mode="symmetric")
+        start = (image.shape[axis] - side) // 2
+        image = image.take(range(start, start + side), axis)
+    return image
 
 
 def _merge(record: Record, parts: list[Record]) -> None:

@@ -2,16 +2,18 @@
 
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from utils.data.datasets import Dataset
-from utils.measure.complexity import INPUT_SHAPE, measure_complexity
-from utils.measure.counting import watched_pass
+from utils.data.images import to_tensor
+from utils.measure.complexity import measure_complexity, traced_macs
+from utils.measure.counting import Watched, stored_values, watched_pass
 from utils.measure.memory import cpu_peak_mib, gpu_peak_mib, reset_peak
 from utils.measure.runtime import Pass
 from utils.measure.tiles import forward_within_memory, reach
-from utils.record import Audit, Counts, Isolation, Record, Repository, WeightsInfo
+from utils.record import Audit, Computed, Counts, Isolation, Record, Repository, WeightsInfo
 from utils.zoo.registry import LoadedModel, ModelEntry, build_model, plain_entry
 
 
@@ -41,8 +43,8 @@ class ModelRunner(Protocol):
         """Return how far the network looks [LR pixels]."""
         ...
 
-    def seen_macs(self) -> int | None:
-        """Return the multiply-accumulates of a pass that torch's dispatcher sees; None if it cannot look."""
+    def computed(self, photograph: np.ndarray) -> Computed | None:
+        """Return what torch's dispatcher sees of passes, one over H x W x 3 uint8; None if it cannot look."""
         ...
 
     def reset_peak(self) -> None:
@@ -70,6 +72,24 @@ def counted_network(entry: ModelEntry, network: nn.Module, device: torch.device)
     return build_model(plain_entry(entry)).eval().to(device) if entry.variant else network
 
 
+def computed(noise: Watched, photograph_macs: int, traced: int, parameter_values: int) -> Computed:
+    """Return what was seen of passes as a record has it."""
+    return Computed(
+        macs=noise.macs,
+        photograph_macs=photograph_macs,
+        traced_macs=traced,
+        summed_products=noise.summed_products,
+        convs=noise.convs,
+        activations=noise.activations,
+        values=parameter_values + noise.hidden_values,
+        hidden_values=noise.hidden_values,
+        hidden=noise.hidden,
+        made_weights=noise.made_weights,
+        unpacked_weights=noise.unpacked_weights,
+        unknown=noise.unknown,
+    )
+
+
 class Runner:
     """Runs a `LoadedModel` in this process, on a torch device; a ModelRunner."""
 
@@ -90,10 +110,15 @@ class Runner:
     def reach(self) -> int:
         return reach(self.model, self.device, self.entry.data_range)
 
-    def seen_macs(self) -> int | None:
+    def computed(self, photograph: np.ndarray) -> Computed | None:
+        if self.entry.variant:
+            return None
         try:
-            lr = torch.rand(INPUT_SHAPE, device=self.device) * self.entry.data_range
-            return watched_pass(self.model, lr).macs
+            lr = to_tensor(photograph, self.entry.data_range).to(self.device)
+            noise = torch.rand(lr.shape, device=self.device) * self.entry.data_range
+            macs = watched_pass(self.model, lr)[0].macs
+            seen, _ = watched_pass(self.model, noise)
+            return computed(seen, macs, traced_macs(self.model, noise), stored_values(self.model))
         except Exception:  # what a network computes by other means, compiled say, is no error
             return None
 

@@ -60,10 +60,25 @@ class CountAnswer(Answer, kw_only=True):
     convs: Count
 
 
+class TracedAnswer(Answer, kw_only=True):
+    """What a trace has, and how many numbers the parameters hold."""
+
+    macs: Count
+    values: Count
+
+
 class WatchAnswer(Answer, kw_only=True):
     """What torch's dispatcher saw of a pass, beside the time of a plain one."""
 
     macs: Count
+    summed_products: Count = 0
+    convs: Count = 0
+    activations: Count = 0
+    hidden_values: Count = 0
+    hidden: Texts = msgspec.field(default_factory=list)
+    made_weights: Count = 0
+    unpacked_weights: Count = 0
+    unknown: Texts = msgspec.field(default_factory=list)
     operators_ms: Amount
     outside_ms: Amount
     plain_ms: Amount
@@ -76,6 +91,7 @@ ANSWERS: dict[str, Any] = {  # by request
     "load_from_repository": RepositoryAnswer,
     "forward": ForwardAnswer,
     "count": CountAnswer,
+    "traced": TracedAnswer,
     "watch": WatchAnswer,
     "changed": Texts,
     "reset_peak": None,

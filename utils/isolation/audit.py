@@ -25,7 +25,7 @@ from utils.isolation.answers import WatchAnswer
 from utils.isolation.sandbox import Sandbox
 from utils.measure.runtime import Pass, percentiles
 from utils.protocol import SCALE
-from utils.record import Audit, Record, Waiting, WeightsInfo
+from utils.record import Audit, Complexity, Computed, Record, Waiting, WeightsInfo
 from utils.zoo.registry import ModelEntry
 
 # How far honest figures lie apart on busy machines; docs/robustness.md has the spread that was measured.
@@ -38,6 +38,9 @@ COUNT_SHARE = 0.05  # fvcore's count against the dispatcher's, and the latter's 
 # A network of windows pads its input. A size that any window divides, larger than an image's, needs the most work that
 # padding explains; and 256, which not every window divides, may have taken a tenth more for each pixel.
 WINDOWS, PADDED_SHARE = 192, 0.10
+HIDDEN_VALUES, HIDDEN_SHARE = 1024, 0.02  # numbers that are no parameters; a mean, or a fixed kernel, is no finding
+STORED_SHARE = 0.01  # of parameters, above which they hold more numbers than they are
+PRODUCT_SHARE = 0.05  # of multiply-accumulates, in element-wise products that are summed
 OUTSIDE_SHARE, OUTSIDE_MS = 0.15, 5.0  # of a pass, outside of torch's operators
 SLOWER_THAN_COUNTED, SLOWER_MS = 1.6, 5.0  # a plain pass against the counted one
 EXACT_DB = 60.0  # no network restores a photograph that well
@@ -228,23 +231,60 @@ class Auditor:
         return psnr(bicubic, read_fitting_hr(pair, lr)) > EASY_DB
 
     def _counts(self) -> None:
-        counted = self.record.counts.flops
+        counts = self.record.counts
         square = self.worker.watch()
         height, width = largest_lr(self.dataset, self.record.images.lr_pixels).shape[:2]
         macs, there = square.macs, self._macs(height, width)
         self.figures |= {"seen_macs": macs, "seen_macs_largest": there}
-        if abs(counted - macs) > COUNT_SHARE * max(macs, counted):
-            self.findings.append(f"{macs / 1e9:.2f} GFLOP seen by torch's dispatcher, {counted / 1e9:.2f} counted")
-        params = self.record.counts.params
-        if macs < params:
-            self.findings.append(f"{macs} multiply-accumulates counted for {params} parameters")
+        if macs + square.summed_products < counts.params:
+            self.findings.append(f"{macs} multiply-accumulates seen for {counts.params} parameters")
         per_pixel, per_pixel_there = macs / 256**2, there / (height * width)
         differ = abs(per_pixel - per_pixel_there) > COUNT_SHARE * max(per_pixel, per_pixel_there, 1)
         if differ and not self._is_padding(per_pixel, there, height, width):
             self.findings.append(
                 f"{per_pixel / 1e6:.3f} MFLOP a pixel on 256 x 256, {per_pixel_there / 1e6:.3f} on {width} x {height}"
             )
+        if counts.computed:
+            self._computed(counts, counts.computed)
         self._time_outside(square)
+
+    def _computed(self, counts: Complexity, computed: Computed) -> None:
+        """Name what is computed or stored beyond what the protocol's counters see, with the figure that is meant.
+
+        Convolutions that are no modules are no fault: the table's note on what is computed names them.
+        """
+        macs, traced, shown = computed.macs, computed.traced_macs, computed.photograph_macs
+        if abs(traced - macs) > COUNT_SHARE * max(macs, traced):
+            self.findings.append(f"{macs / 1e9:.2f} GFLOP seen by torch's dispatcher, {traced / 1e9:.2f} in a trace")
+        if shown > (1 + COUNT_SHARE) * macs:
+            self.findings.append(
+                f"{shown / 1e9:.2f} GFLOP on a photograph, {macs / 1e9:.2f} on the random values that are counted on"
+            )
+        elif shown < (1 - COUNT_SHARE) * macs:
+            self.notes.append(
+                f"computes by content: {shown / 1e9:.2f} GFLOP on a photograph, {macs / 1e9:.2f} on random values"
+            )
+        if computed.summed_products > PRODUCT_SHARE * macs:
+            self.findings.append(
+                f"{computed.summed_products / 1e9:.2f} G multiply-accumulates are element-wise products that are "
+                "summed, which FLOPs leave out"
+            )
+        if computed.hidden_values > max(HIDDEN_VALUES, HIDDEN_SHARE * counts.params):
+            hidden = "; ".join(computed.hidden)
+            values = f"{computed.hidden_values / 1e6:.3f} M"
+            self.findings.append(f"reads {values} numbers that are no parameters: {hidden}")
+        stored = computed.values - computed.hidden_values
+        if stored > (1 + STORED_SHARE) * counts.params:
+            self.findings.append(f"{counts.params / 1e6:.3f} M parameters hold {stored / 1e6:.3f} M numbers of 32 bits")
+        if computed.unpacked_weights > (1 + STORED_SHARE) * counts.params:
+            weights = f"{computed.unpacked_weights / 1e6:.3f} M weights"
+            self.findings.append(f"{weights} are unpacked from {counts.params / 1e6:.3f} M parameters")
+        if computed.made_weights > max(HIDDEN_VALUES, HIDDEN_SHARE * counts.params):
+            self.findings.append(
+                f"{computed.made_weights / 1e6:.3f} M weights come from a formula, from nothing that is stored"
+            )
+        if computed.unknown:
+            self.findings.append(f"operators that no counter knows: {'; '.join(computed.unknown)}")
 
     def _macs(self, height: int, width: int) -> int:
         """Return the multiply-accumulates of a pass over an image of this size, as torch's dispatcher sees them."""

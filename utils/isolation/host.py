@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from utils.data.datasets import Dataset
+from utils.data.images import to_tensor
 from utils.errors import ForeignError, HarnessError, one_line
-from utils.evaluate.runner import counted_network
+from utils.evaluate.runner import computed, counted_network
 from utils.files import ROOT
 from utils.isolation.answers import WatchAnswer, checked
 from utils.isolation.audit import Auditor, Timing
@@ -28,10 +29,11 @@ from utils.isolation.repository import described
 from utils.isolation.sandbox import choose_sandbox, sandboxed, with_what_is_hidden
 from utils.isolation.waiting import CoreUse, core_use, used_s, waited_s
 from utils.measure.complexity import INPUT_SHAPE, measure_complexity
+from utils.measure.counting import Watched
 from utils.measure.memory import high_water_bytes, reset_high_water
 from utils.measure.runtime import Pass
 from utils.record import Audit as AuditResult
-from utils.record import Counts, Record, Repository, Waiting, WeightsInfo
+from utils.record import Computed, Counts, Record, Repository, Waiting, WeightsInfo
 from utils.worker.channel import Channel, shared_memory_fds
 from utils.zoo.registry import ModelEntry, source_files
 
@@ -191,9 +193,9 @@ class IsolatedRunner:
         share = min(self.waited_s / self.asked_s, 1.0) if self.asked_s else 0.0  # several threads may wait at once
         return Waiting(share, self._core_use().others_since(self.used_before))
 
-    def watch(self, height: int = INPUT_SHAPE[2], width: int = INPUT_SHAPE[3]) -> WatchAnswer:
-        """Return what torch's dispatcher sees in a pass over an image of this size."""
-        return self._watched_ask("watch", height=height, width=width)[0]
+    def watch(self, height: int = INPUT_SHAPE[2], width: int = INPUT_SHAPE[3], shared: bool = False) -> WatchAnswer:
+        """Return what torch's dispatcher sees in a pass over random values of this size, or over the shared image."""
+        return self._watched_ask("watch", height=height, width=width, shared=shared)[0]
 
     def _timed_ask(self, do: str, **arguments: Any) -> tuple[Any, float]:
         number = next(self.numbers)
@@ -292,9 +294,27 @@ class IsolatedRunner:
         """Return how far the network looks [LR pixels]."""
         return self.ask("reach", data_range=self.entry.data_range)
 
-    def seen_macs(self) -> int | None:
-        """Return the multiply-accumulates of a pass that torch's dispatcher sees."""
-        return self.watch().macs
+    def computed(self, photograph: np.ndarray) -> Computed | None:
+        """Return what torch's dispatcher sees of passes, one over H x W x 3 uint8; None of a variant."""
+        if self.entry.variant:
+            return None
+        height, width = photograph.shape[:2]
+        traced = self.ask("traced")
+        noise = self._watch_as_ever(torch.rand(1, 3, height, width) * self.entry.data_range)
+        seen = Watched(**{name: getattr(noise, name) for name in Watched.__struct_fields__})
+        shown = self._watch_as_ever(to_tensor(photograph, self.entry.data_range))
+        return computed(seen, shown.macs, traced.macs, traced.values)
+
+    def _watch_as_ever(self, lr: Tensor) -> WatchAnswer:
+        """Return what torch's dispatcher sees in a pass over an image whose output is that of a pass before."""
+        height, width = lr.shape[2:]
+        self.forward(lr)
+        self.timings.pop()  # of the measurement's passes alone
+        self.check_last()
+        self.channel.lr(height, width).copy_(lr)
+        answer = self.watch(height, width, shared=True)
+        self._compare_with_before(lr, self.channel.sr(height, width))
+        return answer
 
     def reset_peak(self) -> None:
         """Start a new peak of memory on a GPU."""

@@ -18,7 +18,7 @@ COLUMNS = (
     "Conv",
 )
 DASH = "-"
-LEFT_OUT_SHARE = 0.005  # of a network's multiply-accumulates, from which on a row names what is not counted
+LEFT_OUT_SHARE = 0.005  # of a figure, from which on a note names what is not counted
 LATEX = {character: f"\\{character}" for character in "_%&#${}"} | {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
 }  # fmt: skip
@@ -118,8 +118,8 @@ def _model_notes(record: Record) -> Iterator[str]:
     if record.model.ignored:
         yield f"loaded leniently, {record.model.ignored}"
     yield from record.model.notes
-    if left_out := _left_out(record.complexity):
-        yield left_out
+    if as_computed := _as_computed(record.complexity):
+        yield as_computed
     if tiles := [tile for tile in images.tile if tile]:
         yield (
             f"memory ran out, {len(tiles)} of {len(images.name)} images restored in tiles of "
@@ -137,16 +137,23 @@ def _model_notes(record: Record) -> Iterator[str]:
         yield f"incomplete: {record.incomplete_because}"
 
 
-def _left_out(complexity: Complexity | None) -> str | None:
-    """Say what the protocol's counter of FLOPs does not count of a network, if that is a part worth knowing."""
-    if complexity is None or complexity.seen_macs is None:
+def _as_computed(complexity: Complexity | None) -> str | None:
+    """Say which figures would differ if all was counted that a pass computes and reads, None if none would."""
+    if complexity is None or complexity.computed is None:
         return None
-    seen, counted = complexity.seen_macs, complexity.flops
-    if seen - counted <= LEFT_OUT_SHARE * seen:
-        return None
-    return (
-        f"FLOPs as computed: {seen / 1e9:.2f} G, by torch's dispatcher; the protocol's counter sees {counted / 1e9:.2f}"
+    computed = complexity.computed
+    figures = (
+        ("Params", complexity.params, computed.values, 1e6, 3, " M"),
+        ("FLOPs", complexity.flops, computed.flops, 1e9, 2, " G"),
+        ("Acts", complexity.activations, computed.activations, 1e6, 2, " M"),
+        ("Conv", complexity.convs, computed.convs, 1, 0, ""),
     )
+    more = [
+        f"{name} {value / per:.{decimals}f}{unit} (counted: {counted / per:.{decimals}f})"
+        for name, counted, value, per, decimals, unit in figures
+        if value - counted > LEFT_OUT_SHARE * value
+    ]
+    return f"as computed, by torch's dispatcher: {', '.join(more)}" if more else None
 
 
 def _seams(tiles: Tiles | None) -> str:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from utils.errors import HarnessError, in_one_line
 from utils.measure.allocator import give_back_freed_memory, keep_freed_memory
-from utils.measure.complexity import INPUT_SHAPE, measure_complexity
-from utils.measure.counting import watched_pass
+from utils.measure.complexity import INPUT_SHAPE, measure_complexity, traced_macs
+from utils.measure.counting import stored_values, watched_pass
 from utils.measure.memory import gpu_peak_mib, peak_rss_bytes, reset_peak
 from utils.measure.runtime import check_output, timed_forward
 from utils.measure.tiles import forward_within_memory, reach
@@ -95,16 +95,27 @@ class Worker:
         """Return the protocol's counts."""
         return msgspec.structs.asdict(measure_complexity(self.model))
 
+    def traced(self) -> dict[str, int]:
+        """Return the multiply-accumulates of a trace, and how many numbers the parameters hold."""
+        lr = torch.rand(INPUT_SHAPE, device=self.device)
+        return {"macs": traced_macs(self.model, lr), "values": stored_values(self.model)}
+
     @torch.no_grad()
-    def watch(self, height: int = INPUT_SHAPE[2], width: int = INPUT_SHAPE[3]) -> dict[str, Any]:
-        """Return what torch's dispatcher sees of a pass over random values, beside the time of a plain one.
+    def watch(self, height: int = INPUT_SHAPE[2], width: int = INPUT_SHAPE[3], shared: bool = False) -> dict[str, Any]:
+        """Return what torch's dispatcher sees of a pass, beside the time of a plain one.
+
+        It is one over the `shared` LR image, whose output is then in the shared SR image, or over random values.
 
         Freed memory is kept from here on: giving it back, no operator's time, took a fifth of a pass of attention.
         """
         keep_freed_memory()
-        lr = torch.rand(1, 3, height, width, device=self.device)
+        lr = self._take(height, width) if shared else torch.rand(1, 3, height, width, device=self.device)
         plain_ms = min(timed_forward(self.model, lr).runtime_ms for _ in range(2))
-        return {**watched_pass(self.model, lr)._asdict(), "plain_ms": plain_ms}
+        seen, output = watched_pass(self.model, lr)
+        if shared:
+            check_output(output, (height, width), self.name)
+            self.channel.sr(height, width).copy_(output)
+        return {**msgspec.to_builtins(seen), "plain_ms": plain_ms}
 
     def changed(self) -> list[str]:
         """Return the names of what the untrusted code has changed in this process."""
