@@ -27,13 +27,19 @@ if TYPE_CHECKING:
     from utils.request import Request
 
 BACKENDS = ("plain", "fast", "winograd", "amx", "triton", "auto")
-LIMITS = ("--time_limit", "--memory_limit", "--sandbox")  # options about models in processes of their own
+LIMITS = (
+    "--time_limit",
+    "--pass_limit",
+    "--memory_limit",
+    "--sandbox",
+)  # options about models in processes of their own
 MEASURES = (
     "--runs",
     "--warmup",
     "--repeats",
     "--workers",
     "--fresh",
+    "--jobs",
     "--save_images",
     "--isolated",
     "--device",
@@ -76,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
         "--workers", type=natural, help="threads that read and score meanwhile (default 8, on a CPU 0)"
     )
     measuring.add_argument("--fresh", action="store_true", help="start anew where an earlier measurement was stopped")
+    measuring.add_argument("--jobs", type=positive, default=1, metavar="N", help="models at once, on a GPU each")
     add_device(measuring)
     isolation = parser.add_argument_group("isolation")
     isolation.add_argument(
@@ -84,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
     isolation.add_argument(
         "--time_limit", type=amount, default=60, metavar="MINUTES", help="per isolated model (default 60)"
     )
+    isolation.add_argument("--pass_limit", type=amount, metavar="SECONDS", help="per pass of an isolated model")
     isolation.add_argument(
         "--memory_limit", type=amount, metavar="GIB", help="per isolated model (default: 0.9 of all)"
     )
@@ -124,6 +132,7 @@ def request_from(args: argparse.Namespace) -> "Request":
     from utils.request import DataChoice, IsolationChoice, ModelChoice, Request
 
     memory = args.memory_limit * 2**30 if args.memory_limit else Limits.memory_bytes
+    limits = Limits(60 * args.time_limit, memory, pass_seconds=args.pass_limit)
     return Request(
         models=ModelChoice(
             ids=tuple(dict.fromkeys(args.model_id or ())),
@@ -137,7 +146,7 @@ def request_from(args: argparse.Namespace) -> "Request":
         ),
         data=DataChoice(args.data_dir, args.hr, args.lr, args.split),
         plan=MeasurementPlan(args.runs, args.warmup, args.repeats, args.workers),
-        isolation=IsolationChoice(args.isolated, args.sandbox, Limits(60 * args.time_limit, memory)),
+        isolation=IsolationChoice(args.isolated, args.sandbox, limits),
         results=args.results,
         device=args.device,
         fresh=args.fresh,
@@ -145,6 +154,7 @@ def request_from(args: argparse.Namespace) -> "Request":
         report=args.report,
         edition=args.edition if args.score else None,
         show=args.show,
+        jobs=args.jobs,
     )
 
 

@@ -257,7 +257,7 @@ def test_model_that_fails_costs_its_row_and_the_others_keep_theirs(command, tmp_
     words = ("--data_dir", data, "--model_id", 0, 126, "--runs", 1, "--repeats", 1, "--device", "cpu")
     result = command("eval.py", *words, "--report", "page", cwd=tmp_path)
     assert result.returncode == 1, result.stderr
-    assert re.search(r"EFDN +models/team00_EFDN\.py: fails on an LR image of 5 x 5", result.stdout)
+    assert re.search(r"EFDN +models/team00_EFDN\.py: fails on an LR image of 5 x 5, a.png", result.stdout)
     assert stored(tmp_path / "results").keys() == {"SPAN"}
     assert "SPAN" in (tmp_path / "page" / "report.html").read_text()
     scored = command("eval.py", *words, "--score", "--edition", 2025, "--report", "other", cwd=tmp_path)

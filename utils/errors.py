@@ -23,6 +23,14 @@ class DivergedError(HarnessError):
     status = 3
 
 
+class KilledError(HarnessError):
+    """A process that ended before it had answered, by itself or because it broke a limit."""
+
+
+class PassLimitError(KilledError):
+    """A process that took longer for a pass than it may."""
+
+
 class ForeignError(Exception):
     """What untrusted code raised in its own process; the message is the description that came from there."""
 

@@ -1,6 +1,12 @@
 """What `eval.py` does: it measures the models of a Request, or shows what was measured."""
 
+import os
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext, redirect_stdout
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -13,7 +19,7 @@ from utils.data.sample import default_data_dir
 from utils.errors import HarnessError
 from utils.evaluate.distributed import World, joined_world
 from utils.evaluate.fastest import FASTEST_FILE, fastest_variant
-from utils.evaluate.measurement import ALONE
+from utils.evaluate.measurement import ALONE, PostponedError
 from utils.files import write_text
 from utils.isolation.sandbox import choose_sandbox
 from utils.measure.environment import choose_device
@@ -26,12 +32,18 @@ from utils.results.tables import write_tables
 from utils.resumable import ResumableMeasurement, Rules
 from utils.zoo.registry import ModelEntry, Origin, find_entry, read_registry, register
 
+PATIENCE_S = 300.0  # that one of several models may take before the others are measured
+
 
 def run(request: Request) -> int:
     """Do what is asked for; return the exit status, 1 if a model has no complete record."""
     if request.show:
         return show(request, stored_records(request))
+    if request.jobs > 1 and (request.models.file or request.models.backend == "auto"):
+        raise HarnessError("--jobs: is for several models; leave it out with --model_file, or --backend auto")
     with joined_world() as world:
+        if request.jobs > 1 and world.size > 1:
+            raise HarnessError("--jobs: models or images share the GPUs, not both; leave out torchrun or --jobs")
         if (request.isolation.always or request.models.repository) and world.size > 1:
             raise HarnessError("--isolated: measures one model after the other; leave out torchrun or --isolated")
         return measure_and_show(request, world)
@@ -51,8 +63,7 @@ def measure_and_show(request: Request, world: World) -> int:
     for precision in {entry.precision for entry in entries if entry.backend == "fast"}:
         if world.is_first and (line := cost_line(device, precision)):
             print(line)
-    for entry in entries:
-        measure_entry(entry, len(entries), dataset, device, request, world)
+    measure_all(entries, dataset, device, request, world)
     if not world.is_first:
         return 0
     records = current_records(results, [entry.key for entry in entries])
@@ -127,10 +138,66 @@ def open_data(data: DataChoice, world: World = ALONE) -> Dataset:
     return dataset
 
 
-def measure_entry(
-    entry: ModelEntry, count: int, dataset: Dataset, device: torch.device, request: Request, world: World
+def measure_all(
+    entries: list[ModelEntry], dataset: Dataset, device: torch.device, request: Request, world: World
 ) -> None:
-    """Measure one of `count` models into the results.
+    """Measure models into the results, those that take long after the others, the longest at the end.
+
+    With several `jobs`, each has a process and a GPU of its own.
+    """
+    if request.jobs > 1:
+        measure_each = partial(on_one_gpu, count=len(entries), request=request)
+        pool: Any = one_process_per_gpu(request.jobs)
+    else:
+        measure_each = partial(
+            measure_entry, count=len(entries), dataset=dataset, device=device, request=request, world=world
+        )
+        pool = nullcontext()
+    with pool:
+        over = pool.map if request.jobs > 1 else map
+        patience_s = PATIENCE_S if len(entries) > 1 and world.size == 1 else None
+        seconds = list(over(partial(measure_each, patience_s=patience_s), entries))
+        postponed = [(wait, place) for place, wait in enumerate(seconds) if wait is not None]
+        list(over(measure_each, [entries[place] for _, place in sorted(postponed)]))
+
+
+def one_process_per_gpu(jobs: int) -> ProcessPoolExecutor:
+    """Return a pool of processes that see one GPU each. Raises HarnessError if there are fewer GPUs."""
+    gpus = torch.cuda.device_count()
+    if gpus < jobs:
+        raise HarnessError(f"--jobs {jobs}: takes a GPU for each, and {gpus} are here; two models would share a clock")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    context = get_context("spawn")
+    free: Any = context.Queue()
+    for number in range(jobs):
+        free.put(visible[number] if len(visible) >= jobs else str(number))
+    return ProcessPoolExecutor(jobs, context, see_one_gpu, (free,))
+
+
+def see_one_gpu(free: Any) -> None:
+    """Let this process see the next GPU that is free, and no other."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = free.get()
+
+
+def on_one_gpu(entry: ModelEntry, count: int, request: Request, patience_s: float | None = None) -> float | None:
+    """Do what `measure_entry` does, in a process of `one_process_per_gpu`."""
+    with redirect_stdout(None):
+        dataset = open_data(request.data)
+    return measure_entry(entry, count, dataset, choose_device(request.device), request, ALONE, patience_s)
+
+
+def measure_entry(
+    entry: ModelEntry,
+    count: int,
+    dataset: Dataset,
+    device: torch.device,
+    request: Request,
+    world: World,
+    patience_s: float | None = None,
+) -> float | None:
+    """Measure one of `count` models into the results; return None, or how long [s] it takes if it is postponed.
+
+    It is postponed if it would take longer than `patience_s`.
 
     An untrusted model runs in a worker process. A fault of one of several models costs its record; under torchrun it
     stops all, for other processes may be waiting for this one, and end with it.
@@ -142,10 +209,14 @@ def measure_entry(
     measurement = ResumableMeasurement(entry, results, rules, device, dataset, plan, save_dir, request.fresh)
     if name := measurement.measured_before():
         tqdm.write(f"{name}: measured before, unchanged")
-        return
+        return None
     passes = plan.passes(len(world.part_of(dataset).pairs))
-    with progress(total=passes, desc=entry.name, disable=not world.is_first) as bar:
-        reason = measurement.measure(world, bar.update)
+    try:
+        with progress(total=passes, desc=entry.name, disable=not world.is_first or request.jobs > 1) as bar:
+            reason = measurement.measure(world, bar.update, patience_s)
+    except PostponedError as postponed:
+        tqdm.write(f"{entry.name}: {postponed}")
+        return postponed.seconds
     if reason:
         if rules:
             reason += f" (its output: {rules.logs})"
@@ -154,7 +225,10 @@ def measure_entry(
         if not several or world.size > 1:
             raise HarnessError(reason)
         tqdm.write(f"{measurement.name}: {reason}")
+    elif request.jobs > 1:
+        tqdm.write(f"{measurement.name}: measured")
     world.wait()  # the first process still times its steady passes, and not beside the next model
+    return None
 
 
 def runs_apart(entry: ModelEntry, request: Request) -> bool:

@@ -1,4 +1,4 @@
-"""The progress bar of every command."""
+"""The progress bar of every command, and durations in words."""
 
 import sys
 from typing import Any
@@ -12,3 +12,10 @@ def progress(*args: Any, **settings: Any) -> Any:
     """Return tqdm's bar for `args` and `settings`. Where standard error goes to a log, its states are rare."""
     rare = {} if sys.stderr.isatty() else {"mininterval": LOG_S, "maxinterval": LOG_S}
     return tqdm(*args, **(rare | settings))
+
+
+def time_words(seconds: float) -> str:
+    """Return a duration as people say it: 40 s, 12 min, 2.5 h."""
+    if seconds < 100:
+        return f"{max(seconds, 0):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -63,7 +63,10 @@ class IsolationChoice:
 
 @dataclass(frozen=True)
 class Request:
-    """What `eval.py` is asked to do. `edition` is the year whose score is wanted; `show`: measure nothing."""
+    """What `eval.py` is asked to do. `edition` is the year whose score is wanted; `show`: measure nothing.
+
+    `jobs` models are measured at once, on a GPU each.
+    """
 
     models: ModelChoice
     data: DataChoice
@@ -76,6 +79,7 @@ class Request:
     report: Path | None = None
     edition: int | None = None
     show: bool = False
+    jobs: int = 1
 
 
 def submitted_entry(file: Path, checkpoint: Path | None = None) -> ModelEntry:

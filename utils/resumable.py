@@ -1,18 +1,19 @@
 """One model measured into a results file, here or by a worker: resumed after a stop, with a reason if it fails."""
 
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from utils.data.datasets import Dataset
-from utils.errors import ForeignError, HarnessError, in_one_line
+from utils.errors import ForeignError, HarnessError, PassLimitError, in_one_line
 from utils.evaluate.distributed import World
-from utils.evaluate.measurement import MeasurementPlan, measure, same_circumstances, start_record
+from utils.evaluate.measurement import MeasurementPlan, PostponedError, measure, same_circumstances, start_record
 from utils.evaluate.runner import ModelRunner, Runner
 from utils.isolation.host import IsolatedRunner
 from utils.isolation.process import Limits
@@ -69,18 +70,29 @@ class ResumableMeasurement:
         self.begun: Record | None = None
         self.next_store_s = 0.0  # of the monotonic clock
 
-    def measure(self, world: World, on_pass: Callable[[], object] = lambda: None) -> str | None:
+    def measure(
+        self, world: World, on_pass: Callable[[], object] = lambda: None, patience_s: float | None = None
+    ) -> str | None:
         """Measure the model; return None, or the reason, in a line, why there is no complete record.
 
-        An incomplete record of an earlier run is resumed, unless the measurement is to be `fresh`.
+        An incomplete record of an earlier run is resumed, unless the measurement is to be `fresh`. PostponedError is
+        raised if it would take longer than `patience_s`.
         """
         store = self.store if world.is_first else lambda record: None
+        rules, hurried = self.rules, False
+        if rules and patience_s is not None and patience_s < (rules.limits.pass_seconds or math.inf):
+            hurried = True  # the first pass alone may take for ever
+            rules = replace(rules, limits=replace(rules.limits, pass_seconds=patience_s))
         try:
-            with opened_runner(self.entry, self.device, self.rules) as runner:
+            with opened_runner(self.entry, self.device, rules) as runner:
                 self.name = runner.entry.name
                 earlier = None if self.fresh else read_incomplete(self.results).get(self.entry.key)
-                measure(runner, self.dataset, self.plan, self.save_dir, on_pass, store, world, earlier)
+                measure(runner, self.dataset, self.plan, self.save_dir, on_pass, store, world, earlier, patience_s)
+        except PostponedError:
+            raise
         except (HarnessError, ForeignError) as error:
+            if hurried and isinstance(error, PassLimitError):
+                raise PostponedError(math.inf) from error
             reason = str(error)
         except Exception as error:
             if self.rules is None:

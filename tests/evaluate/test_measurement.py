@@ -7,8 +7,9 @@ import torch
 
 from tests.helpers import CPU, Enlarge, write_pairs
 from utils.data.datasets import open_dataset
-from utils.evaluate.measurement import MeasurementPlan, measure
+from utils.evaluate.measurement import MeasurementPlan, PostponedError, measure
 from utils.evaluate.runner import Runner
+from utils.measure.runtime import Pass
 from utils.record import Isolation, Status, WeightsInfo
 from utils.zoo.registry import LoadedModel, find_entry, read_registry
 
@@ -44,6 +45,23 @@ def stopped_after(loaded, dataset, passes, **arguments):
     with pytest.raises(Killed):
         measure(loaded, dataset, MeasurementPlan(2, 1, 1), on_progress=store, **arguments)
     return stored[passes - 1]
+
+
+def test_slow_model_is_postponed_after_a_pass_with_its_static_figures_and_goes_on(loaded, dataset, monkeypatch):
+    monkeypatch.setattr(loaded, "forward", lambda lr: Pass(loaded.model(lr), 60_000.0, None))
+    stored = []
+    with pytest.raises(PostponedError) as caught:
+        measure(loaded, dataset, MeasurementPlan(2, 1, 1), on_progress=stored.append, patience_s=599.0)
+    assert caught.value.seconds == 600.0  # ten passes
+    record = stored[-1]
+    assert (record.status, record.reason) == (
+        Status.STOPPED,
+        "postponed until the others are measured; it takes about 10 min",
+    )
+    assert record.complexity is not None
+    assert record.runtime.runs == [[60_000.0]]
+    assert measure(loaded, dataset, MeasurementPlan(2, 1, 1), earlier=record).is_complete
+    assert measure(loaded, dataset, MeasurementPlan(2, 1, 1), patience_s=600.0).is_complete
 
 
 @pytest.mark.parametrize("passes", [1, 3, 4, 6, 8])

@@ -1,14 +1,17 @@
 """utils/isolation/process.py: a process that misbehaves is killed with all that it has started, and says why."""
 
 import contextlib
+import queue
+import re
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from utils.errors import HarnessError
-from utils.isolation.process import LOG_BYTES, Limits, run_isolated
+from utils.isolation.process import LOG_BYTES, Limits, WatchedProcess, run_isolated
 
 GIB = 2**30
 
@@ -54,6 +57,31 @@ def test_command_that_ends_well_has_no_reason(run):
 )
 def test_failure_is_told_in_a_line(run, code, reason):
     assert run(code)[0] == reason
+
+
+@pytest.fixture
+def waiting(tmp_path):
+    """A command that waits until it is closed."""
+    watched = WatchedProcess([sys.executable, "-c", "import time; time.sleep(3600)"], tmp_path / "net.log", Limits())
+    yield watched
+    watched.close()
+
+
+def test_task_that_takes_too_long_is_killed_and_told_apart(waiting):
+    with waiting.task("for a pass on 4 x 3", seconds=0.2):
+        waiting.process.wait()
+    waiting.close()
+    assert waiting.too_slow
+    assert waiting.reason() == "took more than 0.2 s for a pass on 4 x 3 and was killed"
+
+
+def test_user_is_told_what_is_waited_for(waiting, monkeypatch):
+    monkeypatch.setattr("utils.isolation.process.TOLD_AFTER_S", 0.0)
+    lines = queue.Queue()
+    monkeypatch.setattr("utils.isolation.process.tqdm", SimpleNamespace(write=lines.put))
+    with waiting.task("for a pass on 4 x 3", seconds=7000):
+        line = lines.get()
+    assert re.fullmatch(r"net: waiting for a pass on 4 x 3 since \d+ s; it may take \d+ min more", line), line
 
 
 CHILD = """

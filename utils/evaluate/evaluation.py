@@ -15,7 +15,7 @@ from torch import Tensor
 from utils.ahead import ahead
 from utils.data.datasets import Dataset, Pair, read_fitting_hr
 from utils.data.images import to_image, to_tensor, write_png
-from utils.errors import HarnessError, in_one_line
+from utils.errors import HarnessError, KilledError, in_one_line
 from utils.evaluate.metrics import psnr, ssim
 from utils.evaluate.runner import ModelRunner
 from utils.measure.runtime import Pass, check_output
@@ -90,14 +90,14 @@ def evaluate(
     if workers:
         with ThreadPoolExecutor(workers) as pool:
             images = ahead(pool, lambda pair: (pair, *read(pair)), dataset.pairs, 2 * workers)
-            works = ((pair, lr, hr, restore(runner, lr)) for pair, lr, hr in images)
+            works = ((pair, lr, hr, restore(runner, lr, pair.name)) for pair, lr, hr in images)
             yield from ahead(pool, lambda work: score(*work), works, 2 * workers)
         return
     with ThreadPoolExecutor(4) as pool:  # the next image, SSIM, PSNR, PNG
         reading = None
         for number, pair in enumerate(dataset.pairs):
             lr, hr = reading.result() if reading else read(pair)
-            restored = restore(runner, lr)
+            restored = restore(runner, lr, pair.name)
             following = dataset.pairs[number + 1 :][:1]
             reading = pool.submit(read, *following) if following else None
             yield score(pair, lr, hr, restored, lambda *call: pool.submit(*call).result)
@@ -111,18 +111,18 @@ def default_workers(device: torch.device) -> int:
 def time_dataset(runner: ModelRunner, dataset: Dataset, workers: int = 0) -> Iterator[float]:
     """Yield the runtime [ms] of each image's forward pass, in order, scoring nothing; `workers` decode ahead."""
     with ThreadPoolExecutor(workers) if workers else nullcontext() as pool:
-        for lr in ahead(pool, Pair.read_lr, dataset.pairs, 2 * workers):
-            yield restore(runner, lr).runtime_ms
+        for name, lr in ahead(pool, lambda pair: (pair.name, pair.read_lr()), dataset.pairs, 2 * workers):
+            yield restore(runner, lr, name).runtime_ms
 
 
-def restore(runner: ModelRunner, lr: np.ndarray) -> Restored:
-    """Upscale H x W x 3 uint8 to 4H x 4W x 3 uint8, converted as the protocol does.
+def restore(runner: ModelRunner, lr: np.ndarray, name: str | None = None) -> Restored:
+    """Upscale H x W x 3 uint8 to 4H x 4W x 3 uint8, converted as the protocol does; an error tells the image's `name`.
 
     When GPU memory runs out the image is restored in tiles of `tile` x `tile` LR pixels, and the runtime is the sum of
     theirs; otherwise `tile` is None. `nan`: whether the network's output holds NaN.
     """
     entry = runner.entry
-    output, runtime_ms, tile = forward(runner, to_tensor(lr, entry.data_range))
+    output, runtime_ms, tile = forward(runner, to_tensor(lr, entry.data_range), name)
     check_output(output, lr.shape[:2], entry.file)
     nan = bool(output.sum().isnan()) and bool(
         output.isnan().any()
@@ -130,15 +130,18 @@ def restore(runner: ModelRunner, lr: np.ndarray) -> Restored:
     return Restored(to_image(output, entry.data_range), runtime_ms, tile, nan)
 
 
-def forward(runner: ModelRunner, lr: Tensor) -> Pass:
+def forward(runner: ModelRunner, lr: Tensor, name: str | None = None) -> Pass:
     """Run `runner.forward` on a 1 x 3 x H x W tensor. Raises HarnessError for whatever that raises."""
+    image = f"an LR image of {lr.shape[3]} x {lr.shape[2]}{f', {name}' if name else ''}"
     try:
         return runner.forward(lr)
+    except KilledError as error:
+        raise type(error)(f"{error}, at {image}") from error
     except HarnessError:
         raise
     except Exception as error:  # a model's code may raise anything
-        file, size = runner.entry.file, f"{lr.shape[3]} x {lr.shape[2]}"
-        raise HarnessError(f"{file}: fails on an LR image of {size} ({in_one_line(error, file=file)})") from error
+        file = runner.entry.file
+        raise HarnessError(f"{file}: fails on {image} ({in_one_line(error, file=file)})") from error
 
 
 def largest_lr(dataset: Dataset, lr_pixels: Sequence[int]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Measuring one model completely: quality, runtime in both forms, memory and complexity, as one results record."""
 
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from utils.measure.environment import describe_environment
 from utils.measure.memory import memory_method
 from utils.measure.runtime import CLOCKS, measure_steady_runtime
 from utils.measure.tiles import OVERLAP
+from utils.progress import time_words
 from utils.record import (
     Complexity,
     Counts,
@@ -68,6 +70,15 @@ class MeasurementPlan:
         return len(record.runtime.runs) == self.runs and as_planned  # tiles have no steady time
 
 
+class PostponedError(Exception):
+    """Raised by a measurement that would take longer than others shall wait: about so many `seconds`."""
+
+    def __init__(self, seconds: float):
+        takes = f"it takes about {time_words(seconds)}" if seconds < math.inf else "a pass alone takes minutes"
+        super().__init__(f"postponed until the others are measured; {takes}")
+        self.seconds = seconds
+
+
 def measure(
     runner: ModelRunner,
     dataset: Dataset,
@@ -77,8 +88,12 @@ def measure(
     on_progress: Callable[[Record], None] = lambda record: None,
     world: World = ALONE,
     earlier: Record | None = None,
+    patience_s: float | None = None,
 ) -> Record:
     """Measure a model and return its record.
+
+    If the first pass tells that all will take longer than `patience_s`, the static figures are counted, and
+    PostponedError is raised.
 
     `on_pass()` is called after each forward pass, `on_progress(record)` with what there is after each image of each
     run and at the end. When anything stops the measurement, the record so far, marked as stopped with the reason, is
@@ -94,8 +109,15 @@ def measure(
     if world.size == 1 and earlier and _can_go_on(earlier, record, save_dir):
         _go_on(record, earlier, plan, on_pass)
     runner.reset_peak()
+
+    def on_first_pass(runtime_ms: float) -> None:
+        seconds = plan.passes(len(dataset.pairs)) * runtime_ms / 1000
+        if patience_s is not None and seconds > patience_s:
+            record.complexity = _counted(runner, dataset, record)
+            raise PostponedError(seconds)
+
     try:
-        _run_over_images(runner, world.part_of(dataset), plan, save_dir, record, on_pass, on_progress)
+        _run_over_images(runner, world.part_of(dataset), plan, save_dir, record, on_pass, on_progress, on_first_pass)
         parts = world.gather(record)
         if parts is None:
             return record
@@ -108,13 +130,11 @@ def measure(
             record.tiles = Tiles(overlap=OVERLAP, reach=runner.reach())
         for _ in range(plan.warmup + plan.repeats):
             on_pass()
-        counts = msgspec.structs.asdict(_count(runner))
-        photograph = photograph_of(dataset, record.images.lr_pixels)
-        record.complexity = Complexity(**counts, input_shape=list(INPUT_SHAPE), computed=runner.computed(photograph))
+        record.complexity = _counted(runner, dataset, record)
         if world.size == 1:
             record.audit = runner.audit(record, dataset)
         record.status = Status.COMPLETE
-    except (HarnessError, ForeignError) as error:
+    except (HarnessError, ForeignError, PostponedError) as error:
         record.status, record.reason = Status.STOPPED, str(error)
         raise
     except BaseException:
@@ -202,6 +222,7 @@ def _run_over_images(
     record: Record,
     on_pass: Callable[[], object],
     on_progress: Callable[[Record], None],
+    on_first_pass: Callable[[float], None],
 ) -> None:
     workers = plan.workers_on(runner.device)
     runs, memory = record.runtime.runs, record.memory
@@ -223,6 +244,8 @@ def _run_over_images(
                 for key in Images.__struct_fields__:
                     getattr(record.images, key).append(getattr(result, key))
                 finish_pass(run, result.runtime_ms)
+                if len(run) == 1:
+                    on_first_pass(result.runtime_ms)
         else:
             for runtime_ms in time_dataset(runner, rest, workers):
                 finish_pass(run, runtime_ms)
@@ -256,6 +279,12 @@ def _merge(record: Record, parts: list[Record]) -> None:
     record.runtime.runs = [interleave(runs) for runs in zip(*(part.runtime.runs for part in parts), strict=True)]
     peaks = [part.memory.peak_mib for part in parts if part.memory.peak_mib is not None]
     record.memory.peak_mib = max(peaks, default=None)
+
+
+def _counted(runner: ModelRunner, dataset: Dataset, record: Record) -> Complexity:
+    counts = msgspec.structs.asdict(_count(runner))
+    photograph = photograph_of(dataset, record.images.lr_pixels)
+    return Complexity(**counts, input_shape=list(INPUT_SHAPE), computed=runner.computed(photograph))
 
 
 def _count(runner: ModelRunner) -> Counts:

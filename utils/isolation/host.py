@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from utils.data.datasets import Dataset
 from utils.data.images import to_tensor
-from utils.errors import ForeignError, HarnessError, one_line
+from utils.errors import ForeignError, HarnessError, KilledError, PassLimitError, one_line
 from utils.evaluate.runner import computed, counted_network
 from utils.files import ROOT
 from utils.isolation.answers import WatchAnswer, checked
@@ -200,13 +200,15 @@ class IsolatedRunner:
     def _timed_ask(self, do: str, **arguments: Any) -> tuple[Any, float]:
         number = next(self.numbers)
         try:
-            start = time.perf_counter()
-            self.channel.send({"do": do, "number": number, **arguments})
-            reply = self.channel.receive()
-            seconds = time.perf_counter() - start
+            with self.watched.task(*self._waited_for(do, arguments)):
+                start = time.perf_counter()
+                self.channel.send({"do": do, "number": number, **arguments})
+                reply = self.channel.receive()
+                seconds = time.perf_counter() - start
         except (EOFError, OSError) as error:
             self.watched.end_by_itself()
-            raise HarnessError(self.watched.reason() or "ended its process without a result") from error
+            kind = PassLimitError if self.watched.too_slow else KilledError
+            raise kind(self.watched.reason() or "ended its process without a result") from error
         except ValueError as error:
             raise HarnessError("its process sent an invalid reply") from error
         if reply.get("number") != number:
@@ -219,6 +221,12 @@ class IsolatedRunner:
                 raise HarnessError(message)
             raise ForeignError(message)
         return checked(do, reply.get("answer"), self.device.type == "cuda"), seconds
+
+    def _waited_for(self, do: str, arguments: dict[str, Any]) -> tuple[str, float | None]:
+        """Return what a request waits for, in words, and how long it may take [s], None as long as all may."""
+        if do == "forward":
+            return f"for a pass on {arguments['width']} x {arguments['height']}", self.limits.pass_seconds
+        return f"for the answer to {do!r}", None
 
     def forward(self, lr: Tensor) -> Pass:
         """Run a pass as `Runner.forward` does.

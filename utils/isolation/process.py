@@ -2,36 +2,54 @@
 
 import contextlib
 import io
+import math
 import os
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
+from tqdm import tqdm
 
 from utils.errors import one_line
 from utils.files import writing
 from utils.measure.environment import memory_bytes
+from utils.progress import time_words
 
 LOG_BYTES = 1 << 20  # of a process's output that are kept
 POLL_S = 0.05
 CHILDREN_ARE_TOLD = Path("/proc/thread-self/children").exists()
 start_process = subprocess.Popen  # which tests replace by what forks
 ENDING_S = 5
+TOLD_AFTER_S = 30.0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a process may take, its descendants included: time [s], resident memory [bytes], processes."""
+    """What a process may take, its descendants included: time [s], resident memory [bytes], processes.
+
+    `pass_seconds` is what one forward pass may take [s], None as long as the rest.
+    """
 
     seconds: float = 3600.0
     memory_bytes: float = 0.9 * memory_bytes()
     processes: int = 64
+    pass_seconds: float | None = None
+
+
+@dataclass
+class Task:
+    """Something that is waited for: what, since when, until when, and when it is told next, by the monotonic clock."""
+
+    what: str
+    since_s: float
+    deadline_s: float
+    tell_at_s: float
 
 
 class WatchedProcess:
@@ -44,6 +62,7 @@ class WatchedProcess:
     def __init__(self, command: Sequence[object], log_path: Path | str, limits: Limits, **options: Any):
         self.log_path, self.limits = Path(log_path), limits
         self.broken: str | None = None
+        self.too_slow = False
         with writing(self.log_path):
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
             log = open(self.log_path, "wb", buffering=0)
@@ -59,10 +78,24 @@ class WatchedProcess:
             **options,
         )
         self._deadline = time.monotonic() + limits.seconds
+        self._task: Task | None = None
         self._reader = threading.Thread(target=_keep_beginning, args=(self.process.stdout, log), daemon=True)
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._reader.start()
         self._watcher.start()
+
+    @contextlib.contextmanager
+    def task(self, what: str, seconds: float | None = None) -> Iterator[None]:
+        """Tell the user, while something lasts, what is waited for; kill the command if it takes more than `seconds`.
+
+        Then `too_slow` is set, beside `broken`.
+        """
+        now = time.monotonic()
+        self._task = Task(what, now, now + seconds if seconds else math.inf, now + TOLD_AFTER_S)
+        try:
+            yield
+        finally:
+            self._task = None
 
     def descendants(self) -> list[psutil.Process]:
         """Return the processes that descend from the command, as psutil.Process, and remember them."""
@@ -111,14 +144,27 @@ class WatchedProcess:
 
     def _watch(self) -> None:
         while self.process.poll() is None:
+            self._tell()
             self.broken = self._broken_limit()
             if self.broken:
                 self._kill()
                 return
             time.sleep(POLL_S)
 
+    def _tell(self) -> None:
+        """Say what is waited for, less and less often."""
+        task, now = self._task, time.monotonic()
+        if task and now >= task.tell_at_s:
+            left = time_words(min(task.deadline_s, self._deadline) - now)
+            waited = time_words(now - task.since_s)
+            tqdm.write(f"{self.log_path.stem}: waiting {task.what} since {waited}; it may take {left} more")
+            task.tell_at_s = now + (now - task.since_s)
+
     def _broken_limit(self) -> str | None:
-        limits = self.limits
+        limits, task = self.limits, self._task
+        if task and time.monotonic() > task.deadline_s:
+            self.too_slow = True
+            return f"took more than {task.deadline_s - task.since_s:g} s {task.what} and was killed"
         if time.monotonic() > self._deadline:
             return f"did not end within {limits.seconds:g} s and was killed"
         family = self.descendants()

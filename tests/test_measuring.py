@@ -1,0 +1,71 @@
+"""utils/measuring.py: the order in which models are measured, and several at once."""
+
+import os
+
+import pytest
+
+from tests.helpers import stored
+from utils import measuring
+from utils.errors import HarnessError
+from utils.evaluate.measurement import ALONE, MeasurementPlan
+from utils.request import DataChoice, IsolationChoice, ModelChoice, Request
+from utils.zoo.registry import find_entry, read_registry
+
+SECONDS = {"quick": None, "slow": 4000.0, "slower": 9000.0, "endless": float("inf")}
+
+
+def request(tmp_path, **changes):
+    return Request(ModelChoice(), DataChoice(), MeasurementPlan(), IsolationChoice(), tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("entries", "order"),
+    [
+        (["endless", "slower", "quick", "slow"], ["endless", "slower", "quick", "slow", "slow", "slower", "endless"]),
+        (["slow"], ["slow"]),
+    ],
+)
+def test_slow_models_wait_for_the_others_the_slowest_longest(monkeypatch, tmp_path, entries, order):
+    tried = []
+
+    def measure_entry(entry, count, dataset, device, request, world, patience_s=None):
+        tried.append(entry)
+        return SECONDS[entry] if patience_s else None
+
+    monkeypatch.setattr(measuring, "measure_entry", measure_entry)
+    measuring.measure_all(entries, None, None, request(tmp_path), ALONE)
+    assert tried == order
+
+
+def test_jobs_without_gpus_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(HarnessError, match="--jobs 2: takes a GPU for each, and 1 are here"):
+        measuring.measure_all(["a", "b"], None, None, request(tmp_path, jobs=2), ALONE)
+
+
+@pytest.mark.slow
+def test_models_measured_at_once_are_all_in_the_results(monkeypatch, tmp_path, pairs):
+    """Two CPU processes stand in for two GPUs, which they share a clock for here."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    entries = [find_entry(number, read_registry()) for number in (126, 7)]
+    asked = Request(
+        ModelChoice(), DataChoice(pairs), MeasurementPlan(1, 0, 1), IsolationChoice(), tmp_path, "cpu", jobs=2
+    )
+    measuring.measure_all(entries, None, None, asked, ALONE)
+    assert stored(tmp_path).keys() == {"SPAN", "NanoSR_inference"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("visible", "seen"), [("4,7,9", {"4", "7"}), (None, {"0", "1"})])
+def test_each_job_sees_a_gpu_of_its_own(monkeypatch, visible, seen):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with measuring.one_process_per_gpu(2) as pool:
+        first, second = pool.submit(os.getenv, "CUDA_VISIBLE_DEVICES"), pool.submit(os.getpid)
+        answers = {first.result()}
+        while len(answers) < 2:  # until the other process has started
+            answers.add(pool.submit(os.getenv, "CUDA_VISIBLE_DEVICES").result())
+        assert second.result()
+    assert answers == seen
