@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import exit_on_harness_error
+from utils.files import project_version
 from utils.options import (
     EDITIONS,
     SANDBOX_MODES,
@@ -58,6 +59,7 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=project_version())
     models = parser.add_argument_group("models")
     add_model(models, several=True)
     models.add_argument("--repository", type=Path, metavar="DIR", help="an organizers' checkout, whose models to take")

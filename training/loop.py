@@ -191,7 +191,7 @@ def unreached_kernels(model: nn.Module) -> list[str]:
     """Return the names of the kernels that the last gradient did not reach, those of a dead block.
 
     Where what goes into an activation is far below zero for every pixel, nothing comes out of it and no gradient goes
-    back, so that it stays so (docs/training.md).
+    back, so that it stays so (docs/lab/training.md).
     """
     weights = ((name, weight) for name, weight in model.named_parameters() if weight.ndim == 4)
     kernels = {name: weight.grad for name, weight in weights if weight.grad is not None}

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ from filelock import FileLock, Timeout
 from utils.errors import HarnessError, one_line
 
 ROOT = Path(__file__).parent.parent  # the project's folder
+
+
+def project_version() -> str:
+    """Return this project's version, as pyproject.toml has it."""
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        return str(tomllib.load(file)["project"]["version"])
 
 
 def file_sha256(path: Path | str) -> str:

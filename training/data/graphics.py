@@ -1,7 +1,7 @@
 """Draw what photographs hold little of: text, lines, shapes and patterns: python -m training.data.graphics --out FOLDER
 
 A network that has seen photographs alone restores slides and signs badly, and answers noise by values far outside of
-[0, 1]. Some drawn images among the photographs fix both (docs/training.md).
+[0, 1]. Some drawn images among the photographs fix both (docs/lab/training.md).
 """
 
 import argparse

@@ -28,7 +28,7 @@ from utils.protocol import SCALE
 from utils.record import Audit, Complexity, Computed, Record, Waiting, WeightsInfo
 from utils.zoo.registry import ModelEntry
 
-# How far honest figures lie apart on busy machines; docs/robustness.md has the spread that was measured.
+# How far honest figures lie apart on busy machines; docs/lab/untrusted.md has the spread that was measured.
 CLOCK_SHARE, CLOCK_MS = 0.10, 1.0  # host's clock against the worker's, of the time and per pass
 MEAN_SHARE, MEAN_MS = 0.25, 4.0  # the same of the mean, which one moment of a busy machine can move
 SEEN_SHARE, SEEN_MS = 1.3, 1.0  # the fastest pass on a new input against the fastest on a seen one

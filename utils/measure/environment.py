@@ -15,6 +15,7 @@ import skimage
 import torch
 
 from utils.errors import HarnessError
+from utils.files import project_version
 from utils.record import Environment
 
 # As /proc/cpuinfo calls them, x86's and ARM's.
@@ -67,6 +68,7 @@ def describe_environment(device: torch.device) -> Environment:
         platform=platform.platform(),
         python=platform.python_version(),
         libraries={name: str(module.__version__) for name, module in LIBRARIES.items()},
+        version=project_version(),
     )
 
 

@@ -1,0 +1,94 @@
+"""README.md and docs/: every command in them runs, every link leads somewhere."""
+
+import re
+import shlex
+import shutil
+
+import pytest
+
+from tests.helpers import write_pairs
+from utils.data.sample import make_sample
+from utils.files import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NEEDS = {  # what a command takes that is not here, by a word of it
+    "bash run.sh": "an environment of its own",
+    "source ": "an environment of its own",
+    "NTIRE2026_ESR": "an organizers' checkout",
+    "team00_EFDN.pth": "published weights",
+    "team42_Net.py --checkpoint net.pth": "a stranger's file",
+    "nanosr_500k": "DIV2K and LSDIR, and days on a GPU",
+    "DIV2K_train_HR": "DIV2K and LSDIR",
+}
+README_LINES = 150
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(page):
+    """A page's commands without their comments, but for those that need what is not here."""
+    lines = [line.split("  #")[0].strip() for block in blocks(page, "bash") for line in block.splitlines()]
+    return [line for line in lines if line and not any(word in line for word in NEEDS)]
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """A folder with what the pages name: the project, data, photographs, and the README's own network and recipe."""
+    monkeypatch.chdir(tmp_path)
+    for path in ROOT.iterdir():
+        if path.name not in (".git", ".venv", "results", "runs", "data", "models", "submissions"):
+            (tmp_path / path.name).symlink_to(path)
+    shutil.copytree(ROOT / "models", tmp_path / "models")
+    write_pairs(tmp_path / "DIR", list("ab"), size=(64, 96))
+    make_sample(tmp_path / "data" / "sample")
+    photos = tmp_path / "data" / "sample" / "DIV2K_LSDIR_valid_HR"
+    (tmp_path / "PHOTOS").symlink_to(photos)
+    shutil.copy(next(photos.iterdir()), "photo.jpg")
+    network = next(block for block in blocks(ROOT / "README.md", "python") if "class Net" in block)
+    (tmp_path / "models" / "team42_Net.py").write_text(network)
+    recipe = (ROOT / "training" / "recipes" / "cpu_sample.toml").read_text(encoding="utf-8")
+    change = blocks(ROOT / "README.md", "toml")[0]
+    for line in change.splitlines():
+        key = line.split(" = ")[0]
+        recipe = re.sub(rf"^{key} = .*\n", "", recipe, flags=re.MULTILINE)
+    here = change.replace("models/", f"{tmp_path}/models/")  # a recipe's paths count from the project's folder
+    (tmp_path / "net.toml").write_text(f"{here}{recipe}")
+    return tmp_path
+
+
+def quick(words):
+    """A command's words, with as little work as it takes."""
+    if words[1] == "eval.py" and "--show" not in words and "--version" not in words:
+        return [*words, "--runs", "1", "--warmup", "0", "--repeats", "1", "--device", "cpu"]
+    if words[1] == "train.py":
+        return [*words, "--set", "steps=4", "warmup=1", "validate_every=4", "log_every=2"]
+    return words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_a_page_run(command, desk, page):
+    for line in commands(page):
+        words = shlex.split(line)
+        assert words[0] == "python", line
+        result = command(*quick(words)[1:], cwd=desk)
+        allowed = {0, 1} if "check" in words or "pack" in words else {0}  # four steps reach no rule on quality
+        assert result.returncode in allowed, f"{line}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_of_a_page_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_readme_is_a_first_page():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES
+
+
+def test_python_of_readme_runs(desk):
+    code = next(block for block in blocks(ROOT / "README.md", "python") if "upscale" in block)
+    exec(compile(code, "README.md", "exec"), {})
+    assert (desk / "photo_x4.png").exists()
