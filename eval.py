@@ -62,57 +62,87 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=project_version())
     models = parser.add_argument_group("models")
     add_model(models, several=True)
-    models.add_argument("--repository", type=Path, metavar="DIR", help="an organizers' checkout, whose models to take")
-    models.add_argument("--register", type=natural, metavar="ID", help="write --model_file to the registry as this id")
+    models.add_argument("--repository", type=Path, metavar="DIR", help="measure the models of an organizers' checkout")
+    models.add_argument("--register", type=natural, metavar="ID", help="add --model_file to the registry under this id")
     models.add_argument(
-        "--trust_checkpoint", action="store_true", help="unpickle more than tensors; that may run the author's code"
+        "--trust_checkpoint",
+        action="store_true",
+        help="load checkpoints that hold more than tensors; this may run their author's code",
     )
     models.add_argument(
-        "--backend", choices=BACKENDS, help="how to run; auto: the fastest way here; plain is run beside"
+        "--backend", choices=BACKENDS, help="implementation of the network; auto: the fastest on this machine"
     )
-    models.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="number type of the arithmetic")
+    models.add_argument(
+        "--precision", choices=("float32", "bfloat16", "float16"), help="number type of the computation"
+    )
     data = parser.add_argument_group("data")
-    data.add_argument("--data_dir", type=Path, help="default: ../ if the challenge lies there, else the sample")
-    data.add_argument("--hr", type=Path, metavar="DIR", help="HR images, where they do not lie in a --data_dir")
-    data.add_argument("--lr", type=Path, metavar="DIR", help="their LR images (default: made from them)")
-    data.add_argument("--split", default="valid", choices=SPLITS, help="which of the challenge's folders")
+    data.add_argument(
+        "--data_dir",
+        type=Path,
+        help="folder of HR and LR images (default: ../ if it holds the challenge's data, else the sample)",
+    )
+    data.add_argument("--hr", type=Path, metavar="DIR", help="folder of HR images, instead of --data_dir")
+    data.add_argument("--lr", type=Path, metavar="DIR", help="folder of LR images (default: made from the HR images)")
+    data.add_argument("--split", default="valid", choices=SPLITS, help="folders of the challenge (default: valid)")
     measuring = parser.add_argument_group("measuring")
     measuring.add_argument("--runs", type=positive, default=5, help="timed runs over the data set (default 5)")
-    measuring.add_argument("--warmup", type=natural, default=3, help="uncounted passes before the steady time")
-    measuring.add_argument("--repeats", type=positive, default=10, help="timed passes of the steady time")
     measuring.add_argument(
-        "--workers", type=natural, help="threads that read and score meanwhile (default 8, on a CPU 0)"
+        "--warmup", type=natural, default=3, help="passes before the steady time is taken (default 3)"
     )
-    measuring.add_argument("--fresh", action="store_true", help="start anew where an earlier measurement was stopped")
-    measuring.add_argument("--jobs", type=positive, default=1, metavar="N", help="models at once, on a GPU each")
+    measuring.add_argument("--repeats", type=positive, default=10, help="timed passes of the steady time (default 10)")
+    measuring.add_argument(
+        "--workers", type=natural, help="threads that read and score during passes (default: 8 on a GPU, 0 on a CPU)"
+    )
+    measuring.add_argument("--fresh", action="store_true", help="do not resume an interrupted measurement")
+    measuring.add_argument(
+        "--jobs",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="measure N models at once, each on its own GPU (default 1)",
+    )
     add_device(measuring)
     isolation = parser.add_argument_group("isolation")
     isolation.add_argument(
-        "--isolated", action="store_true", help="each model in its own process; a bad one costs its own result"
+        "--isolated", action="store_true", help="run each model in a separate process; a failure costs only its own row"
     )
     isolation.add_argument(
-        "--time_limit", type=amount, default=60, metavar="MINUTES", help="per isolated model (default 60)"
-    )
-    isolation.add_argument("--pass_limit", type=amount, metavar="SECONDS", help="per pass of an isolated model")
-    isolation.add_argument(
-        "--memory_limit", type=amount, metavar="GIB", help="per isolated model (default: 0.9 of all)"
+        "--time_limit", type=amount, default=60, metavar="MINUTES", help="limit of an isolated model (default 60)"
     )
     isolation.add_argument(
-        "--sandbox", default="auto", choices=SANDBOX_MODES, help="for untrusted code (default: auto)"
+        "--pass_limit",
+        type=amount,
+        metavar="SECONDS",
+        help="limit of one forward pass of an isolated model (default: none)",
+    )
+    isolation.add_argument(
+        "--memory_limit",
+        type=amount,
+        metavar="GIB",
+        help="memory limit of an isolated model (default: 90 %% of the memory)",
+    )
+    isolation.add_argument(
+        "--sandbox", default="auto", choices=SANDBOX_MODES, help="sandbox of untrusted code (default: auto)"
     )
     output = parser.add_argument_group("output")
     output.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
-    output.add_argument("--show", action="store_true", help="measure nothing; make the views of what --results holds")
-    output.add_argument("--score", action="store_true", help="score against the edition's baseline, measured with them")
+    output.add_argument("--show", action="store_true", help="measure nothing; show what --results holds")
+    output.add_argument(
+        "--score", action="store_true", help="score against the edition's baseline, which is measured, too"
+    )
     output.add_argument(
         "--edition",
         type=int,
         choices=EDITIONS,
         default=max(EDITIONS),
-        help="whose rules and baseline (default %(default)s)",
+        help="year of the rules and the baseline (default %(default)s)",
     )
-    output.add_argument("--report", type=Path, metavar="DIR", help="write a page of tables, plots and crops there")
-    output.add_argument("--save_images", action="store_true", help="write restored images; always on without HR")
+    output.add_argument(
+        "--report", type=Path, metavar="DIR", help="write a page of tables, plots and crops to this folder"
+    )
+    output.add_argument(
+        "--save_images", action="store_true", help="write the restored images; always on without HR images"
+    )
     return parser
 
 
@@ -124,7 +154,7 @@ def check(args: argparse.Namespace) -> None:
         refuse(MEASURES, "is for measuring; leave it out with --show")
         refuse(CHOOSES, "is for measuring; --show takes models by --model_id alone, or all there are")
     elif not (args.isolated or args.model_file or args.repository):
-        refuse(LIMITS, "is for models in processes of their own; add --isolated, or leave this out")
+        refuse(LIMITS, "is for isolated models; add --isolated, or leave this out")
 
 
 def request_from(args: argparse.Namespace) -> "Request":

@@ -65,13 +65,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--save_dir",
         type=Path,
-        help="restored images go there, results.json to the working directory; default: both to results/",
+        help="folder of restored images; results.json goes to the working directory (default: both to results/)",
     )
     parser.add_argument("--model_id", type=int, default=7)
-    parser.add_argument("--include_test", action="store_true", help="run the test images too")
-    parser.add_argument("--ssim", action="store_true", help="SSIM besides PSNR")
+    parser.add_argument("--include_test", action="store_true", help="measure the test images, too")
+    parser.add_argument("--ssim", action="store_true", help="compute SSIM beside PSNR")
     parser.add_argument("--save_images", action="store_true", help="write restored images; always on without HR images")
-    parser.add_argument("--checkpoint", type=Path, help="weights to use instead of the registry's")
+    parser.add_argument("--checkpoint", type=Path, help="use these weights instead of the registry's")
     add_device(parser)
     return parse(parser)
 

@@ -91,22 +91,24 @@ def how_to_fix(error: BaseException, path: Path, recipe: Recipe) -> str | None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipe", type=Path, metavar="RECIPE.toml", help="training/recipes/ has some")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="values to use instead of the recipe's"
+        "recipe", type=Path, metavar="RECIPE.toml", help="a TOML file, such as those in training/recipes/"
     )
-    parser.add_argument("--train_dir", type=Path, default=Path("data/train"), help="folder that training.prepare made")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="replace values of the recipe")
+    parser.add_argument("--train_dir", type=Path, default=Path("data/train"), help="folder made by training.prepare")
     parser.add_argument("--validation_dir", type=Path, help="data folder with HR images (default: the sample)")
     parser.add_argument("--run_dir", type=Path, help="default: runs/NAME of the recipe")
-    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint, if it has one")
-    parser.add_argument("--init", type=Path, metavar="CKPT", help="weights to start a new run from")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the run's last checkpoint, if there is one"
+    )
+    parser.add_argument("--init", type=Path, metavar="CKPT", help="start a new run from these weights")
     parser.add_argument(
         "--time_limit", type=duration, metavar="MINUTES", help="stop at a checkpoint after so many minutes"
     )
     add_device(parser)
     parser.add_argument("--feed", default="auto", choices=("auto", "resident", "mapped"))
     parser.add_argument(
-        "--feed_threads", type=natural, default=THREADS, help="threads that cut patches with --feed mapped"
+        "--feed_threads", type=natural, default=THREADS, help="threads that read patches with --feed mapped"
     )
     return parse(parser, {"--workers": "--feed_threads"})
 
@@ -182,13 +184,13 @@ def run(trainer: Trainer, feed: Feed, validation: Dataset | None, run_dir: Path,
             if mean_loss > LEAP * log.first_loss:
                 raise DivergedError(
                     f"step {step}: the loss, {mean_loss:.3g}, is more than {LEAP} times what it was at first; "
-                    "start anew in another --run_dir, with a lower learning_rate or a longer warmup"
+                    "start again in another --run_dir, with a lower learning_rate or a longer warmup"
                 )
             if not dead and step > recipe.warmup and (unreached := unreached_kernels(trainer.model)):
                 dead.extend(unreached)
                 bar.write(
-                    f"warning: step {step}: no gradient reaches {dead[0]} (and {len(dead) - 1} more kernels): what "
-                    "follows it is dead and stays so; another seed, a longer warmup or lower rates may do better",
+                    f"warning: step {step}: {len(dead)} kernels (first: {dead[0]}) receive no gradient, so "
+                    "this block will not train. Try another seed, a longer warm-up or a lower learning rate",
                     file=sys.stderr,
                 )
             bar.set_postfix_str(

@@ -69,7 +69,7 @@ class Variant:
         return replace(changed, model=PLAIN_NANOSR) if self.form == "plain" else changed
 
     def possible(self, device: torch.device) -> bool:
-        """Whether this machine can do it."""
+        """Return whether this machine can run it."""
         if device.type == "cuda":
             return self.kernels == "torch"
         return not (self.compile or self.cuda_graph) and (self.kernels == "torch" or fastest() is not None)

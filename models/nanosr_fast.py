@@ -35,7 +35,7 @@ if triton:
 
     @triton.jit
     def finished(y, bias, x, mask, attends: tl.constexpr, activates: tl.constexpr):  # type: ignore[no-untyped-def]
-        """What is after a convolution, in float32: y + bias, SiLU of it, or attention to what lies at x."""
+        """Compute the step after a convolution, in float32: y + bias, its SiLU, or the attention on x."""
         z = y + bias
         if activates:
             z = z * tl.sigmoid(z)

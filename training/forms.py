@@ -38,7 +38,7 @@ class TrainedModel:
 
 
 def trained_model(model: int | ModelTable) -> TrainedModel:
-    """Return the TrainedModel of a recipe's `model`. Raises HarnessError if there is no such model."""
+    """Return the TrainedModel of a recipe's `model`. Raise HarnessError if there is no such model."""
     if isinstance(model, ModelTable):
         entry = _entry_of_table(model)
         has_form = fused_by_itself(build_model(entry))
@@ -55,7 +55,7 @@ def trained_model(model: int | ModelTable) -> TrainedModel:
 def build(trained: TrainedModel, form: str | None = None) -> nn.Module:
     """Return a network to train, with its initial weights, that runs in `form`; None: as it is written.
 
-    Raises HarnessError if the network has no such form.
+    Raise HarnessError if the network has no such form.
     """
     network = build_model(trained.entry)
     forms = FORMS[1:] if callable(getattr(network, "set_form", None)) else FORMS[:1]
@@ -71,12 +71,12 @@ def build(trained: TrainedModel, form: str | None = None) -> nn.Module:
 def load_weights(network: nn.Module, path: Path) -> StateDict:
     """Load a checkpoint into a network to train; return the state dict.
 
-    Raises HarnessError if it does not fit, and says so if it is a training form's fused weights.
+    Raise HarnessError if it does not fit, and says so if it is a training form's fused weights.
     """
     state, _ = without_prefix(load_state_dict(path), network.state_dict())
     if differences(network.state_dict(), state) and not differences(fused(network).state_dict(), state):
         raise HarnessError(
-            f"{path}: fused already, and {type(network).__name__} cannot be had from that; "
+            f"{path}: these are fused weights, which do not fit {type(network).__name__}; "
             "give the weights of the training form"
         )
     load_strictly(network, state, path)

@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def model_of(checkpoint: Path) -> int | ModelTable:
-    """Return a recipe's `model` for a checkpoint. Raises HarnessError if nothing says which it is."""
+    """Return a recipe's `model` for a checkpoint. Raise HarnessError if nothing says which it is."""
     if checkpoint.name == STATE_FILE:
         return recipe_of_state(checkpoint).model
     registry = read_registry()

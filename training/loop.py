@@ -138,12 +138,14 @@ class Trainer:
         save_atomically(state, Path(folder) / STATE_FILE)
 
     def load(self, state: dict[str, Any], path: Path) -> None:
-        """Go on from a checkpoint that `read_state` read from `path`. Raises HarnessError if it is another recipe's."""
+        """Go on from a checkpoint that `read_state` read from `path`. Raise HarnessError if it is another recipe's."""
         saved = recipe_from(state["recipe"], path)
         changed = self.recipe.goes_on_from(saved, state["step"])
         if changed:
             was = ", ".join(f"{key} was {getattr(saved, key)}" for key in changed)
-            raise HarnessError(f"{path}: the recipe has changed ({was}); restore it or start anew in another --run_dir")
+            raise HarnessError(
+                f"{path}: the recipe has changed ({was}); restore it or start again in another --run_dir"
+            )
         if self.data_sha256 and state.get("data_sha256") not in (None, self.data_sha256):
             raise HarnessError(
                 f"{path}: the training set has changed since; restore it, or take the weights by --init {path} in "
@@ -164,11 +166,11 @@ class Trainer:
 
 
 def read_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """Return a run's checkpoint, its tensors on a device. Raises HarnessError if it is not one."""
+    """Return a run's checkpoint, its tensors on a device. Raise HarnessError if it is not one."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken file
-        raise HarnessError(f"{path}: not a readable training state; start anew in another --run_dir") from error
+        raise HarnessError(f"{path}: not a readable training state; start again in another --run_dir") from error
     if not isinstance(state, dict) or not {"recipe", "step", "optimizers"} <= state.keys():
         raise HarnessError(f"{path}: weights, not a training state; take them by --init {path} in another --run_dir")
     return state

@@ -52,7 +52,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".
 
 @dataclass(frozen=True)
 class Cut:
-    """How images are cut: HR side and step of the sub-images, and the smallest side that is worth keeping [pixels]."""
+    """The HR side and step of the sub-images, and the smallest side of an image that is used [pixels]."""
 
     size: int = 480
     step: int = 352
@@ -89,9 +89,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--lr", nargs="+", metavar="FOLDER", help="folders of LR images NAMEx4.png; default: bicubic")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     parser.add_argument("--size", type=int, default=Cut.size, help="HR side of a sub-image (default %(default)s)")
-    parser.add_argument("--step", type=int, default=Cut.step, help="from one to the next (default %(default)s)")
+    parser.add_argument("--step", type=int, default=Cut.step, help="distance between sub-images (default %(default)s)")
     parser.add_argument("--smallest", type=int, default=Cut.smallest, help="skip images with a shorter side")
-    parser.add_argument("--halves", nargs="+", metavar="FOLDER", help="of --hr: to be cut at half their size, too")
+    parser.add_argument("--halves", nargs="+", metavar="FOLDER", help="folders of --hr to cut at half size, too")
     parser.add_argument("--images_per_shard", type=positive, default=100)
     parser.add_argument("--processes", type=positive, default=processors())
     parser.add_argument("--strict", action="store_true", help="stop at an unusable image instead of skipping it")
@@ -101,7 +101,7 @@ def _arguments() -> argparse.Namespace:
 def list_images(folders: Iterable[Path | str]) -> list[Path]:
     """Return all images of the folders and of those inside them, at any depth, sorted by path.
 
-    Raises HarnessError for a missing folder, and one without an image.
+    Raise HarnessError for a missing folder, and one without an image.
     """
     found: list[Path] = []
     for folder in map(Path, folders):
@@ -132,7 +132,7 @@ def read_photograph(path: Path) -> np.ndarray:
     """Read a photograph of any kind as H x W x 3 uint8 RGB.
 
     What the protocol takes is read as it reads it. Of the others, EXIF's rotation is done, 16 bits are rounded to 8,
-    and palettes, CMYK and grey become RGB. Raises HarnessError if it cannot be read, or is partly transparent.
+    and palettes, CMYK and grey become RGB. Raise HarnessError if it cannot be read, or is partly transparent.
     """
     try:
         return _turned(read_rgb(path), path)

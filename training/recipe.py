@@ -102,7 +102,7 @@ class Recipe:
 def load_recipe(path: Path | str, changes: Iterable[str] = ()) -> Recipe:
     """Read a recipe; each of the `changes`, "KEY=VALUE" with a TOML value, replaces one of its values.
 
-    Raises HarnessError naming the file and the key for anything missing, unknown or out of range.
+    Raise HarnessError naming the file and the key for anything missing, unknown or out of range.
     """
     path = Path(path)
     try:
@@ -143,7 +143,7 @@ def recipe_from(values: dict[str, Any], source: Path | str) -> Recipe:
 
 
 def recipe_of_state(path: Path) -> Recipe:
-    """Return the recipe in a run's state. Raises HarnessError if it cannot be read."""
+    """Return the recipe in a run's state. Raise HarnessError if it cannot be read."""
     try:
         return recipe_from(torch.load(path, map_location="cpu", weights_only=True)["recipe"], path)
     except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:

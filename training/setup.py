@@ -43,7 +43,7 @@ class Setup:
 def set_up(recipe: Recipe, device: torch.device | str, saved: Recipe | None = None) -> Setup:
     """Build what a recipe asks for, on a device; `saved` is the recipe of the run that goes on, if one does.
 
-    Raises HarnessError if the model, or what the recipe wants of it, cannot be had here.
+    Raise HarnessError if this machine cannot run the model as the recipe asks.
     """
     device = torch.device(device)
     recipe = with_precision(recipe, device, saved)
@@ -92,7 +92,7 @@ def in_memory(model: nn.Module, device: torch.device, layout: torch.memory_forma
 def chosen_kernels(recipe: Recipe, device: torch.device, saved: Recipe | None = None) -> tuple[Chosen, list[str]]:
     """Return the name of the kernels that a training uses, and notes on the choice.
 
-    "auto" takes those of the run that goes on, if they work here, else the fastest, else PyTorch's. Raises HarnessError
+    "auto" takes those of the run that goes on, if they work here, else the fastest, else PyTorch's. Raise HarnessError
     if the recipe names kernels that cannot be used.
     """
     fits = device.type == "cpu" and recipe.precision == "bfloat16" and recipe.form != "branches"
@@ -122,7 +122,7 @@ def make_optimizers(recipe: Recipe, model: nn.Module, device: torch.device) -> l
     """Return AdamW, and Muon for the kernels between hidden features if the recipe gives it a learning rate."""
     hidden = hidden_weights(model) if recipe.muon_learning_rate else []
     others = [weight for weight in model.parameters() if not any(weight is other for other in hidden)]
-    # Learning rates are tensors: a CUDA graph reads them anew in each step.
+    # Learning rates are tensors: a CUDA graph reads them in each step.
     adamw = torch.optim.AdamW(
         others,
         lr=torch.tensor(recipe.learning_rate, device=device),
@@ -149,7 +149,7 @@ def start_near_mean(model: nn.Module, factor: float, data_range: float = 1.0) ->
 
     For networks whose last convolution gives the whole image, not what is added to an enlarged one. Where features live
     on the scale of grey levels and the output in [0, 1], PyTorch's initial weights make the first output tens of times
-    too large, and the first thousand steps do nothing but shrink it. Raises HarnessError if there is no such layer.
+    too large, and the first thousand steps do nothing but shrink it. Raise HarnessError if there is no such layer.
     """
     last = next((module for module in reversed(list(model.modules())) if isinstance(module, nn.Conv2d)), None)
     if last is None or last.out_channels % len(RGB_MEAN):

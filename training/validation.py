@@ -16,7 +16,7 @@ from utils.zoo.registry import LoadedModel, ModelEntry
 def validation_psnr(model: nn.Module, entry: ModelEntry, dataset: Dataset, device: torch.device) -> float:
     """Return the mean PSNR [dB] of an entry's network on images with HR, in float32; a training form is fused.
 
-    Raises HarnessError, naming the entry's file, where the network fails or gives no image of four times the size.
+    Raise HarnessError, naming the entry's file, where the network fails or gives no image of four times the size.
     """
     plain = fused(model)
     training = plain.training

@@ -32,7 +32,7 @@ class PassLimitError(KilledError):
 
 
 class ForeignError(Exception):
-    """What untrusted code raised in its own process; the message is the description that came from there."""
+    """An exception that untrusted code raised in its process; the message is the description from there."""
 
 
 def in_one_line(error: BaseException, length: int = 200, file: object = None) -> str:

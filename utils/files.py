@@ -30,7 +30,7 @@ def file_sha256(path: Path | str) -> str:
 
 
 def read_json(path: Path | str) -> dict[str, Any] | None:
-    """Return a JSON file's object with "inf" turned into float, None if there is no file. Raises HarnessError."""
+    """Return a JSON file's object with "inf" turned into float, None if there is no file. Raise HarnessError."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):  # the latter is better said by who wants to write there
@@ -47,7 +47,7 @@ def read_json(path: Path | str) -> dict[str, Any] | None:
 
 
 def write_json(path: Path | str, values: dict[str, Any]) -> None:
-    """Write a JSON file atomically: readers see the old one or the new one, never a part. Raises HarnessError."""
+    """Write a JSON file atomically: readers see the old one or the new one, never a part. Raise HarnessError."""
     write_text(path, json_text(values))
 
 
@@ -57,7 +57,7 @@ def json_text(values: dict[str, Any]) -> str:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a text file atomically, creating its folder. Raises HarnessError if that fails."""
+    """Write a text file atomically, creating its folder. Raise HarnessError if that fails."""
     with replacing(path) as partial, open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
@@ -68,7 +68,7 @@ def write_text(path: Path | str, text: str) -> None:
 def replacing(path: Path | str, instead: str = "choose another folder") -> Iterator[Path]:
     """Give a path beside `path`, whose folder is created; what is written there replaces it if the block ends well.
 
-    Raises HarnessError as `writing` does.
+    Raise HarnessError as `writing` does.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -109,7 +109,7 @@ def locked(path: Path | str) -> Iterator[None]:
 def held(folder: Path, instead: str) -> Iterator[None]:
     """Hold a folder, which is created, for one process: two that write the same files would spoil each other's.
 
-    Raises HarnessError at once if another process holds it; `instead` says what to do.
+    Raise HarnessError at once if another process holds it; `instead` says what to do.
     """
     lock = FileLock(folder / ".in_use.lock", blocking=False)
     with writing(folder, instead):

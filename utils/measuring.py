@@ -162,7 +162,7 @@ def measure_all(
 
 
 def one_process_per_gpu(jobs: int) -> ProcessPoolExecutor:
-    """Return a pool of processes that see one GPU each. Raises HarnessError if there are fewer GPUs."""
+    """Return a pool of processes that see one GPU each. Raise HarnessError if there are fewer GPUs."""
     gpus = torch.cuda.device_count()
     if gpus < jobs:
         raise HarnessError(f"--jobs {jobs}: takes a GPU for each, and {gpus} are here; two models would share a clock")

@@ -30,7 +30,7 @@ RENAMED = {  # earlier names, and what to write now
 
 
 def parse(parser: argparse.ArgumentParser, renamed: dict[str, str] | None = None) -> argparse.Namespace:
-    """Parse the command line. Raises HarnessError for an option's earlier name; `renamed` has this command's own."""
+    """Parse the command line. Raise HarnessError for an option's earlier name; `renamed` has this command's own."""
     known = parser._option_string_actions
     for name in typed():
         new = ((renamed or {}) | RENAMED).get(name)
@@ -53,7 +53,7 @@ def refuse(names: Iterable[str], reason: str) -> None:
 
 def add_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add --device."""
-    parser.add_argument("--device", default="auto", choices=DEVICES, help="auto takes a GPU if there is one")
+    parser.add_argument("--device", default="auto", choices=DEVICES, help="auto: a GPU if there is one (default)")
 
 
 def add_model(parser: argparse.ArgumentParser | argparse._ArgumentGroup, several: bool = False) -> None:
@@ -64,9 +64,9 @@ def add_model(parser: argparse.ArgumentParser | argparse._ArgumentGroup, several
         "--model_file",
         type=Path,
         metavar="FILE",
-        help="a model's .py file, whose code is run; a .toml beside it has class, arguments and more",
+        help="Python file of a model, whose code is run; a TOML file of the same name may hold its class and arguments",
     )
-    parser.add_argument("--checkpoint", type=Path, help="weights to use instead of the model's own")
+    parser.add_argument("--checkpoint", type=Path, help="use these weights instead of the model's")
 
 
 def positive(text: str) -> int:

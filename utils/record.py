@@ -24,7 +24,7 @@ BUSY_SHARE, BUSY_CORES = 0.05, 0.2  # of a pass's time, and of cores, from which
 
 
 class Status(StrEnum):
-    """How far a measurement got."""
+    """The state of a measurement."""
 
     COMPLETE = "complete"
     RUNNING = "running"  # or killed
@@ -40,14 +40,14 @@ class Isolation(StrEnum):
 
 
 class Clock(StrEnum):
-    """What takes the time of a pass."""
+    """The clock that times a pass."""
 
     CUDA_EVENTS = "cuda_events"
     WALL = "wall_clock"
 
 
 class MemoryMethod(StrEnum):
-    """What peak memory is the peak of."""
+    """The quantity whose peak is the peak memory."""
 
     GPU_ALLOCATED = "gpu_allocated"  # torch.cuda.max_memory_allocated over the whole run
     PROCESS_GROWTH = "process_growth"  # resident growth of a fresh process in one pass over the largest image
@@ -55,7 +55,7 @@ class MemoryMethod(StrEnum):
 
 
 class WeightsInfo(Struct, kw_only=True):
-    """How a model's weights were loaded.
+    """The way in which a model's weights were loaded.
 
     `sha256` is None without weights, and `missing_weights` says why; `ignored` is what lenient loading passed over;
     `notes` are lines on how the checkpoint was read.
@@ -69,7 +69,7 @@ class WeightsInfo(Struct, kw_only=True):
 
 
 class ModelInfo(WeightsInfo, kw_only=True):
-    """What was measured. `slug` names its files; `file_sha256` is over all its sources if there are several.
+    """The measured model. `slug` names its files; `file_sha256` is over all its sources if there are several.
 
     `variant_of` is the id of the model whose function it computes in another way, or None.
     """
@@ -88,7 +88,7 @@ class ModelInfo(WeightsInfo, kw_only=True):
 
 
 class Environment(Struct, kw_only=True):
-    """What it was measured on. `date` is UTC; `version` is this project's."""
+    """The machine and software of a measurement. `date` is UTC; `version` is this project's."""
 
     date: str
     device: str
@@ -189,7 +189,7 @@ class Counts(Struct, kw_only=True):
 
 
 class Computed(Struct, kw_only=True):
-    """What a network computes, as torch's dispatcher sees it; see utils/measure/counting.py for the words.
+    """The computation of a network as torch's dispatcher sees it; utils/measure/counting.py explains the terms.
 
     `macs` is on random values, as the protocol counts, `photograph_macs` on a part of an image of the data, of the same
     size; `traced_macs` is what fvcore's trace has if the convolutions that it passes over are counted. `values` counts
@@ -230,7 +230,7 @@ class Tiles(Struct, kw_only=True):
 
 
 class Waiting(Struct, frozen=True):
-    """How passes had to share the cores: the share of their time that they waited, and the cores that others had.
+    """The load of the machine: the share of their time that passes waited, and the cores that other processes used.
 
     They wait for their own threads, too, and for their caller; it takes others to make a machine busy.
     """
@@ -245,7 +245,7 @@ class Waiting(Struct, frozen=True):
 
 
 class Audit(Struct, kw_only=True):
-    """What was found while the figures of a model in a worker process were taken.
+    """The findings about a model in a worker process.
 
     `sandbox` says which, or why none; `findings` are accusations, a line each (none: clean); `busy` is set where other
     processes had too many cores to check times; `figures` is what the host saw (utils/isolation/audit.py names them).
@@ -259,7 +259,7 @@ class Audit(Struct, kw_only=True):
 
 
 class Repository(Struct, kw_only=True):
-    """What was measured of an organizers' checkout: the branch of its `select_model`, and `files` by their sha256."""
+    """The measured part of an organizers' checkout: the branch of its `select_model`, and `files` by their sha256."""
 
     folder: str
     model_id: int
@@ -326,7 +326,7 @@ class Results(Struct, kw_only=True):
 def read_file(path: Path | str) -> Results:
     """Return a results file; one that does not exist holds nothing.
 
-    Raises HarnessError if the file is not a results file, or has another schema.
+    Raise HarnessError if the file is not a results file, or has another schema.
     """
     values = read_json(path)
     if values is None:
@@ -342,7 +342,7 @@ def read_file(path: Path | str) -> Results:
 
 
 def read_results(path: Path | str) -> dict[str, Record]:
-    """Return {key: record} of the completed measurements in a results file. Raises HarnessError as `read_file`."""
+    """Return {key: record} of the completed measurements in a results file. Raise HarnessError as `read_file`."""
     return read_file(path).models
 
 

@@ -54,7 +54,7 @@ class DataChoice:
 
 @dataclass(frozen=True)
 class IsolationChoice:
-    """How untrusted code runs: in which sandbox, within which limits; `always`: trusted code, too."""
+    """The sandbox and the limits of untrusted code; `always`: isolate trusted code, too."""
 
     always: bool = False
     sandbox: str = "auto"
@@ -63,7 +63,7 @@ class IsolationChoice:
 
 @dataclass(frozen=True)
 class Request:
-    """What `eval.py` is asked to do. `edition` is the year whose score is wanted; `show`: measure nothing.
+    """The request of an `eval.py` command. `edition` is the year of the score; `show`: measure nothing.
 
     `jobs` models are measured at once, on a GPU each.
     """
@@ -139,7 +139,7 @@ def network_class(file: Path) -> str:
 
 
 def one_entry(models: ModelChoice) -> ModelEntry:
-    """Return the one entry that an id or a file names. Raises HarnessError unless it is one of them."""
+    """Return the one entry that an id or a file names. Raise HarnessError unless it is one of them."""
     if (len(models.ids) == 1) == (models.file is not None):
         raise HarnessError("name one model, by --model_id or by --model_file")
     if models.file:

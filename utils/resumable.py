@@ -27,7 +27,7 @@ STORING_SHARE = 0.05  # of the time that may go into storing what there is so fa
 
 @dataclass(frozen=True)
 class Rules:
-    """How untrusted models are run: their logs' folder, limits, sandbox, and the repository that they come from."""
+    """The conditions of untrusted models: folder of the logs, limits, sandbox, and the repository they come from."""
 
     logs: Path
     limits: Limits = field(default_factory=Limits)

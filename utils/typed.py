@@ -12,7 +12,7 @@ T = TypeVar("T")
 def converted(values: Any, kind: type[T], source: object, remedy: str = "") -> T:
     """Return plain values, as TOML or JSON has them, as a dataclass or Struct.
 
-    Raises HarnessError naming `source`, the key and what was expected there; `remedy` says what to do.
+    Raise HarnessError naming `source`, the key and what was expected there; `remedy` says what to do.
     """
     try:
         return msgspec.convert(values, kind)

@@ -140,7 +140,7 @@ def measured(folder: Path, data: Path, results: Path, file: Path, class_name: st
 
 
 def measure_words(args: argparse.Namespace) -> tuple[object, ...]:
-    """How every model here is measured."""
+    """Return the options with which every model here is measured."""
     limit = ("--memory_limit", MEMORY_LIMIT_GIB[args.device])
     return ("--sandbox", args.sandbox, "--device", args.device, *limit, *MEASURE)
 
@@ -178,7 +178,7 @@ def times_ms(record: Record) -> tuple[float, float]:
 
 
 def outlived(mark: str) -> bool:
-    """Whether a process is left that calls itself so; it is ended."""
+    """Return whether a process of this name is left, and kill it."""
     left = [process for process in psutil.process_iter(["name"]) if process.info["name"] == mark]
     for process in left:
         process.kill()

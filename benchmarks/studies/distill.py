@@ -54,7 +54,7 @@ def main() -> None:
 def distill(subimages: SubImages, teacher: LoadedModel, device: torch.device, share: float, out: Path) -> None:
     """Write the prepared folder `out`: `subimages` with `share` of their HR from a LoadedModel on `device`.
 
-    Finished shards of an earlier run are kept. Raises HarnessError if they are of another teacher, share or set, and if
+    Finished shards of an earlier run are kept. Raise HarnessError if they are of another teacher, share or set, and if
     the teacher fails or gives anything but an image of four times the size.
     """
     if out.resolve() == subimages.folder.resolve():

@@ -129,7 +129,7 @@ def run_folder(setting: Setting, seed: int, out: Path) -> Path:
 
 
 def is_finished(setting: Setting, seed: int, out: Path) -> bool:
-    """Whether a run has done all its steps."""
+    """Return whether a run has finished all its steps."""
     rows = read_log(run_folder(setting, seed, out) / "log.csv")
     return bool(rows) and rows[-1]["step"] == changes_for(setting, seed)["steps"]
 

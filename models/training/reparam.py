@@ -122,7 +122,7 @@ def stack(weights: list[Tensor]) -> Tensor:
 
 
 class Reparameterized(nn.Module):
-    """What training forms share; a form is a class of this and of its plain network, in this order.
+    """The base of training forms; a form is a class of this and of its plain network, in this order.
 
     Its constructor calls the plain network's and then `grow`.
     """

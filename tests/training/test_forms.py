@@ -62,7 +62,7 @@ def test_fused_weights_are_no_training_forms(tmp_path, form):
     torch.save({"params": NanoSR_inference().state_dict()}, tmp_path / "fused.pth")
     torch.save(SPAN().state_dict(), tmp_path / "other.pth")
     network = build(trained_model(7), form)
-    with pytest.raises(HarnessError, match="fused already, and NanoSR_train cannot be had from that"):
+    with pytest.raises(HarnessError, match="these are fused weights, which do not fit NanoSR_train"):
         load_weights(network, tmp_path / "fused.pth")
     with pytest.raises(HarnessError, match="does not fit NanoSR_train"):
         load_weights(network, tmp_path / "other.pth")

@@ -251,7 +251,7 @@ def test_loss_that_leaps_before_the_first_row_ends_the_training(command, recipe_
     result = command(*words, "--set", *changes)
     assert result.returncode == 3, result.stderr
     assert "step 2: the loss" in result.stderr
-    assert "start anew in another --run_dir" in result.stderr
+    assert "start again in another --run_dir" in result.stderr
 
 
 def test_what_is_said_after_a_divergence_can_be_done(command, recipe_path, prepared, pairs, tmp_path, monkeypatch):

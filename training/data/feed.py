@@ -51,7 +51,7 @@ class Patches:
 
 @dataclass(frozen=True)
 class PatchSampler:
-    """What every step trains on: `sample` gives this process's share of a step's batch.
+    """A source of training batches: `sample` gives this process's share of a step's batch.
 
     `shapes` N x 2: HR sizes of the sub-images; `batch` counts the patches of all `world` processes together;
     `candidates` are sampled for each of them, one of which is kept.

@@ -94,7 +94,7 @@ def write_shard(
     `made_from`: JSON values by name, what the shard is made of and how. `contents`: a digest of what its sources hold;
     a shard whose sources have changed since is written anew. `pairs`: (LR h x w x 3, HR 4h x 4w x 3) uint8,
     one at a time, not asked for if the shard is there. `skipped`: lines on what was left out, read after the pairs.
-    Raises HarnessError if the shard that is there was made from something else, and if it cannot be written.
+    Raise HarnessError if the shard that is there was made from something else, and if it cannot be written.
     """
     info_path = stem.with_suffix(".json")
     found = read_json(info_path)
@@ -138,7 +138,7 @@ def write_index(folder: Path, values: dict[str, Any], shards: list[dict[str, Any
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """Return the index of a prepared folder. Raises HarnessError if there is none or it is of another format."""
+    """Return the index of a prepared folder. Raise HarnessError if there is none or it is of another format."""
     path = Path(folder) / "index.json"
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
@@ -150,7 +150,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> None:
-    """Check every shard against its recorded sha256. Raises HarnessError naming the first that differs."""
+    """Check every shard against its recorded sha256. Raise HarnessError naming the first that differs."""
     folder = Path(folder)
     for shard in read_index(folder)["shards"]:
         for kind in ("hr", "lr"):

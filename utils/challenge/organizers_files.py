@@ -49,7 +49,7 @@ def complexity_results(complexity: Counts) -> dict[str, Any]:
 
 
 def read_challenge_results(path: Path) -> dict[str, Any]:
-    """Return {full name: object} of a results.json, none if there is no file. Raises HarnessError for another file."""
+    """Return {full name: object} of a results.json, none if there is no file. Raise HarnessError for another file."""
     models = read_json(path) or {}
     if not all(isinstance(values, dict) and "flops" in values for values in models.values()):
         raise HarnessError(f"{path}: not a results file of test_demo.py; move it away")

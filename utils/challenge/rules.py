@@ -14,7 +14,7 @@ SUB_TRACKS = ("runtime", "flops", "params")
 
 @dataclass(frozen=True)
 class Figures:
-    """What a score is made of. `psnr` maps a split, "valid" or "test", to dB."""
+    """The rules of an edition. `psnr` maps a split, "valid" or "test", to dB."""
 
     runtime_ms: float
     flops_g: float
@@ -73,7 +73,7 @@ class Score:
 
 
 def get_edition(year: int) -> Edition:
-    """Return the rules of a year. Raises HarnessError for an unknown one."""
+    """Return the rules of a year. Raise HarnessError for an unknown one."""
     if year not in EDITIONS:
         raise HarnessError(f"--edition {year}: unknown; known are {', '.join(map(str, EDITIONS))}")
     return EDITIONS[year]

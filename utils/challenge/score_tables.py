@@ -48,7 +48,7 @@ def score_records(records: list[Record], edition: Edition) -> Scoring:
     """Score records measured in one run, the edition's baseline, which is the registry's, among them.
 
     The records have distinct names. Without quality (no weights, no HR images) a model is scored but counts as not
-    passed. Raises HarnessError if the baseline is missing or a record comes from another machine or data set than the
+    passed. Raise HarnessError if the baseline is missing or a record comes from another machine or data set than the
     baseline's.
     """
     reference = _baseline_of(records, edition)
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def score_published(path: Path, edition: Edition, baseline: str, computed: bool = False) -> Scoring:
-    """Score a results table as published against one of its rows. Raises HarnessError as `read_published` does."""
+    """Score a results table as published against one of its rows. Raise HarnessError as `read_published` does."""
     figures = read_published(path, computed)
     if baseline not in figures:
         raise HarnessError(f"--baseline {baseline}: not in {path}; it holds {', '.join(figures)}")
@@ -104,7 +104,7 @@ def read_published(path: str | Path, computed: bool = False) -> dict[str, Figure
     """Return {name: Figures} of a results table as published (CSV); runtime is the mean of valid and test.
 
     With `computed`, the figures hold the FLOPs that the protocol's counter left out, of entries where they are known.
-    Raises HarnessError if the file is no such table.
+    Raise HarnessError if the file is no such table.
     """
     try:
         with open(Path(path), newline="", encoding="utf-8") as file:

@@ -83,7 +83,7 @@ class Dataset:
         """The hex digest of all images, the same wherever they lie: that of what `sha256sum` prints of them.
 
         In bytewise order of their names, first the HR images', then the LR ones': `(cd HR; sha256sum *.png; cd ../LR;
-        sha256sum *.png) | sha256sum`. Raises HarnessError for an image that cannot be read.
+        sha256sum *.png) | sha256sum`. Raise HarnessError for an image that cannot be read.
         """
         paths = [
             *sorted(pair.hr for pair in self.pairs if pair.hr),
@@ -107,7 +107,7 @@ def open_dataset(folder: Path | str, split: str = "valid") -> Dataset:
     """List the pairs of a data folder in one of the LAYOUTS, for `split` where a layout has splits.
 
     The HR folder may be absent as a whole (LR only), or the LR folder (HR only, LR images are made from them). A single
-    HR or LR image may not. Raises HarnessError for a missing folder, no images, two files of one name, or an image
+    HR or LR image may not. Raise HarnessError for a missing folder, no images, two files of one name, or an image
     without its partner.
     """
     folder = Path(folder)
@@ -138,7 +138,7 @@ def open_dataset(folder: Path | str, split: str = "valid") -> Dataset:
 def open_folders(hr: Path | None, lr: Path | None, split: str = "valid") -> Dataset:
     """List the pairs of an HR and an LR folder, one of which may be None; names are paired by what they have in common.
 
-    Raises HarnessError as `open_dataset` does.
+    Raise HarnessError as `open_dataset` does.
     """
     paths: dict[Path, list[Path]] = {}
     for folder in filter(None, (hr, lr)):
@@ -208,7 +208,7 @@ def _pair(hr_paths: list[Path] | None, lr_paths: list[Path] | None) -> list[Pair
 
 
 def _by_base(paths: list[Path]) -> dict[str, Path]:
-    """Files by the part of their names that a pair has in common. Raises HarnessError if two have the same."""
+    """Files by the part of their names that a pair has in common. Raise HarnessError if two have the same."""
     found: dict[str, Path] = {}
     for path in paths:
         if (twin := found.setdefault(_base(path.stem), path)) != path:
@@ -242,7 +242,7 @@ def _label(folder: Path, split: str, challenge: bool, count: int) -> str:
 def read_fitting_hr(pair: Pair, lr: np.ndarray) -> np.ndarray:
     """Read a pair's HR image, cropped to a multiple of 4.
 
-    Raises HarnessError unless it is 4x as large as `lr` (H x W x 3), and both are large enough to be scored.
+    Raise HarnessError unless it is 4x as large as `lr` (H x W x 3), and both are large enough to be scored.
     """
     if min(lr.shape[:2]) < SMALLEST:
         raise HarnessError(

@@ -29,7 +29,7 @@ def image_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
 def read_rgb(path: Path | str) -> np.ndarray:
     """Read an 8-bit PNG or JPEG as H x W x 3 uint8 RGB; a grey image gives three equal channels.
 
-    Raises HarnessError if the file is missing, unreadable, truncated, not 8-bit, or has an alpha channel.
+    Raise HarnessError if the file is missing, unreadable, truncated, not 8-bit, or has an alpha channel.
     """
     path = Path(path)
     try:
@@ -70,7 +70,7 @@ def _png_is_whole(data: bytes) -> bool:
 def _decode_jpeg(data: bytes, path: Path) -> np.ndarray | None:
     """Return a JPEG as H x W x 3 uint8 RGB; None for one in CMYK, which OpenCV converts.
 
-    Raises HarnessError if libjpeg warns of it: through OpenCV it says nothing of missing or damaged data.
+    Raise HarnessError if libjpeg warns of it: through OpenCV it says nothing of missing or damaged data.
     """
     try:
         in_cmyk = simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK")
@@ -82,7 +82,7 @@ def _decode_jpeg(data: bytes, path: Path) -> np.ndarray | None:
 
 
 def write_png(path: Path | str, image: np.ndarray) -> None:
-    """Write H x W x 3 uint8 RGB as PNG, creating the folder. Raises HarnessError if that fails."""
+    """Write H x W x 3 uint8 RGB as PNG, creating the folder. Raise HarnessError if that fails."""
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

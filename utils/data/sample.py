@@ -29,7 +29,7 @@ LABEL = f"sample ({len(PHOTOGRAPHS)} photographs from scikit-image, not DIV2K_LS
 def make_sample(folder: Path = SAMPLE_DIR) -> Path:
     """Write the sample's HR and LR images and its label below `folder`; the label comes last and marks it complete.
 
-    Raises HarnessError if scikit-image's files are not where its wheel puts them, or if the folder cannot be written.
+    Raise HarnessError if scikit-image's files are not where its wheel puts them, or if the folder cannot be written.
     """
     folder = Path(folder)
     source = Path(skimage.__file__).parent / "data"

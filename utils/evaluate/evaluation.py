@@ -61,7 +61,7 @@ def evaluate(
     not, and runtimes are those of a busy machine. Without workers nothing runs beside a forward pass: between two of
     them an image is scored and written and the next one decoded, all at once. The results are the same.
 
-    Raises HarnessError at an image that cannot be read, does not fit its partner, or is restored to another size than
+    Raise HarnessError at an image that cannot be read, does not fit its partner, or is restored to another size than
     4x; what was yielded before stays good.
     """
     scored = dataset.has_hr and not runner.weights.missing_weights
@@ -131,7 +131,7 @@ def restore(runner: ModelRunner, lr: np.ndarray, name: str | None = None) -> Res
 
 
 def forward(runner: ModelRunner, lr: Tensor, name: str | None = None) -> Pass:
-    """Run `runner.forward` on a 1 x 3 x H x W tensor. Raises HarnessError for whatever that raises."""
+    """Run `runner.forward` on a 1 x 3 x H x W tensor. Raise HarnessError for whatever that raises."""
     image = f"an LR image of {lr.shape[3]} x {lr.shape[2]}{f', {name}' if name else ''}"
     try:
         return runner.forward(lr)

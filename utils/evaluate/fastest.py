@@ -57,7 +57,7 @@ def fastest_variant(
     """Return the Choice among `entry` and its variants in `registry` that keep `precision`, None for float32.
 
     `lr` is 1 x 3 x H x W float32 as the data have it; times are kept in the file `cache` per machine and class of size,
-    a power of two of pixels. Raises HarnessError if `entry` itself cannot be built.
+    a power of two of pixels. Raise HarnessError if `entry` itself cannot be built.
     """
     keeps = KEEPS[precision or "float32"]
     variants = {variant.name: variant for variant in variants_of(entry, registry) if variant.precision in keeps}

@@ -45,7 +45,7 @@ MACHINE = ("device", "gpu", "cpu", "threads", "libraries", "isolation")
 
 @dataclass(frozen=True)
 class MeasurementPlan:
-    """How much to measure: timed `runs` over the data set, and the steady runtime's `warmup` and `repeats`.
+    """The amount of measuring: timed `runs` over the data set, and the steady runtime's `warmup` and `repeats`.
 
     `workers` threads read, score and write beside the network; None means `default_workers`.
     """

@@ -18,7 +18,7 @@ from utils.zoo.registry import LoadedModel, ModelEntry, build_model, plain_entry
 
 
 class ModelRunner(Protocol):
-    """What a measurement needs of a model, wherever its code runs.
+    """The interface that a measurement needs of a model, in whichever process its code runs.
 
     `weights` says how the weights were loaded, `repository` from which organizers' checkout the model comes, if it
     does; `threads` are those of the network.

@@ -25,7 +25,7 @@ class Answer(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class LoadAnswer(Answer, kw_only=True):
-    """How the weights were loaded; see `utils.record.WeightsInfo`."""
+    """The way in which the weights were loaded; see `utils.record.WeightsInfo`."""
 
     sha256: Text | None
     provenance: Text
@@ -35,7 +35,7 @@ class LoadAnswer(Answer, kw_only=True):
 
 
 class RepositoryAnswer(Answer, kw_only=True):
-    """What a repository's `select_model` said of a model, and the files that it read."""
+    """The answer of a repository's `select_model` about a model, and the files that it read."""
 
     name: Text
     data_range: Amount
@@ -61,14 +61,14 @@ class CountAnswer(Answer, kw_only=True):
 
 
 class TracedAnswer(Answer, kw_only=True):
-    """What a trace has, and how many numbers the parameters hold."""
+    """The multiply-accumulates of a trace, and the count of numbers that the parameters hold."""
 
     macs: Count
     values: Count
 
 
 class WatchAnswer(Answer, kw_only=True):
-    """What torch's dispatcher saw of a pass, beside the time of a plain one."""
+    """A pass as torch's dispatcher saw it, and the time of a plain one."""
 
     macs: Count
     summed_products: Count = 0
@@ -101,7 +101,7 @@ ANSWERS: dict[str, Any] = {  # by request
 
 
 def checked(do: str, answer: Any, on_gpu: bool = False) -> Any:
-    """Return the answer to the request `do` as its type in ANSWERS. Raises HarnessError if it is something else.
+    """Return the answer to the request `do` as its type in ANSWERS. Raise HarnessError if it is something else.
 
     On a GPU a pass's answer has the peak of its memory.
     """

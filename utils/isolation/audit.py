@@ -58,7 +58,7 @@ class Timing:
 
 
 class AuditedRunner(Protocol):
-    """What an audit needs of an isolated model beyond a ModelRunner."""
+    """The interface that an audit needs of an isolated model beyond ModelRunner."""
 
     entry: ModelEntry
     weights: WeightsInfo

@@ -52,7 +52,7 @@ class IsolatedRunner:
     """A model in a worker process, run and timed from here; a ModelRunner. As a context manager it is `load`ed.
 
     If it is `for_memory`, it keeps nothing freed, and transfers count as passes: the images by which they are timed
-    would be the peak of the process's memory. Raises HarnessError, with the reason in a line, whenever the process
+    would be the peak of the process's memory. Raise HarnessError, with the reason in a line, whenever the process
     fails, breaks its limits, or sends an invalid reply.
     """
 

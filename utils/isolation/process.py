@@ -31,9 +31,9 @@ TOLD_AFTER_S = 30.0
 
 @dataclass(frozen=True)
 class Limits:
-    """What a process may take, its descendants included: time [s], resident memory [bytes], processes.
+    """The limits of a process and its descendants: time [s], resident memory [bytes], number of processes.
 
-    `pass_seconds` is what one forward pass may take [s], None as long as the rest.
+    `pass_seconds` is the limit of one forward pass [s]; None: no other limit than `seconds`.
     """
 
     seconds: float = 3600.0

@@ -21,7 +21,7 @@ NAME_LENGTH = 60
 def repository_entries(folder: Path | str, trust_checkpoint: bool = False) -> list[ModelEntry]:
     """Return a ModelEntry for each model id that an organizers' `select_model` compares `model_id` with, in order.
 
-    `folder` is the checkout. Raises HarnessError if it is none.
+    `folder` is the checkout. Raise HarnessError if it is none.
     """
     folder = Path(folder).resolve()
     return [

@@ -29,7 +29,7 @@ HARNESS = (  # of this project, what a worker needs
 
 
 class Sandbox(NamedTuple):
-    """Whether untrusted code is sandboxed, and a line that says how, or why not."""
+    """The state of the sandbox: whether it works, and a line that says how, or why not."""
 
     works: bool
     line: str
@@ -43,7 +43,7 @@ class Sandbox(NamedTuple):
 def choose_sandbox(mode: str) -> Sandbox:
     """Return the Sandbox for a mode, "auto", "require" or "off".
 
-    Raises HarnessError if it is required and does not work here.
+    Raise HarnessError if it is required and does not work here.
     """
     if mode == "off":
         return Sandbox(False, "no sandbox (--sandbox off)")

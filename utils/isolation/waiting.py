@@ -30,7 +30,7 @@ def waited_s(pid: int | str = "self", thread: int | None = None) -> float:
 
 @dataclass(frozen=True)
 class CoreUse:
-    """What has been used of the cores until a moment [s]: of all that this process may use, and by some processes."""
+    """The use of the cores up to a moment [s]: of all cores that this process may use, and by some processes."""
 
     at_s: float
     all_s: float

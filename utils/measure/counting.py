@@ -43,7 +43,7 @@ WEIGHTED = {*CONVOLUTIONS, "mm", "addmm", "bmm", "baddbmm"}
 
 
 class Watched(Struct, kw_only=True):
-    """What was seen of a pass.
+    """Counts of one pass.
 
     `macs` are multiply-accumulates, those of `summed_products` not among them, which are element-wise products that are
     summed up afterwards; `convs` and `activations` count convolutions and their outputs, modules' or not.

@@ -38,7 +38,7 @@ def choose_device(name: str = "auto", index: int = 0) -> torch.device:
     """Return the torch device for "auto", "cpu" or "cuda"; `index`: which GPU, by torchrun's count.
 
     PyTorch starts a thread for each core of the machine; from here on it has no more than `processors`, unless the
-    user has set their number. Raises HarnessError if "cuda" is asked for in vain, or for fewer GPUs than processes.
+    user has set their number. Raise HarnessError if "cuda" is asked for in vain, or for fewer GPUs than processes.
     """
     if not THREADS_SET_BY & os.environ.keys() and torch.get_num_threads() > (most := processors()):
         torch.set_num_threads(most)

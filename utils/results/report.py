@@ -47,7 +47,7 @@ class CropRow:
 def write_report(path: Path, records: list[Record], dataset: Dataset, images_dir: Path) -> None:
     """Write the page for complete records measured on one dataset.
 
-    `images_dir`/SLUG/NAME.png are the restored images of each model. Raises HarnessError if one cannot be read, or
+    `images_dir`/SLUG/NAME.png are the restored images of each model. Raise HarnessError if one cannot be read, or
     if a record is of other data.
     """
     for record in records:

@@ -60,22 +60,30 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("check", "pack", "factsheet"))
     add_model(parser)
-    parser.add_argument("--data_dir", type=Path, help="score PSNR there; only the challenge's whole folder counts")
+    parser.add_argument(
+        "--data_dir", type=Path, help="check the PSNR on these images; only the challenge's whole folder counts"
+    )
     parser.add_argument("--split", default="valid", choices=SPLITS)
     parser.add_argument(
-        "--edition", type=int, choices=EDITIONS, default=max(EDITIONS), help="whose threshold (default %(default)s)"
+        "--edition",
+        type=int,
+        choices=EDITIONS,
+        default=max(EDITIONS),
+        help="year of the threshold (default %(default)s)",
     )
     parser.add_argument("--requirements", type=Path, metavar="FILE", help="the organizers' requirements.txt")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where eval.py left them")
     parser.add_argument(
-        "--sandbox", default="auto", choices=SANDBOX_MODES, help="for the submission's code (default: auto)"
+        "--results", type=Path, default=Path("results"), metavar="DIR", help="results folder of eval.py"
+    )
+    parser.add_argument(
+        "--sandbox", default="auto", choices=SANDBOX_MODES, help="sandbox of the submission's code (default: auto)"
     )
     parser.add_argument("--out_file", type=Path, metavar="FILE.zip", help="default: submissions/teamNN_Name.zip")
     return parse(parser, {"--out": "--out_file"})
 
 
 def measured(entry: ModelEntry, folder: Path) -> Record:
-    """Return the entry's complete record. Raises HarnessError if there is none of this file with these weights."""
+    """Return the entry's complete record. Raise HarnessError if there is none of this file with these weights."""
     path = folder / RECORDS_FILE
     record = read_results(path).get(entry.key)
     way = f"--model_id {entry.id}" if entry.origin == Origin.REGISTRY else "--model_file …"

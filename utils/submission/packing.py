@@ -68,7 +68,7 @@ numpy.savez("proof_sr.npz", **results)
 def pack(entry: ModelEntry, record: Record, path: Path, sandbox: str = "auto") -> list[str]:
     """Write the archive of an entry with its results record, prove it, and return the names that it holds.
 
-    Raises HarnessError if the archive does not run on its own or gives other images than this project; then no archive
+    Raise HarnessError if the archive does not run on its own or gives other images than this project; then no archive
     is left under `path`.
     """
     files = {
@@ -114,7 +114,7 @@ def place_of(source: Path) -> str:
 def prove(entry: ModelEntry, archive: Path, sandbox: str = "auto") -> None:
     """Unpack an archive into an empty folder, run it there in a process of its own, and compare with this project.
 
-    Every image of the sample must come out equal to the last bit. Raises HarnessError otherwise.
+    Every image of the sample must come out equal to the last bit. Raise HarnessError otherwise.
     """
     images = {pair.name: pair.read_lr() for pair in open_dataset(ensure_sample()).pairs}
     with tempfile.TemporaryDirectory() as name:

@@ -55,7 +55,7 @@ class Worker:
         self.before = state.snapshot()
 
     def echo(self, height: int, width: int) -> None:
-        """Do to the images what a pass does, but for the network: the host takes the time of the transfers."""
+        """Transfer the images as a pass does, without the network, so that the host can time the transfers."""
         self._take(height, width)
         sr = self.channel.sr(height, width)
         if self.blank is None or self.blank.shape != sr.shape:

@@ -36,7 +36,7 @@ def load_from_repository(
     """Return (network in eval mode, JSON-ready answer) for one entry of the repository in `folder`.
 
     The answer holds `name`, `data_range`, `files` read (paths), and `notes`, a line for each thing that was
-    done differently here than there. Raises HarnessError with the reason if there is no such model.
+    done differently here than there. Raise HarnessError with the reason if there is no such model.
     """
     leave_our_packages(folder)
     loads, cuda = SafeLoad(device, trust), CudaOnCpu()

@@ -38,7 +38,7 @@ StateDict = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Weights:
-    """What of a checkpoint is loaded: a state dict, and the key that it lies under, "" where it is the whole file.
+    """The loaded part of a checkpoint: a state dict and its key, "" if it is the whole file.
 
     `others` are the keys under which other state dicts lie beside it.
     """
@@ -51,7 +51,7 @@ class Weights:
 def load_state_dict(path: Path | str, key: str = "", trust: bool = False, remedies: Sequence[str] = ()) -> StateDict:
     """Read a state dict of CPU tensors, taken from under `key`, or from `params_ema`, `params`, `state_dict`, `model`.
 
-    Raises HarnessError as `find_state_dict` does.
+    Raise HarnessError as `find_state_dict` does.
     """
     return find_state_dict(path, key, trust, remedies).state
 
@@ -61,7 +61,7 @@ def find_state_dict(path: Path | str, key: str = "", trust: bool = False, remedi
 
     Nothing is unpickled but tensors, plain values and NumPy's numbers (`weights_only`), unless `trust` is set: then
     whatever the file holds is unpickled, which may run code, and a whole pickled network counts as its state dict.
-    `remedies` are the options of the command that an error may name, of TRUST and STATE_KEY. Raises HarnessError if the
+    `remedies` are the options of the command that an error may name, of TRUST and STATE_KEY. Raise HarnessError if the
     file is missing, is not a checkpoint, or holds what could run code.
     """
     path = Path(path)
@@ -144,7 +144,7 @@ def load_strictly(model: nn.Module, state: StateDict, path: Path | str) -> None:
 def load_leniently(model: nn.Module, state: StateDict, path: Path | str) -> str | None:
     """Do `load_state_dict(strict=False)`; return a line naming what did not fit, None if all did.
 
-    Raises HarnessError if nothing fits or a shape is wrong, which strict=False does not allow either.
+    Raise HarnessError if nothing fits or a shape is wrong, which strict=False does not allow either.
     """
     expected = model.state_dict()
     problems = differences(expected, state)
@@ -185,7 +185,7 @@ def differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> 
 def save_atomically(values: Any, path: Path) -> None:
     """Write by torch.save to `path` by way of a partial file, creating the folder.
 
-    Raises HarnessError, keeping the old file, if that fails.
+    Raise HarnessError, keeping the old file, if that fails.
     """
     partial = path.with_name(path.name + ".partial")
     try:

@@ -49,7 +49,7 @@ Arguments = list[Any] | dict[str, Any]  # positional ones, or named ones with po
 
 
 class ModelTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a network is built and loaded, as TOML has it: in the registry, in a recipe, beside a model's file.
+    """A TOML table that says how a network is built and loaded: in the registry, in a recipe, beside a model's file.
 
     `file` is the Python file; `data_range` is that of the network's input and output, 1.0 or 255.0; `state_key` names
     the checkpoint's key under which the weights lie, if it is not one that is tried anyway; `lenient` loads with
@@ -119,7 +119,7 @@ class ModelEntry:
 
     @property
     def backend(self) -> str:
-        """How the model runs, as --backend has it."""
+        """Return the backend, as --backend names it."""
         return self.variant.backend if self.variant else "plain"
 
     @property
@@ -172,7 +172,7 @@ class LoadedModel:
 
 
 def read_registry(path: Path = REGISTRY) -> list[ModelEntry]:
-    """Return the entries in the file's order. Raises HarnessError for bad TOML, a missing key, or an id used twice."""
+    """Return the entries in the file's order. Raise HarnessError for bad TOML, a missing key, or an id used twice."""
     path = Path(path)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8")).get("model", [])
@@ -197,7 +197,7 @@ def read_registry(path: Path = REGISTRY) -> list[ModelEntry]:
 def read_model_table(path: Path) -> ModelTable:
     """Return the TOML file that describes a model: the keys of ModelTable; its paths count from its folder.
 
-    Raises HarnessError if it cannot be read, or a key is missing, unknown or of the wrong type.
+    Raise HarnessError if it cannot be read, or a key is missing, unknown or of the wrong type.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -209,7 +209,7 @@ def read_model_table(path: Path) -> ModelTable:
 
 
 def find_entry(model_id: int, entries: Iterable[ModelEntry]) -> ModelEntry:
-    """Return the entry with this id. Raises HarnessError, listing the known ones, if there is none."""
+    """Return the entry with this id. Raise HarnessError, listing the known ones, if there is none."""
     for entry in entries:
         if entry.id == model_id:
             return entry
@@ -227,7 +227,7 @@ def find_variant(
 ) -> ModelEntry:
     """Return the entry that computes `entry`'s function with a backend and a precision; None leaves either open.
 
-    The plain float32 form is `entry` itself. Raises HarnessError, listing what there is, if nothing fits.
+    The plain float32 form is `entry` itself. Raise HarnessError, listing what there is, if nothing fits.
     """
     variants = variants_of(entry, entries)
     for other in variants:
@@ -253,7 +253,7 @@ def load_model(entry: ModelEntry, device: torch.device | str) -> LoadedModel:
     """Build an entry's network and load its checkpoint, strictly.
 
     An absent checkpoint of the registry is no error: the network can still be timed and counted, and
-    `missing_weights` says what is missing. Raises HarnessError if the class cannot be built or the weights do not fit.
+    `missing_weights` says what is missing. Raise HarnessError if the class cannot be built or the weights do not fit.
     """
     model = build_model(entry)
     path = entry.checkpoint_path
@@ -321,7 +321,7 @@ def with_checkpoint(entry: ModelEntry, checkpoint: str | Path | None) -> ModelEn
 
 
 def register(entry: ModelEntry, path: Path = REGISTRY) -> None:
-    """Append an entry to the registry, its files as they lie. Raises HarnessError if its id is taken."""
+    """Append an entry to the registry, its files as they lie. Raise HarnessError if its id is taken."""
     taken = {other.id: other.name for other in read_registry(path)}
     if entry.id in taken:
         raise HarnessError(f"--register {entry.id}: {path.name} has this id for {taken[entry.id]}; choose another")
@@ -334,7 +334,7 @@ def register(entry: ModelEntry, path: Path = REGISTRY) -> None:
 
 
 def build_model(entry: ModelEntry) -> nn.Module:
-    """Return an entry's network with its initial weights. Raises HarnessError, in one line, for whatever it raises."""
+    """Return an entry's network with its initial weights. Raise HarnessError, in one line, for whatever it raises."""
     positional, named = split_arguments(entry.arguments)
     try:
         module = import_model(entry)

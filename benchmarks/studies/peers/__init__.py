@@ -54,7 +54,7 @@ class Peer:
     seeds: tuple[int, ...] = (2026,)
 
     def changes(self, factor: float, seed: int) -> dict[str, Any]:
-        """What the recipe has to be changed to for this network: {key: value}."""
+        """Return the changes of the recipe for this network: {key: value}."""
         recipe = load_recipe(RECIPE)
         return {
             "model": self.trained or self.model,

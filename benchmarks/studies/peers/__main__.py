@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def sweep(peers: list[Peer], args: argparse.Namespace) -> None:
-    """Try FACTORS on the rates of each network; write {name: {factor: loss}} to SWEEP_FILE."""
+    """Try FACTORS on the learning rates of each network; write {name: {factor: loss}} to SWEEP_FILE."""
     recipe = load_recipe(RECIPE)
     share = SWEEP_STEPS / recipe.steps
     milestones = [round(step * share) for step in recipe.milestones]
@@ -79,7 +79,7 @@ def last_loss(run_dir: Path) -> float:
 
 
 def train(peers: list[Peer], args: argparse.Namespace) -> None:
-    """Train each network with each of its seeds, with the rates that the sweep liked best.
+    """Train each network with each of its seeds, with the learning rates that were best in the sweep.
 
     Rates that diverge in the longer run count as the worst from then on, and the next best are taken.
     """
@@ -97,7 +97,7 @@ def train(peers: list[Peer], args: argparse.Namespace) -> None:
 
 
 def train_once(peer: Peer, seed: int, run_dir: Path, factor: float, args: argparse.Namespace) -> bool:
-    """Train with the rates times `factor`; return whether that went well."""
+    """Train with the learning rates times `factor`; return whether it succeeded."""
     try:
         run(peer.changes(factor, seed), run_dir, args)
     except DivergedError:

@@ -49,7 +49,7 @@ def table(peers: list[Peer], args: argparse.Namespace) -> None:
 
 
 def print_sweep(peers: list[Peer], found: Losses) -> None:
-    """The training loss of each network with each factor on the rates."""
+    """Print the training loss of each network with each factor on the learning rates."""
     factors = sorted({float(factor) for losses in found.values() for factor in losses})
     print_head(["network", *(f"rates times {factor:g}" for factor in factors)])
     for peer in peers:
@@ -80,7 +80,7 @@ def qualities(id_: int, checkpoint: Path, datasets: list[Dataset]) -> list[float
 
 
 def print_cost(logs: Logs) -> None:
-    """What each network takes: counts, and the times of a pass and of the training."""
+    """Print the cost of each network: counts, and the times of a pass and of the training."""
     environment = describe_environment(torch.device("cpu"))
     print(f"\n{machine_line(environment)}, torch {torch.__version__}")
     peers = list(dict.fromkeys(peer for peer, _ in logs))
