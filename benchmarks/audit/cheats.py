@@ -347,6 +347,27 @@ CHEATS |= {
         "Hidden.compute = lambda self, x, weight: convolve(x, weight, self.padding)",
         hides=True,
     ),
+    "convolves in a compiled part": Cheat(
+        "convolve = torch.compile(lambda x, weight, padding: F.conv2d(x, weight, padding=padding), backend='eager')\n"
+        "Hidden.compute = lambda self, x, weight: convolve(x, weight, self.padding)",
+        hides=True,
+        where=FEW,
+        described=True,
+    ),
+    "convolves by quantized operators": Cheat(
+        "def keep(self, weight):\n"
+        "    scale = weight.abs().max().item() / 127\n"
+        "    whole = torch.quantize_per_tensor(weight, scale, 0, torch.qint8)\n"
+        "    pair = [self.padding] * 2\n"
+        "    self.packed = torch.ops.quantized.conv2d_prepack(whole, None, [1, 1], pair, [1, 1], 1)\n"
+        "def compute(self, x, weight):\n"
+        "    step = max(x.abs().max().item() / 100, 1e-6)\n"
+        "    whole = torch.quantize_per_tensor(x, step, 128, torch.quint8)\n"
+        "    return torch.ops.quantized.conv2d(whole, self.packed, 4 * step, 128).dequantize()\n"
+        "Hidden.keep, Hidden.compute, Hidden.weight = keep, compute, None",
+        hides=True,
+        where=FEW,
+    ),
     "multiplies by a sparse matrix": Cheat(
         "def compute(self, x, weight):\n"
         "    columns = F.unfold(x, self.side, padding=self.padding)[0]\n"

@@ -61,7 +61,8 @@ def draw(shown: list[tuple[str, np.ndarray]], box: Sequence[int], path: Path) ->
         ax.set_title(title)
         ax.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
+    titles = "; ".join(" ".join(title.split()) for title, _ in shown)
+    figure.savefig(path, dpi=80, metadata={"Description": titles})  # so that a test can compare it
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils.files import write_text
-from utils.record import Audit, Complexity, MemoryMethod, Record, Runtime, Tiles, mean
+from utils.record import Audit, Complexity, MemoryMethod, Record, Runtime, SteadyRuntime, Tiles, mean
 
 COLUMNS = (
     "Model",
@@ -54,8 +54,11 @@ def factsheet_row(record: Record) -> list[str]:
     ]
 
 
-def notes(records: list[Record]) -> list[str]:
-    """Return the lines that a reader of the table needs: data, machine, method, and why a cell shows a dash."""
+def notes(records: list[Record], short: bool = False) -> list[str]:
+    """Return the notes under a table: data, machine, method, and what is special about each model.
+
+    The `short` ones, for a terminal, leave out the method of memory, who was not audited, and the steady times.
+    """
     lines = []
     for data in dict.fromkeys(_data(record) for record in records):
         lines.append(f"Data: {data}")
@@ -63,13 +66,15 @@ def notes(records: list[Record]) -> list[str]:
         lines.append(f"Machine: {machine}")
     for method in dict.fromkeys(_runtime_method(record.runtime) for record in records):
         lines.append(f"Val Time: {method}")
-    for memory in dict.fromkeys(record.memory.method for record in records):
+    for memory in dict.fromkeys(record.memory.method for record in records if not short):
         lines.append(f"Mem: {MEMORY[memory]}")
-    if inside := [record.model.name for record in records if record.audit is None]:
+    if not short and (inside := [record.model.name for record in records if record.audit is None]):
         lines.append(f"Not audited, run in this process as trusted: {', '.join(inside)}")
     plain = {_weights(record): record for record in records if record.model.origin == "registry"}
     for record in records:
         name = record.model.name
+        if not short and (steady := record.runtime.trusted_steady):
+            lines.append(f"{name}: {_steady(steady)}")
         lines += [f"{name}: {line}" for line in _model_notes(record)]
         of = record.model.variant_of
         if of is not None and (of, record.model.sha256) in plain:
@@ -103,14 +108,16 @@ def _against_plain(variant: Record, plain: Record) -> str:
     return f"the function of {plain.model.name}, against it: {difference}{ratio}"
 
 
+def _steady(steady: SteadyRuntime) -> str:
+    return (
+        f"steady time {steady.median_ms:.2f} ms (10th to 90th percentile {steady.p10_ms:.2f} to "
+        f"{steady.p90_ms:.2f}; {steady.warmup} warm-up, {steady.repeats} timed passes on "
+        f"{steady.lr_width} x {steady.lr_height})"
+    )
+
+
 def _model_notes(record: Record) -> Iterator[str]:
-    steady, images = record.runtime.trusted_steady, record.images
-    if steady:
-        yield (
-            f"steady time {steady.median_ms:.2f} ms (10th to 90th percentile {steady.p10_ms:.2f} to "
-            f"{steady.p90_ms:.2f}; {steady.warmup} warm-up, {steady.repeats} timed passes on "
-            f"{steady.lr_width} x {steady.lr_height})"
-        )
+    images = record.images
     if record.model.missing_weights:
         yield f"no quality, {record.model.missing_weights}"
     elif not record.dataset.has_hr:
@@ -192,13 +199,13 @@ def _machine(record: Record) -> str:
     return f"{processor}, torch {environment.libraries['torch']}, {environment.date[:10]}"
 
 
-def text_table(records: list[Record]) -> str:
+def text_table(records: list[Record], short: bool = False) -> str:
     """Return the aligned table and its notes."""
     rows = [list(COLUMNS), *map(factsheet_row, records)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*lines, "", *notes(records)]) + "\n"
+    return "\n".join([*lines, "", *notes(records, short)]) + "\n"
 
 
 def reasons_table(records: list[Record]) -> str:
@@ -238,19 +245,20 @@ def latex_table(records: list[Record]) -> str:
 
 
 def write_tables(folder: Path, records: list[Record]) -> str:
-    """Write the table of the complete records as factsheet.txt, .md and .tex into a folder; return it as text.
+    """Write the table of the complete records as factsheet.txt, .md and .tex into a folder.
 
-    Models without one follow in the text, with the reason.
+    Models without one follow in the text, with the reason. Return the text with short notes.
     """
     complete = [record for record in records if record.is_complete]
     others = [record for record in records if not record.is_complete]
-    parts = [text_table(complete)] if complete else []
-    parts += [reasons_table(others)] if others else []
-    text = "\n".join(parts)
-    write_text(folder / "factsheet.txt", text)
+    reasons = [reasons_table(others)] if others else []
+    whole, shown = (
+        "\n".join([*([text_table(complete, short)] if complete else []), *reasons]) for short in (False, True)
+    )
+    write_text(folder / "factsheet.txt", whole)
     write_text(folder / "factsheet.md", markdown_table(complete))
     write_text(folder / "factsheet.tex", latex_table(complete))
-    return text
+    return shown
 
 
 def latex(text: str) -> str:
