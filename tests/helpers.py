@@ -1,5 +1,6 @@
 """What several test files use: images, data folders, toy networks, a results record, recipes, and commands."""
 
+import csv
 import errno
 import importlib.util
 import json
@@ -307,3 +308,9 @@ def benchmark_psnr(model: nn.Module, shared: Path, benchmark: str, name: str = "
         mse = np.mean((sr - hr)[4:-4, 4:-4] ** 2)
         results.append(10 * np.log10(255**2 / mse))
     return float(np.mean(results))
+
+
+def shipped_quality() -> list[dict[str, str]]:
+    """Return what the pages state of the shipped weights, a row for each model and set."""
+    with open(ROOT / "model_zoo" / "quality.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

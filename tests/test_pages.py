@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.studies.comparison import panels
-from tests.helpers import write_pairs
+from tests.helpers import shipped_quality, write_pairs
 from utils.data.datasets import open_dataset
 from utils.data.sample import make_sample
 from utils.files import ROOT
@@ -105,3 +105,14 @@ def test_picture_of_readme_shows_the_figures_of_the_shipped_weights(tmp_path):
     titles = [" ".join(title.split()) for title, _ in panels(pair, [7])]
     with Image.open(ROOT / "docs" / "comparison.png") as picture:
         assert picture.info["Description"] == "; ".join(titles)
+
+
+def test_tables_of_quality_show_the_data_file():
+    readme, weights = ((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/weights.md"))
+    of = {(row["name"], row["set"]): row for row in shipped_quality()}
+    for name in {name for name, _ in of}:
+        shown = [of[name, benchmark]["psnr_db"] for benchmark in ("Set5", "Set14")]
+        assert re.search(rf"\| {name} \(.*\) \| {shown[0]} \| {shown[1]} \|", readme), name
+        rows = [of[name, benchmark] for benchmark in ("Set5", "Set14", "Photo2K", "DIV2K12") if (name, benchmark) in of]
+        cells = " | ".join(f"{row['psnr_db']} | {row['published_db']}" for row in rows)
+        assert f"| {name} | {cells} |" in weights, name
