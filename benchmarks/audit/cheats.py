@@ -66,12 +66,13 @@ CHEATS = {
     "replaces the clock's function, not its name": Cheat(
         "import utils.measure.runtime as runtime\n"
         "real = runtime.timed_forward\n"
-        "runtime.timed_forward.__wrapped__.__code__ = (lambda model, lr: (model(lr), 0.1)).__code__",
+        "runtime.timed_forward.__wrapped__.__code__ = (lambda model, lr: Pass(model(lr), 0.1, None)).__code__",
     ),
     "replaces timed_forward wherever it is": Cheat(
         "import gc, utils.measure.runtime as runtime\n"
+        "fake = lambda model, lr: runtime.Pass(model(lr), 0.1, None)\n"
         "for module in list(sys.modules.values()):\n"
-        "    if getattr(module, 'timed_forward', None): module.timed_forward = lambda model, lr: (model(lr), 0.1)",
+        "    if getattr(module, 'timed_forward', None): module.timed_forward = fake",
     ),
     "returns at once and computes in a thread": Cheat(
         forward="sr = x.new_empty(1, 3, 4 * x.shape[2], 4 * x.shape[3])\n"
