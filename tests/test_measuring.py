@@ -6,6 +6,7 @@ import pytest
 
 from tests.helpers import stored
 from utils import measuring
+from utils.data.datasets import open_dataset
 from utils.errors import HarnessError
 from utils.evaluate.measurement import ALONE, MeasurementPlan
 from utils.request import DataChoice, IsolationChoice, ModelChoice, Request
@@ -51,7 +52,7 @@ def test_models_measured_at_once_are_all_in_the_results(monkeypatch, tmp_path, p
     asked = Request(
         ModelChoice(), DataChoice(pairs), MeasurementPlan(1, 0, 1), IsolationChoice(), tmp_path, "cpu", jobs=2
     )
-    measuring.measure_all(entries, None, None, asked, ALONE)
+    measuring.measure_all(entries, open_dataset(pairs), None, asked, ALONE)
     assert stored(tmp_path).keys() == {"SPAN", "NanoSR_inference"}
 
 

@@ -2,7 +2,7 @@
 
 import os
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -146,7 +146,7 @@ def measure_all(
     With several `jobs`, each has a process and a GPU of its own.
     """
     if request.jobs > 1:
-        measure_each = partial(on_one_gpu, count=len(entries), request=request)
+        measure_each = partial(on_one_gpu, count=len(entries), dataset=dataset, request=request)
         pool: Any = one_process_per_gpu(request.jobs)
     else:
         measure_each = partial(
@@ -179,10 +179,10 @@ def see_one_gpu(free: Any) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = free.get()
 
 
-def on_one_gpu(entry: ModelEntry, count: int, request: Request, patience_s: float | None = None) -> float | None:
+def on_one_gpu(
+    entry: ModelEntry, count: int, dataset: Dataset, request: Request, patience_s: float | None = None
+) -> float | None:
     """Do what `measure_entry` does, in a process of `one_process_per_gpu`."""
-    with redirect_stdout(None):
-        dataset = open_data(request.data)
     return measure_entry(entry, count, dataset, choose_device(request.device), request, ALONE, patience_s)
 
 

@@ -20,7 +20,8 @@ from utils.measure.environment import choose_device
 from utils.measure.tiles import forward_in_tiles
 from utils.options import add_device, add_model, parse, positive
 from utils.progress import progress
-from utils.zoo.registry import ModelEntry, find_entry, read_registry, with_checkpoint
+from utils.request import ModelChoice, one_entry
+from utils.zoo.registry import find_entry, read_registry
 from utils.zoo.registry import load_model as load_entry
 
 UNCHANGED = cv2.IMREAD_UNCHANGED
@@ -41,7 +42,9 @@ def main() -> None:
     add_model(parser)
     add_device(parser)
     args = parse(parser)
-    entry = chosen_entry(args.model_id, args.model_file, args.checkpoint)
+    default = () if args.model_file else (7,)
+    ids = default if args.model_id is None else (args.model_id,)
+    entry = one_entry(ModelChoice(ids, args.model_file, args.checkpoint))
     targets = target_files(args.photos, args.out)
     loaded = load_entry(entry, choose_device(args.device))
     if loaded.weights.missing_weights:
@@ -51,17 +54,6 @@ def main() -> None:
         write_png(target, upscale(loaded.model, image, args.tile, entry.data_range))
         height, width = image.shape[:2]
         tqdm.write(f"{target}: {4 * width} x {4 * height}, from {width} x {height}")
-
-
-def chosen_entry(model_id: int | None, file: Path | None, checkpoint: Path | None) -> ModelEntry:
-    """Return the model that the options name, by default NanoSR. Raise HarnessError if they name two."""
-    from utils.request import submitted_entry  # which imports the measuring
-
-    if file and model_id is not None:
-        raise HarnessError("--model_id: leave it out with --model_file")
-    if file:
-        return submitted_entry(file, checkpoint)
-    return with_checkpoint(find_entry(7 if model_id is None else model_id, read_registry()), checkpoint)
 
 
 def target_files(photos: list[Path], folder: Path) -> list[Path]:

@@ -224,9 +224,9 @@ class OperatorWatch(TorchDispatchMode):
 
 
 def stored_values(model: nn.Module) -> int:
-    """Return how many numbers the parameters hold, in units of 32 bits: a complex one holds two, a half one half.
+    """Return how many numbers of 32 bits the parameters hold: a complex parameter holds two, one of 64 bits two.
 
-    Half-precision weights count as whole ones, as the protocol has them.
+    A parameter of less than 32 bits counts as one number, as the protocol counts it.
     """
     return sum(parameter.numel() * max(1, 8 * parameter.element_size() // 32) for parameter in model.parameters())
 
