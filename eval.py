@@ -38,6 +38,7 @@ MEASURES = (
     "--runs",
     "--warmup",
     "--repeats",
+    "--luma",
     "--workers",
     "--fresh",
     "--jobs",
@@ -90,6 +91,9 @@ def parser() -> argparse.ArgumentParser:
         "--warmup", type=natural, default=3, help="passes before the steady time is taken (default 3)"
     )
     measuring.add_argument("--repeats", type=positive, default=10, help="timed passes of the steady time (default 10)")
+    measuring.add_argument(
+        "--luma", action="store_true", help="take PSNR and SSIM on luma (BT.601), too, as most papers print them"
+    )
     measuring.add_argument(
         "--workers", type=natural, help="threads that read and score during passes (default: 8 on a GPU, 0 on a CPU)"
     )
@@ -177,7 +181,7 @@ def request_from(args: argparse.Namespace) -> "Request":
             precision=args.precision,
         ),
         data=DataChoice(args.data_dir, args.hr, args.lr, args.split),
-        plan=MeasurementPlan(args.runs, args.warmup, args.repeats, args.workers),
+        plan=MeasurementPlan(args.runs, args.warmup, args.repeats, args.workers, args.luma),
         isolation=IsolationChoice(args.isolated, args.sandbox, limits),
         results=args.results,
         device=args.device,

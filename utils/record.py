@@ -118,7 +118,7 @@ class DatasetInfo(Struct, kw_only=True):
 
 
 class Images(Struct, kw_only=True):
-    """One value per image, in order. `psnr` [dB] and `ssim` may be None.
+    """One value per image, in order. `psnr` [dB] and `ssim`, on RGB, may be None, and so may those on luma.
 
     `tile` is the LR side of the tiles [pixels] where memory ran out on the whole image, else None; `nan` says whether
     the output held NaN, which counts as 0.
@@ -130,6 +130,8 @@ class Images(Struct, kw_only=True):
     ssim: list[float | None] = field(default_factory=list)
     tile: list[int | None] = field(default_factory=list)
     nan: list[bool] = field(default_factory=list)
+    luma_psnr: list[float | None] = field(default_factory=list)
+    luma_ssim: list[float | None] = field(default_factory=list)
 
 
 class SteadyRuntime(Struct, kw_only=True):
@@ -303,6 +305,16 @@ class Record(Struct, kw_only=True):
     def ssim(self) -> float | None:
         """Mean SSIM over the images; None without weights or HR images."""
         return mean(self.images.ssim)
+
+    @property
+    def luma_psnr_db(self) -> float | None:
+        """Mean PSNR on luma over the images [dB]; None if it was not measured, too."""
+        return mean(self.images.luma_psnr)
+
+    @property
+    def luma_ssim(self) -> float | None:
+        """Mean SSIM on luma over the images; None if it was not measured, too."""
+        return mean(self.images.luma_ssim)
 
     @property
     def runtime_ms(self) -> float | None:

@@ -153,6 +153,24 @@ def test_other_circumstances_start_anew(loaded, dataset, change):
     assert measure(loaded, dataset, MeasurementPlan(2, 1, 1), earlier=earlier).runtime.parts == 1
 
 
+def test_images_scored_by_other_metrics_start_anew(loaded, dataset):
+    earlier = stopped_after(loaded, dataset, 3)
+    on_luma = MeasurementPlan(2, 1, 1, luma=True)
+    record = measure(loaded, dataset, on_luma, earlier=earlier)
+    assert record.runtime.parts == 1
+    assert record.luma_psnr_db is not None
+    assert on_luma.is_done_by(record)
+    assert not MeasurementPlan(2, 1, 1).is_done_by(record)
+
+
+def test_record_of_a_version_without_luma_goes_on(loaded, dataset):
+    earlier = stopped_after(loaded, dataset, 3)
+    earlier.images.luma_psnr = earlier.images.luma_ssim = []
+    record = measure(loaded, dataset, MeasurementPlan(2, 1, 1), earlier=earlier)
+    assert record.runtime.parts == 2
+    assert record.images.luma_psnr == [None] * 4
+
+
 def test_missing_restored_images_start_anew(loaded, dataset, tmp_path):
     earlier = stopped_after(loaded, dataset, 3, save_dir=tmp_path / "images")
     again = measure(loaded, dataset, MeasurementPlan(2, 1, 1), tmp_path / "images", earlier=deepcopy(earlier))

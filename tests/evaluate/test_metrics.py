@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from kernels.ssim import similarity_in_c
 from tests.helpers import photograph
-from utils.evaluate.metrics import psnr, ssim
+from utils.evaluate.metrics import luma, luma_psnr, luma_ssim, psnr, ssim
 
 
 def noisy_pair(height=40, width=33):
@@ -97,3 +98,27 @@ def test_unequal_shapes_other_types_and_tiny_images_are_refused(metric):
 def test_ssim_needs_a_whole_window_inside_the_border():
     with pytest.raises(ValueError, match="window"):
         ssim(photograph(18, 40), photograph(18, 40))
+
+
+def test_luma_of_the_primaries_is_that_of_bt_601():
+    colours = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
+    assert luma(colours) == pytest.approx(np.array([[16, 235, 81.481, 144.553, 40.966]]), abs=1e-9)
+
+
+def test_figures_on_luma_agree_with_scikit_image():
+    sr, hr = noisy_pair(60, 41)
+    y, x = (rgb2ycbcr(image)[4:-4, 4:-4, 0] for image in (sr, hr))
+    assert luma_psnr(sr, hr) == pytest.approx(peak_signal_noise_ratio(x, y, data_range=255), abs=1e-9)
+    expected = structural_similarity(
+        x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
+    )
+    assert luma_ssim(sr, hr) == pytest.approx(expected, abs=1e-9)
+    assert luma_psnr(hr, hr) == math.inf
+
+
+def test_figures_on_luma_refuse_what_those_on_rgb_refuse():
+    image = photograph(18, 40)
+    with pytest.raises(ValueError, match="smaller than the 11 x 11 window"):
+        luma_ssim(image, image)
+    with pytest.raises(ValueError, match="uint8 is needed"):
+        luma_psnr(image / 255.0, image / 255.0)

@@ -7,11 +7,14 @@ from models.pan import PAN
 from models.plainusr import PlainUSR
 from models.team00_EFDN import EFDN
 from models.team00_SPAN import SPAN
-from tests.helpers import benchmark_psnr, shipped_quality
+from tests.helpers import CPU, benchmark_psnr, shipped_quality
+from utils.data.datasets import open_dataset
+from utils.evaluate.evaluation import evaluate
+from utils.evaluate.runner import Runner
 from utils.measure.complexity import measure_complexity
-from utils.record import Counts
+from utils.record import Counts, mean
 from utils.zoo.checkpoints import load_state_dict, load_strictly
-from utils.zoo.registry import find_entry, load_model, read_registry
+from utils.zoo.registry import find_entry, load_model, read_registry, with_checkpoint
 
 PEERS = {
     EFDN: (
@@ -76,3 +79,16 @@ def test_efdn_clamps_its_output():
     sr = EFDN()(torch.rand(1, 3, 20, 20) * 9)
     assert sr.min() >= 0
     assert sr.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "expected"),
+    [("Set5", (32.13, 0.8948)), pytest.param("Set14", (28.61, 0.7822), marks=pytest.mark.slow)],
+)
+def test_published_weights_of_pan_reach_its_papers_figures_on_luma(shared, benchmark, expected):
+    path = shared / "official" / PEERS[PAN][0]
+    entry = find_entry(120, read_registry())
+    loaded = load_model(with_checkpoint(entry, path), "cpu")
+    results = list(evaluate(Runner(loaded, CPU), open_dataset(shared / "benchmarks" / benchmark), with_luma=True))
+    found = (mean(image.luma_psnr for image in results), mean(image.luma_ssim for image in results))
+    assert (round(found[0] or 0, 2), round(found[1] or 0, 4)) == expected

@@ -1,6 +1,7 @@
 """utils/results/tables.py: the factsheet's columns, and that no cell pretends."""
 
 import math
+import re
 
 import pytest
 
@@ -24,6 +25,20 @@ def test_missing_weights_give_dashes_and_the_reason():
     missing = record(images=images, model={"name": "Net_1", "missing_weights": "x.pth: no checkpoint"})
     assert factsheet_row(missing)[1:3] == ["-", "-"]
     assert "Net_1: no quality, x.pth: no checkpoint" in text_table([missing])
+
+
+def test_figures_on_luma_stand_beside_the_protocols():
+    on_luma = record(images={"luma_psnr": [28.0, 30.5], "luma_ssim": [0.75, 0.85]})
+    head, _, *rows = text_table([on_luma, record()]).splitlines()
+    assert re.split("  +", head)[:5] == ["Model", "Val PSNR", "Val SSIM", "Val PSNR-Y", "Val SSIM-Y"]
+    assert [row.split()[1:5] for row in rows[:2]] == [["27.25", "0.75", "29.25", "0.8000"], ["27.25", "0.75", "-", "-"]]
+    assert "Val PSNR-Y" not in text_table([record()])
+
+
+def test_note_says_what_psnr_is_of():
+    assert "PSNR, SSIM: on RGB, as the challenge scores" in text_table([record()]).splitlines()
+    on_luma = record(images={"luma_psnr": [28.0, 30.5], "luma_ssim": [0.75, 0.85]})
+    assert "PSNR-Y, SSIM-Y: on luma (BT.601)" in text_table([on_luma])
 
 
 def test_incomplete_record_shows_its_reason():

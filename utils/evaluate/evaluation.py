@@ -16,14 +16,14 @@ from utils.ahead import ahead
 from utils.data.datasets import Dataset, Pair, read_fitting_hr
 from utils.data.images import to_image, to_tensor, write_png
 from utils.errors import HarnessError, KilledError, in_one_line
-from utils.evaluate.metrics import psnr, ssim
+from utils.evaluate.metrics import luma_psnr, luma_ssim, psnr, ssim
 from utils.evaluate.runner import ModelRunner
 from utils.measure.runtime import Pass, check_output
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image: `psnr` [dB] and `ssim` are None where there is no HR, no weights, or (SSIM) nobody asked.
+    """One image: `psnr` [dB] and `ssim`, on RGB and on luma, are None where there is no HR, no weights, or no request.
 
     `tile` is the LR side of the tiles [pixels] if memory ran out on the whole image, else None. `nan` says whether the
     network's output holds NaN, which counts as 0.
@@ -36,6 +36,8 @@ class ImageResult:
     ssim: float | None
     tile: int | None = None
     nan: bool = False
+    luma_psnr: float | None = None
+    luma_ssim: float | None = None
 
 
 class Restored(NamedTuple):
@@ -53,6 +55,7 @@ def evaluate(
     with_ssim: bool = False,
     save_dir: Path | None = None,
     workers: int = 0,
+    with_luma: bool = False,
 ) -> Iterator[ImageResult]:
     """Yield an ImageResult per pair, in order, restored by a Runner; images go to `save_dir` under the HR's name.
 
@@ -81,10 +84,13 @@ def evaluate(
         sr = restored.sr
         similarity = start(ssim, sr, hr) if scored and with_ssim else None
         quality = start(psnr, sr, hr) if scored else None
+        on_luma = [start(metric, sr, hr) if scored and with_luma else None for metric in (luma_psnr, luma_ssim)]
         written = start(write_png, save_dir / pair.name, sr) if save_dir is not None else None
-        psnr_db, ssim_value, _ = (result and result() for result in (quality, similarity, written))
+        started = (quality, similarity, *on_luma, written)
+        psnr_db, ssim_value, *luma_values, _ = (result and result() for result in started)
+        pixels = lr.shape[0] * lr.shape[1]
         return ImageResult(
-            pair.name, lr.shape[0] * lr.shape[1], restored.runtime_ms, psnr_db, ssim_value, *restored[2:]
+            pair.name, pixels, restored.runtime_ms, psnr_db, ssim_value, restored.tile, restored.nan, *luma_values
         )
 
     if workers:

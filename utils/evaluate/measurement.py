@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import msgspec
@@ -47,13 +48,15 @@ MACHINE = ("device", "gpu", "cpu", "threads", "libraries", "isolation")
 class MeasurementPlan:
     """The amount of measuring: timed `runs` over the data set, and the steady runtime's `warmup` and `repeats`.
 
-    `workers` threads read, score and write beside the network; None means `default_workers`.
+    `workers` threads read, score and write beside the network; None means `default_workers`. `luma`: take PSNR and SSIM
+    on luma, too.
     """
 
     runs: int = 5
     warmup: int = 3
     repeats: int = 10
     workers: int | None = None
+    luma: bool = False
 
     def passes(self, images: int) -> int:
         """Return how many forward passes a measurement over so many images does."""
@@ -67,7 +70,16 @@ class MeasurementPlan:
         """Return whether a complete record holds as much as this asks for, and no more."""
         steady = record.runtime.steady
         as_planned = steady is None or (steady.warmup, steady.repeats) == (self.warmup, self.repeats)
-        return len(record.runtime.runs) == self.runs and as_planned  # tiles have no steady time
+        # Tiles have no steady time.
+        return len(record.runtime.runs) == self.runs and as_planned and self.has_metrics_of(record)
+
+    def has_metrics_of(self, record: Record) -> bool:
+        """Return whether a record's images were scored by the metrics that this asks for."""
+        images, scored = record.images, len(record.runtime.runs[0]) if record.runtime.runs else 0
+        return all(
+            (on_luma is not None) == (self.luma and on_rgb is not None)
+            for on_rgb, on_luma in zip_longest(images.psnr[:scored], images.luma_psnr[:scored])
+        )
 
 
 class PostponedError(Exception):
@@ -106,7 +118,7 @@ def measure(
     record = start_record(runner.entry, dataset, plan, runner.device, runner.isolation, runner.weights)
     record.repository, record.environment.threads = runner.repository, runner.threads
     record.runtime.processes = world.size
-    if world.size == 1 and earlier and _can_go_on(earlier, record, save_dir):
+    if world.size == 1 and earlier and plan.has_metrics_of(earlier) and _can_go_on(earlier, record, save_dir):
         _go_on(record, earlier, plan, on_pass)
     runner.reset_peak()
 
@@ -208,7 +220,8 @@ def _go_on(record: Record, earlier: Record, plan: MeasurementPlan, on_pass: Call
     runs = record.runtime.runs = deepcopy(earlier.runtime.runs[: plan.runs])
     scored = len(runs[0]) if runs else 0  # an image whose entry was interrupted is scored again
     for key in Images.__struct_fields__:
-        setattr(record.images, key, getattr(earlier.images, key)[:scored])
+        values = getattr(earlier.images, key) or [None] * scored  # of a version that did not know this key
+        setattr(record.images, key, values[:scored])
     record.runtime.parts = earlier.runtime.parts + 1
     for _ in range(sum(map(len, runs))):
         on_pass()
@@ -240,7 +253,9 @@ def _run_over_images(
         run = runs[number]
         rest = replace(dataset, pairs=dataset.pairs[len(run) :])
         if number == 0:
-            for result in evaluate(runner, rest, with_ssim=True, save_dir=save_dir, workers=workers):
+            for result in evaluate(
+                runner, rest, with_ssim=True, save_dir=save_dir, workers=workers, with_luma=plan.luma
+            ):
                 for key in Images.__struct_fields__:
                     getattr(record.images, key).append(getattr(result, key))
                 finish_pass(run, result.runtime_ms)

@@ -17,7 +17,7 @@ from utils.files import write_text
 from utils.protocol import SCALE
 from utils.record import Record
 from utils.results.plots import psnr_difference, psnr_distribution, runtime_by_size, trade_offs
-from utils.results.tables import COLUMNS, factsheet_row, notes
+from utils.results.tables import columns, notes, rows
 
 SIDE = 96  # of a crop [HR pixels]
 SHOWN = 6  # images with crops
@@ -66,8 +66,8 @@ def write_report(path: Path, records: list[Record], dataset: Dataset, images_dir
         plots["Where two models differ"] = psnr_difference(*with_quality[:2])
     plots["Runtime of an image against its size"] = runtime_by_size(records)
     page = template.render(
-        columns=COLUMNS,
-        rows=[factsheet_row(record) for record in records],
+        columns=columns(records),
+        rows=rows(records),
         notes=notes(records),
         plots={title: Markup(svg) for title, svg in plots.items()},
         crop_rows=crop_rows(with_quality, dataset, Path(images_dir)) if with_quality else [],

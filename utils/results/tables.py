@@ -17,6 +17,8 @@ COLUMNS = (
     "Mem [M]",
     "Conv",
 )
+LUMA_COLUMNS = ("Val PSNR-Y", "Val SSIM-Y")  # after the SSIM, if a model was scored on luma
+AFTER_SSIM = COLUMNS.index("Val SSIM") + 1
 DASH = "-"
 LEFT_OUT_SHARE = 0.005  # of a figure, from which on a note names what is not counted
 LATEX = {character: f"\\{character}" for character in "_%&#${}"} | {
@@ -54,6 +56,24 @@ def factsheet_row(record: Record) -> list[str]:
     ]
 
 
+def columns(records: list[Record]) -> list[str]:
+    """Return the columns of a table of these records."""
+    return [*COLUMNS[:AFTER_SSIM], *(LUMA_COLUMNS if _any_luma(records) else ()), *COLUMNS[AFTER_SSIM:]]
+
+
+def rows(records: list[Record]) -> list[list[str]]:
+    """Return the records' cells as text, in the order of `columns`."""
+    cells = [factsheet_row(record) for record in records]
+    if _any_luma(records):
+        for row, record in zip(cells, records, strict=True):
+            row[AFTER_SSIM:AFTER_SSIM] = [_number(record.luma_psnr_db, 2), _number(record.luma_ssim, 4)]
+    return cells
+
+
+def _any_luma(records: list[Record]) -> bool:
+    return any(record.luma_psnr_db is not None for record in records)
+
+
 def notes(records: list[Record], short: bool = False) -> list[str]:
     """Return the notes under a table: data, machine, method, and what is special about each model.
 
@@ -62,6 +82,9 @@ def notes(records: list[Record], short: bool = False) -> list[str]:
     lines = []
     for data in dict.fromkeys(_data(record) for record in records):
         lines.append(f"Data: {data}")
+    if any(record.psnr_db is not None for record in records):
+        on_luma = "; PSNR-Y, SSIM-Y: on luma (BT.601), as most papers print" if _any_luma(records) else ""
+        lines.append(f"PSNR, SSIM: on RGB, as the challenge scores{on_luma}")
     for machine in dict.fromkeys(_machine(record) for record in records):
         lines.append(f"Machine: {machine}")
     for method in dict.fromkeys(_runtime_method(record.runtime) for record in records):
@@ -201,9 +224,9 @@ def _machine(record: Record) -> str:
 
 def text_table(records: list[Record], short: bool = False) -> str:
     """Return the aligned table and its notes."""
-    rows = [list(COLUMNS), *map(factsheet_row, records)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    cells = [columns(records), *rows(records)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join([*lines, "", *notes(records, short)]) + "\n"
 
@@ -219,23 +242,25 @@ def reasons_table(records: list[Record]) -> str:
 
 def markdown_table(records: list[Record]) -> str:
     """Return the table in Markdown, its notes as a list below."""
-    rows = [list(COLUMNS), ["---"] + ["---:"] * (len(COLUMNS) - 1), *map(factsheet_row, records)]
+    head = columns(records)
+    cells = [head, ["---"] + ["---:"] * (len(head) - 1), *rows(records)]
     return (
-        "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", *(f"- {line}" for line in notes(records))]) + "\n"
+        "\n".join([*(f"| {' | '.join(row)} |" for row in cells), "", *(f"- {line}" for line in notes(records))]) + "\n"
     )
 
 
 def latex_table(records: list[Record]) -> str:
     """Return the table as a LaTeX `table` environment with the notes as comments; it needs no package."""
+    head = columns(records)
     lines = [
         *(f"% {line}" for line in notes(records)),
         r"\begin{table}",
         r"  \centering",
-        rf"  \begin{{tabular}}{{l{'r' * (len(COLUMNS) - 1)}}}",
+        rf"  \begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
         r"    \hline",
-        *(f"    {' & '.join(map(latex, row))} " + r"\\" for row in [list(COLUMNS)]),
+        *(f"    {' & '.join(map(latex, row))} " + r"\\" for row in [head]),
         r"    \hline",
-        *(f"    {' & '.join(map(latex, factsheet_row(record)))} " + r"\\" for record in records),
+        *(f"    {' & '.join(map(latex, row))} " + r"\\" for row in rows(records)),
         r"    \hline",
         r"  \end{tabular}",
         rf"  \caption{{{latex('; '.join(dict.fromkeys(record.dataset.label for record in records)))}}}",
