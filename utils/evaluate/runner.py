@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from utils.data.datasets import Dataset
 from utils.data.images import to_tensor
+from utils.measure.architecture import Architecture, traced_architecture
 from utils.measure.complexity import measure_complexity, traced_macs
 from utils.measure.counting import Watched, stored_values, watched_pass
 from utils.measure.memory import cpu_peak_mib, gpu_peak_mib, reset_peak
@@ -37,6 +38,10 @@ class ModelRunner(Protocol):
 
     def count(self) -> Counts:
         """Return the network's counts; a variant counts as the network whose function it computes."""
+        ...
+
+    def architecture(self) -> Architecture:
+        """Return the network's blocks and the data flow among them; of a variant, those of the plain network."""
         ...
 
     def reach(self) -> int:
@@ -106,6 +111,10 @@ class Runner:
 
     def count(self) -> Counts:
         return measure_complexity(counted_network(self.entry, self.model, self.device))
+
+    def architecture(self) -> Architecture:
+        network = counted_network(self.entry, self.model, self.device)
+        return traced_architecture(network, self.device, self.entry.data_range)
 
     def reach(self) -> int:
         return reach(self.model, self.device, self.entry.data_range)

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from utils.errors import HarnessError, is_shown
+from utils.measure.architecture import Architecture
 
 LARGEST = 1 << 62  # of the numbers
 LONGEST = 4096  # of the texts and lists
@@ -90,6 +91,7 @@ ANSWERS: dict[str, Any] = {  # by request
     "load": LoadAnswer,
     "load_from_repository": RepositoryAnswer,
     "forward": ForwardAnswer,
+    "architecture": Architecture,
     "count": CountAnswer,
     "traced": TracedAnswer,
     "watch": WatchAnswer,

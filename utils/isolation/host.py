@@ -28,6 +28,7 @@ from utils.isolation.process import Limits, WatchedProcess
 from utils.isolation.repository import described
 from utils.isolation.sandbox import choose_sandbox, sandboxed, with_what_is_hidden
 from utils.isolation.waiting import CoreUse, core_use, used_s, waited_s
+from utils.measure.architecture import Architecture, traced_architecture
 from utils.measure.complexity import INPUT_SHAPE, measure_complexity
 from utils.measure.counting import Watched
 from utils.measure.memory import high_water_bytes, reset_high_water
@@ -297,6 +298,13 @@ class IsolatedRunner:
         if self.entry.variant:  # the registry's, whose code is trusted
             return measure_complexity(counted_network(self.entry, nn.Identity(), self.device))
         return Counts(**msgspec.structs.asdict(self.ask("count")))
+
+    def architecture(self) -> Architecture:
+        """Return the network's blocks; a variant's are those of `Runner`."""
+        if self.entry.variant:  # the registry's, whose code is trusted
+            network = counted_network(self.entry, nn.Identity(), self.device)
+            return traced_architecture(network, self.device, self.entry.data_range)
+        return self.ask("architecture", data_range=self.entry.data_range)
 
     def reach(self) -> int:
         """Return how far the network looks [LR pixels]."""

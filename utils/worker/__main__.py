@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from utils.errors import HarnessError, in_one_line
 from utils.measure.allocator import give_back_freed_memory, keep_freed_memory
+from utils.measure.architecture import traced_architecture
 from utils.measure.complexity import INPUT_SHAPE, measure_complexity, traced_macs
 from utils.measure.counting import stored_values, watched_pass
 from utils.measure.memory import gpu_peak_mib, peak_rss_bytes, reset_peak
@@ -90,6 +91,10 @@ class Worker:
     def reach(self, data_range: float) -> int:
         """Return how far the network looks [LR pixels]."""
         return reach(self.model, self.device, data_range)
+
+    def architecture(self, data_range: float) -> dict[str, Any]:
+        """Return the network's Architecture."""
+        return msgspec.to_builtins(traced_architecture(self.model, self.device, data_range))
 
     def count(self) -> dict[str, int]:
         """Return the protocol's counts."""
