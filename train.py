@@ -7,6 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import tomli_w
 import torch
 from torch import Tensor
 
@@ -22,13 +24,14 @@ from utils.data.datasets import Dataset, open_dataset, read_fitting_hr
 from utils.data.sample import ensure_sample
 from utils.errors import DivergedError, HarnessError, exit_on_harness_error, in_one_line, line_of
 from utils.evaluate.distributed import process_group
-from utils.files import held, writing
+from utils.files import held, write_text, writing
 from utils.measure.allocator import keep_freed_memory
 from utils.measure.environment import choose_device
 from utils.measure.precision import cost_line
 from utils.options import add_device, duration, natural, parse, refuse
 from utils.progress import progress
 
+RECIPE_FILE = "recipe.toml"  # in the run's folder
 LEAP = 10  # times the first row's loss: a training whose loss leaps so far does not come back
 
 
@@ -55,6 +58,9 @@ def main() -> None:
                 announce(setup)
             trainer = Trainer(setup, rank, world, subimages.sha256)
             start(trainer, run_dir, state, args.init)
+            if rank == 0:
+                # With all defaults: the run tells by it, years later, what it did.
+                write_text(run_dir / RECIPE_FILE, tomli_w.dumps(msgspec.to_builtins(recipe)))
             feed = make_feed(subimages, sampler, device, args.feed_threads, args.feed)
             finished = run(trainer, feed, validation, run_dir, args.time_limit)
     except HarnessError:

@@ -18,7 +18,7 @@ from models.training.nanosr import NanoSR_train
 from models.training.span import SPAN_train
 from tests.helpers import SMALL_CUT, WEIGHTS_OF_RUN, both_kinds, python, two_processes, write_photographs
 from training.log import read_log
-from training.recipe import recipe_of_state
+from training.recipe import load_recipe, recipe_of_state
 from utils.files import ROOT, held
 from utils.zoo.checkpoints import load_state_dict
 from utils.zoo.registry import find_entry, read_registry
@@ -58,6 +58,9 @@ def test_resumed_run_ends_with_the_same_bits(command, recipe_path, prepared, pai
     words = {name: train_command(recipe_path, prepared, tmp_path / name, pairs) for name in ("whole", "stopped")}
     assert command(*words["whole"]).returncode == 0
     assert "stopped at step" in command(*words["stopped"], "--time_limit", 0).stdout
+    written = load_recipe(tmp_path / "stopped" / "recipe.toml")
+    assert written == recipe_of_state(tmp_path / "stopped" / "state.pt")
+    assert written.steps == load_recipe(recipe_path).steps
     assert command(*words["stopped"], "--resume").returncode == 0
     expected, actual = (load_state_dict(tmp_path / name / "nanosr_train.pth") for name in words)
     assert all(torch.equal(actual[key], value) for key, value in expected.items())
