@@ -58,6 +58,49 @@ def write_photographs(folder: Path) -> Path:
     return folder
 
 
+SELECT_MODEL = """\
+import os{of_os}
+import torch
+
+
+def select_model(args, device):
+    model_id = args.model_id
+    if model_id == 0:
+        # the baseline
+        from models.team00_Base import Base
+        name, data_range = f"{{model_id:02}}_Base", 1.0
+        model = Base()
+    {more}else:
+        raise NotImplementedError(f"no model {{model_id}}")
+
+    model.eval()
+    tile = None
+    for _, weight in model.named_parameters():
+        weight.requires_grad = False
+    return model.to(device), name, data_range, tile
+"""
+
+
+def write_checkout(folder: Path, of_os: str = ".path", more: str = "", newline: str = "\n") -> Path:
+    """Write a repository in the organizers' layout, with one baseline, and commit it with git; return the folder."""
+    (folder / "models").mkdir(parents=True)
+    (folder / "model_zoo").mkdir()
+    text = SELECT_MODEL.format(of_os=of_os, more=more).replace("\n", newline)
+    (folder / "test_demo.py").write_bytes(text.encode())
+    (folder / "models" / "team00_Base.py").write_text("from torch import nn\nclass Base(nn.Upsample):\n    pass\n")
+    (folder / ".gitignore").write_text("*.pth\n")
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "begin")
+    return folder
+
+
+def git(folder: Path, *words: str) -> None:
+    """Run git in a folder, as somebody."""
+    who = ("-c", "user.name=Somebody", "-c", "user.email=somebody@example.org", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True)
+
+
 def on_a_full_disk(*_arguments):
     """Stand in for a function that writes."""
     raise OSError(errno.ENOSPC, "No space left on device")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.studies.comparison import panels
-from tests.helpers import shipped_quality, write_pairs
+from tests.helpers import shipped_quality, write_checkout, write_pairs
 from utils.data.datasets import open_dataset
 from utils.data.sample import make_sample
 from utils.files import ROOT
@@ -45,6 +45,8 @@ def desk(tmp_path, monkeypatch):
             (tmp_path / path.name).symlink_to(path)
     shutil.copytree(ROOT / "models", tmp_path / "models")
     write_pairs(tmp_path / "DIR", list("ab"), size=(64, 96))
+    write_checkout(tmp_path / "CHECKOUT")
+    shutil.copy(ROOT / "docs" / "team.toml", tmp_path)
     make_sample(tmp_path / "data" / "sample")
     photos = tmp_path / "data" / "sample" / "DIV2K_LSDIR_valid_HR"
     (tmp_path / "PHOTOS").symlink_to(photos)

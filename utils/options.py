@@ -31,12 +31,18 @@ RENAMED = {  # earlier names, and what to write now
 
 def parse(parser: argparse.ArgumentParser, renamed: dict[str, str] | None = None) -> argparse.Namespace:
     """Parse the command line. Raise HarnessError for an option's earlier name; `renamed` has this command's own."""
-    known = parser._option_string_actions
+    known = {name for command in [parser, *_commands(parser)] for name in command._option_string_actions}
     for name in typed():
         new = ((renamed or {}) | RENAMED).get(name)
         if new and name not in known and (new in known or not new.startswith("--")):
             raise HarnessError(f"{name}: {f'is called {new} now' if new.startswith('--') else new}")
     return parser.parse_args()
+
+
+def _commands(parser: argparse.ArgumentParser) -> Iterable[argparse.ArgumentParser]:
+    """Return the parsers of a parser's commands, if it has any."""
+    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return [command for action in actions for command in action.choices.values()]
 
 
 def typed() -> list[str]:

@@ -11,7 +11,8 @@ from utils.data.datasets import open_dataset
 from utils.errors import HarnessError
 from utils.evaluate.runner import Runner
 from utils.record import WeightsInfo
-from utils.submission.results_zip import TeamFile, checked, read_team, write_results
+from utils.submission.results_zip import checked, write_results
+from utils.submission.team import TeamFile, read_team
 from utils.zoo.registry import LoadedModel, find_entry, read_registry
 
 

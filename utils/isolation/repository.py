@@ -100,12 +100,12 @@ def _branches(folder: Path) -> dict[int, list[ast.stmt]]:
     branches: dict[int, list[ast.stmt]] = {}
     for node in ast.walk(functions[-1]):
         if isinstance(node, ast.If):
-            for model_id in _compared_ids(node.test):
+            for model_id in compared_ids(node.test):
                 branches.setdefault(model_id, node.body)
     return dict(sorted(branches.items()))
 
 
-def _compared_ids(test: ast.expr) -> list[int]:
+def compared_ids(test: ast.expr) -> list[int]:
     """Return the whole numbers that a condition such as `model_id == 7` or `model_id in (7, 8)` compares it with."""
     if not (isinstance(test, ast.Compare) and len(test.ops) == 1 and ast.unparse(test.left).endswith("model_id")):
         return []

@@ -249,20 +249,24 @@ def markdown_table(records: list[Record]) -> str:
     )
 
 
-def latex_table(records: list[Record]) -> str:
-    """Return the table as a LaTeX `table` environment with the notes as comments; it needs no package."""
+def latex_table(records: list[Record], fit: bool = False) -> str:
+    """Return the table as a LaTeX `table` environment with the notes as comments.
+
+    It needs no package, unless it is to `fit` the line's width: then graphicx.
+    """
     head = columns(records)
     lines = [
         *(f"% {line}" for line in notes(records)),
         r"\begin{table}",
         r"  \centering",
+        *([r"  \resizebox{\linewidth}{!}{%"] if fit else []),
         rf"  \begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
         r"    \hline",
         *(f"    {' & '.join(map(latex, row))} " + r"\\" for row in [head]),
         r"    \hline",
         *(f"    {' & '.join(map(latex, row))} " + r"\\" for row in rows(records)),
         r"    \hline",
-        r"  \end{tabular}",
+        rf"  \end{{tabular}}{'}' if fit else ''}",
         rf"  \caption{{{latex('; '.join(dict.fromkeys(record.dataset.label for record in records)))}}}",
         r"\end{table}",
     ]

@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+import textwrap
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +34,8 @@ import torch
 
 def select_model(args, device):
     model_id = args.model_id
-    {branch}
+    if model_id == {id}:
+{branch}
     else:
         raise NotImplementedError(f"model {{model_id}} is not in this archive")
     model.eval()
@@ -42,13 +44,13 @@ def select_model(args, device):
     return model.to(device), name, data_range, None
 '''
 BRANCH = """\
-if model_id == {id}:
-        from models.{module} import {class_name}
-        name, data_range = f"{{model_id:02}}_{name}", {data_range}
-        model = {class_name}({arguments})
-        model_path = os.path.join("model_zoo", "{checkpoint}")
-        state = torch.load(model_path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state{key}, strict=True)"""
+from models.{module} import {class_name}
+name, data_range = f"{{model_id:02}}_{name}", {data_range}
+model_path = os.path.join("model_zoo", "{checkpoint}")
+model = {class_name}({arguments})
+state = torch.load(model_path, map_location="cpu", weights_only=True)
+model.load_state_dict(state{key}, strict=True)
+"""
 # Runs in the unpacked archive with nothing else on the path: LR images in, SR images and the parameter count out.
 PROOF = """\
 import argparse, numpy, torch
@@ -89,11 +91,15 @@ def pack(entry: ModelEntry, record: Record, path: Path, sandbox: str = "auto") -
 
 def select_model_source(entry: ModelEntry) -> str:
     """Return the text of select_model.py: the organizers' function with this model's branch."""
+    return SELECT_MODEL.format(id=entry.id, branch=textwrap.indent("\n".join(branch_body(entry)), 8 * " "))
+
+
+def branch_body(entry: ModelEntry) -> list[str]:
+    """Return the lines of a model's branch in `select_model`, not indented; they use `os` and `torch`."""
     positional, named = split_arguments(entry.arguments)
     arguments = ", ".join([*map(repr, positional), *(f"{key}={value!r}" for key, value in named.items())])
     key = find_state_dict(entry.checkpoint_path, entry.state_key).key
-    branch = BRANCH.format(
-        id=entry.id,
+    return BRANCH.format(
         module=".".join(Path(place_of(ROOT / entry.file)).with_suffix("").parts[1:]),
         class_name=entry.class_name,
         name=entry.name,
@@ -101,8 +107,7 @@ def select_model_source(entry: ModelEntry) -> str:
         arguments=arguments,
         checkpoint=entry.checkpoint_path.name,
         key=f"[{key!r}]" if key else "",
-    )
-    return SELECT_MODEL.format(branch=branch)
+    ).splitlines()
 
 
 def place_of(source: Path) -> str:
@@ -152,6 +157,7 @@ def complexity_paragraph(record: Record) -> str:
         if steady
         else ""
     )
+    runs = f"{len(runtime.runs)} run{'s' * (len(runtime.runs) != 1)}"
     return (
         f"\\paragraph{{Method complexity.}} {latex(record.model.name)} has {counts.params / 1e6:.3f} M "
         f"parameters. On an input of {width} $\\times$ {height} it takes {counts.flops / 1e9:.2f} G FLOPs "
@@ -159,5 +165,5 @@ def complexity_paragraph(record: Record) -> str:
         f"with {counts.activations / 1e6:.2f} M activations. "
         f"On {latex(machine)} the forward pass takes {record.runtime_ms:.2f} ms on average over the "
         f"{record.dataset.images} images of {latex(record.dataset.label)}, "
-        f"{len(runtime.runs)} runs{after_warmup}; the peak memory is {record.memory.peak_mib:.2f} MiB.\n"
+        f"{runs}{after_warmup}; the peak memory is {record.memory.peak_mib:.2f} MiB.\n"
     )

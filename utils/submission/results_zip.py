@@ -1,15 +1,12 @@
 """The results for the evaluation server: one flat zip of restored images and a readme.txt."""
 
-import tomllib
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import cv2
 import numpy as np
-from msgspec import Meta, Struct
 
 from utils.data.datasets import Dataset, Pair, read_fitting_hr
 from utils.data.images import write_png
@@ -20,17 +17,10 @@ from utils.evaluate.runner import ModelRunner
 from utils.files import read_json, replacing, write_json
 from utils.progress import progress
 from utils.protocol import SCALE
-from utils.typed import converted
+from utils.submission.team import TeamFile
 
 README = "readme.txt"
 TIMES = "times.json"
-
-
-class TeamFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What readme.txt says beside the figures; `description` is the line "Other description"."""
-
-    extra_data: bool = False
-    description: Annotated[str, Meta(max_length=1000)] = "PyTorch"
 
 
 @dataclass(frozen=True)
@@ -42,15 +32,6 @@ class ServerResults:
     runtime_s: float
     psnr: float | None
     ssim: float | None
-
-
-def read_team(path: Path) -> TeamFile:
-    """Return a team's TOML file. Raise HarnessError if it is missing or has an unknown key."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise HarnessError(f"--team {path}: not a readable TOML file ({error})") from error
-    return converted(values, TeamFile, path, "extra_data and description are known")
 
 
 def write_results(
