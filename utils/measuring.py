@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from utils.challenge.rules import get_edition
-from utils.challenge.score_tables import score_markdown, score_records
+from utils.challenge.score_tables import HEADER, score_markdown, score_notes, score_records, score_rows, score_text
 from utils.data.datasets import Dataset, open_dataset, open_folders
 from utils.data.images import to_tensor
 from utils.data.sample import default_data_dir
@@ -27,7 +27,7 @@ from utils.measure.precision import cost_line
 from utils.progress import progress
 from utils.record import RECORDS_FILE, Record, current_records, read_file, with_distinct_names
 from utils.request import DataChoice, Request, check_models, is_registered, named_entries, with_variants
-from utils.results.report import write_report
+from utils.results.report import Section, write_report
 from utils.results.tables import write_tables
 from utils.resumable import ResumableMeasurement, Rules
 from utils.zoo.registry import ModelEntry, Origin, find_entry, read_registry, register
@@ -232,14 +232,20 @@ def measure_entry(
 
 
 def runs_apart(entry: ModelEntry, request: Request) -> bool:
-    """Return whether an entry's code runs in a worker process: whatever is not the registry's does."""
-    return request.isolation.always or entry.origin != Origin.REGISTRY
+    """Return whether an entry's code runs in a worker process.
+
+    Whatever is not the registry's does, and so does the baseline that it is scored against: both under the same
+    conditions.
+    """
+    others = request.models.file or request.models.repository
+    return bool(request.isolation.always or entry.origin != Origin.REGISTRY or (others and request.edition))
 
 
 def rules_of(entry: ModelEntry, request: Request) -> Rules:
     """Return how a model is run that gets a worker process."""
     repository = request.models.repository if entry.origin == Origin.REPOSITORY else None
-    return Rules(request.results / "logs", request.isolation.limits, request.isolation.sandbox, repository)
+    isolation, keeps_complete = request.isolation, request.models.repository is not None
+    return Rules(request.results / "logs", isolation.limits, isolation.sandbox, repository, keeps_complete)
 
 
 def show(request: Request, records: list[Record], dataset: Dataset | None = None) -> int:
@@ -252,12 +258,21 @@ def show(request: Request, records: list[Record], dataset: Dataset | None = None
     print(f"\n{write_tables(results, records)}")
     print(f"Results: {results / RECORDS_FILE}; tables: {results}/factsheet.txt, .md, .tex")
     complete = [record for record in records if record.is_complete]
+    incomplete = [record for record in records if not record.is_complete]
+    scoring = score_records(complete, get_edition(request.edition)) if request.edition else None
+    sections = [Section("Score", [list(HEADER), *score_rows(scoring)], score_notes(scoring))] if scoring else []
+    if incomplete:
+        reasons = [[record.model.name, record.incomplete_because] for record in incomplete]
+        sections.append(Section("No row", [["Model", "Reason"], *reasons], []))
     if request.report and complete:
         page = Path(request.report) / "report.html"
-        write_report(page, complete, dataset or open_data(request.data), results / "images")
+        without = write_report(page, complete, dataset or open_data(request.data), results / "images", sections)
         print(f"Report: {page}")
-    if request.edition:
-        scores = score_markdown(score_records(complete, get_edition(request.edition)))
-        write_text(results / "scores.md", scores)
-        print(scores)
+        if without:
+            print(
+                f"Without crops, for want of restored images: {', '.join(without)}; measure with --report to have them"
+            )
+    if scoring:
+        write_text(results / "scores.md", score_markdown(scoring))
+        print(f"\n{score_text(scoring)}\nScores: {results / 'scores.md'}")
     return int(len(complete) < len(records))

@@ -151,7 +151,8 @@ class Runtime(Struct, kw_only=True):
 
     `runs` holds one list per run, one value per image; `processes` shared the images; with `busy_cpu`, images were read
     and scored on the same CPU meanwhile; `parts` is 1, and one more for each time that the measurement was resumed.
-    `host_runs` and `host_steady` are the host's own times, where those that are reported cannot be true.
+    `host_runs` and `host_steady` are the host's own times, where those that are reported cannot be true. `others_cores`
+    counts the cores that other processes used meanwhile, on average, where a CPU in this process was timed.
     """
 
     clock: Clock
@@ -162,6 +163,7 @@ class Runtime(Struct, kw_only=True):
     steady: SteadyRuntime | None = None
     host_runs: list[list[float]] | None = None
     host_steady: SteadyRuntime | None = None
+    others_cores: float | None = None
 
     @property
     def trusted_runs(self) -> list[list[float]]:

@@ -15,24 +15,29 @@ from utils.errors import ForeignError, HarnessError, PassLimitError, in_one_line
 from utils.evaluate.distributed import World
 from utils.evaluate.measurement import MeasurementPlan, PostponedError, measure, same_circumstances, start_record
 from utils.evaluate.runner import ModelRunner, Runner
+from utils.files import file_sha256
 from utils.isolation.host import IsolatedRunner
 from utils.isolation.process import Limits
 from utils.isolation.repository import fingerprint
 from utils.isolation.sandbox import choose_sandbox
 from utils.record import Isolation, Record, Status, read_incomplete, read_results, store_record
-from utils.zoo.registry import ModelEntry, load_model
+from utils.zoo.registry import ModelEntry, Origin, load_model, sources_sha256
 
 STORING_SHARE = 0.05  # of the time that may go into storing what there is so far
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The conditions of untrusted models: folder of the logs, limits, sandbox, and the repository they come from."""
+    """The conditions of untrusted models: folder of the logs, limits, sandbox, and the repository they come from.
+
+    `keeps_complete`: complete records are not measured again while model, data and machine are the same.
+    """
 
     logs: Path
     limits: Limits = field(default_factory=Limits)
     sandbox: str = "auto"
     repository: Path | None = None
+    keeps_complete: bool = False
 
     def log_of(self, entry: ModelEntry) -> Path:
         """Return the file that holds what a model prints."""
@@ -109,19 +114,26 @@ class ResumableMeasurement:
         return reason
 
     def measured_before(self) -> str | None:
-        """Return the name of a complete record of a repository's entry that `measure` would only repeat, else None.
+        """Return the name of a complete record that `measure` would only repeat, if the rules keep such, else None.
 
         The entry's code and weights, the data, the machine, the sandbox and the plan are the record's, and its restored
         images still exist.
         """
-        if self.fresh or not (self.rules and self.rules.repository):
+        if self.fresh or not (self.rules and self.rules.keeps_complete):
             return None
         record = read_results(self.results).get(self.entry.key)
-        if not record or not record.repository or not self.plan.is_done_by(record):
+        if not record or not self.plan.is_done_by(record):
             return None
-        known = record.repository
-        same = same_circumstances(record, self._empty(), self.save_dir)
-        return record.model.name if same and fingerprint(self.entry, known.files) == known else None
+        same = same_circumstances(record, self._empty(), self.save_dir) and self._is_of_this_model(record)
+        return record.model.name if same else None
+
+    def _is_of_this_model(self, record: Record) -> bool:
+        if record.repository or self.entry.origin == Origin.REPOSITORY:
+            known = record.repository
+            return known is not None and fingerprint(self.entry, known.files) == known
+        path = self.entry.checkpoint_path
+        weights = file_sha256(path) if path.is_file() else None
+        return (record.model.file_sha256, record.model.sha256) == (sources_sha256(self.entry), weights)
 
     def _empty(self) -> Record:
         isolation = choose_sandbox(self.rules.sandbox).isolation if self.rules else Isolation.NONE

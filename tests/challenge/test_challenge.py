@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers import record
 from utils.challenge.rules import EDITIONS, get_edition, rank, score
-from utils.challenge.score_tables import score_markdown, score_published, score_records
+from utils.challenge.score_tables import score_markdown, score_published, score_records, score_rows, score_text
 from utils.errors import HarnessError
 from utils.files import ROOT
 from utils.zoo.registry import find_entry, read_registry
@@ -129,10 +129,19 @@ def test_on_other_images_the_distance_to_the_baseline_is_what_counts(below, pass
     table = score_markdown(scoring)
     assert f"| Other | valid {-below:+.4f} dB |" in table
     assert "PSNR: an estimate." in table
-    assert "The rules allow valid -0.03 dB." in table
+    assert "A model that is more than 0.03 dB (valid) below it has no place." in table
     assert "EFDN has weights of this project here" in table
     published = baseline(dataset={}, model={"id": 0, "name": "EFDN", "sha256": EDITIONS[2025].baseline_sha256})
     assert "weights of this project" not in score_markdown(score_records([other, published], EDITIONS[2025]))
+
+
+def test_model_with_findings_has_no_place():
+    audit = {"sandbox": "none", "findings": ["weights outside of parameters"]}
+    caught = record(model={"name": "Caught"}, runtime={"runs": [[1.0, 1.0]]}, dataset=CHALLENGE, audit=audit)
+    scoring = score_records([caught, baseline()], EDITIONS[2025])
+    assert [row[:2] for row in score_rows(scoring)] == [["1", "EFDN"], ["-", "Caught"]]
+    assert "No place, the audit found something: Caught." in score_markdown(scoring)
+    assert "Sub-track runtime, best first: EFDN." in score_text(scoring).splitlines()
 
 
 @pytest.mark.parametrize("dataset", [CHALLENGE, {}])

@@ -14,7 +14,7 @@ NAMES = {
 REASONS = {
     "model_4": "select_model gives no model for id 4",
     "Pickled": "add --trust_checkpoint",
-    "Needy": "imports einops_of_nowhere, which is not installed; nothing here provides it; try pip install einops_of",
+    "Needy": "imports einops_of_nowhere, which is not installed; install einops_of",
     "NoWeights": "team10_NoWeights.pth: no such checkpoint",
     "Operator": "fails on an LR image of",
 }

@@ -56,14 +56,22 @@ def test_what_failed_has_no_row_and_is_told(show, tmp_path):
     assert "no output" in result.stdout
 
 
+def test_page_has_the_score_and_what_failed_and_crops_of_what_was_kept(show, tmp_path, pairs):
+    failed = record(status="stopped", reason="no <output>", model={"origin": "file", "name": "Broken"})
+    store_record(tmp_path / "results" / "records.json", "file /a/net.py Net /a/net.pth", failed)
+    (tmp_path / "results" / "images" / "126_SPAN" / "b.png").unlink()
+    result = show("--data_dir", pairs, *VIEWS)
+    assert "Without crops, for want of restored images: SPAN; measure with --report to have them" in result.stdout
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "<td>Broken</td><td>no &lt;output&gt;</td>" in page
+    assert "<h2>Score</h2>" in page
+    assert page.count("SPAN of a.png") == 0
+    assert page.count("EFDN of a.png") == 1
+
+
 def other_data(folder, pairs):
     write_pairs(pairs, ["c"])
     return ("--report", "page"), "SPAN: measured on data (2 images), not on"
-
-
-def no_images(folder, pairs):
-    (folder / "results" / "images" / "126_SPAN" / "b.png").unlink()
-    return ("--report", "page"), "b.png: not there; a report needs the restored images"
 
 
 def no_results(folder, pairs):
@@ -79,7 +87,7 @@ def would_measure(folder, pairs):
     return ("--backend", "fast"), "--backend: is for measuring; --show takes models by --model_id alone"
 
 
-@pytest.mark.parametrize("case", [other_data, no_images, no_results, not_measured, would_measure])
+@pytest.mark.parametrize("case", [other_data, no_results, not_measured, would_measure])
 def test_what_cannot_be_shown_costs_one_line(show, tmp_path, pairs, case):
     words, part = case(tmp_path, pairs)
     result = show("--data_dir", pairs, *words)

@@ -141,9 +141,12 @@ def test_note_says_what_the_counters_leave_out(kind):
 
 def test_busy_machine_is_told_in_the_row():
     busy = audit_record(busy={"share": 0.4, "others_cores": 1.9})
-    assert "Net_1: audit: times not checked, the machine was busy (others had 1.9 cores" in text_table(
-        [record(audit=busy)]
-    )
+    lines = text_table([record(audit=busy)]).splitlines()
+    assert "Net_1: audit: clean so far, times not checked (none)" in lines
+    told = "Net_1: the machine was busy, other processes used 1.9 cores; measure again on an idle one"
+    assert told in lines
+    assert told in text_table([record(runtime={"others_cores": 1.9})]).splitlines()
+    assert "busy" not in text_table([record(runtime={"others_cores": 0.1})])
 
 
 def test_time_that_the_host_took_is_shown_and_the_reported_one_told():

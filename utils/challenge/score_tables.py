@@ -24,13 +24,20 @@ class Scoring:
     """Scores by model name, and what they rest on.
 
     `estimate` is None on the challenge's images; elsewhere it names the images, by the distances on which PSNR is
-    scored. `published_weights` says whether the baseline has those to which its published PSNR belongs.
+    scored. `published_weights` says whether the baseline has those to which its published PSNR belongs. `not_clean`
+    names the models about whom the audit found something.
     """
 
     scores: dict[str, Score]
     edition: Edition
     estimate: str | None = None
     published_weights: bool = True
+    not_clean: tuple[str, ...] = ()
+
+    def placed(self, track: str | None = None) -> list[str]:
+        """Return the names that have a place, best first: they pass, and the audit found nothing about them."""
+        names = rank(self.scores, track)
+        return [name for name in names if self.scores[name].passed and name not in self.not_clean]
 
 
 def figures_from_record(record: Record) -> Figures:
@@ -65,7 +72,8 @@ def score_records(records: list[Record], edition: Edition) -> Scoring:
         record.model.name: score(figures_from_record(record), baseline, edition, estimate is not None)
         for record in records
     }
-    return Scoring(scores, edition, estimate, reference.model.sha256 == edition.baseline_sha256)
+    not_clean = tuple(record.model.name for record in records if record.audit and record.audit.findings)
+    return Scoring(scores, edition, estimate, reference.model.sha256 == edition.baseline_sha256, not_clean)
 
 
 def _baseline_of(records: list[Record], edition: Edition) -> Record | None:
@@ -122,13 +130,13 @@ def read_published(path: str | Path, computed: bool = False) -> dict[str, Figure
 
 
 def score_rows(scoring: Scoring) -> list[list[str]]:
-    """Return the cells of the score table, best first; a model that misses what is to be reached has no place."""
-    rows, scores = [], scoring.scores
-    for place, name in enumerate(rank(scores), start=1):
-        result = scores[name]
+    """Return the cells of the score table, best first; models without a place come last."""
+    rows, placed = [], scoring.placed()
+    for name in [*placed, *(name for name in rank(scoring.scores) if name not in placed)]:
+        result = scoring.scores[name]
         rows.append(
             [
-                str(place) if result.passed else "-",
+                str(placed.index(name) + 1) if name in placed else "-",
                 name,
                 ", ".join(_psnr(split, margin, scoring) for split, margin in result.margin.items()),
                 *(f"{ratio:.3f}" for ratio in result.ratios),
@@ -153,13 +161,14 @@ def _psnr(split: str, margin: float, scoring: Scoring) -> str:
 def _psnr_notes(scoring: Scoring) -> Iterator[str]:
     edition = scoring.edition
     if scoring.estimate is None:
-        yield "PSNR: above (+) or below (-) the threshold; a model below it, or without quality, has no place."
+        yield "PSNR: above (+) or below (-) the threshold. A model below it, or without quality, has no place."
         return
     splits = {split for result in scoring.scores.values() for split in result.margin}
-    allowed = ", ".join(f"{split} {allowed_distance(edition, split):+.2f} dB" for split in sorted(splits))
+    allowed = ", ".join(f"{-allowed_distance(edition, split):.2f} dB ({split})" for split in sorted(splits))
     yield (
-        f"PSNR: an estimate. The thresholds hold for the challenge's images alone; on {scoring.estimate}, the distance "
-        f"to {edition.baseline} is shown. The rules allow {allowed}. Places follow this estimate."
+        "PSNR: an estimate. The thresholds hold for the challenge's images only. "
+        f"On {scoring.estimate}, the table shows the distance to {edition.baseline}. "
+        f"A model that is more than {allowed} below it has no place."
     )
     if not scoring.published_weights:
         yield (
@@ -171,8 +180,26 @@ def _psnr_notes(scoring: Scoring) -> Iterator[str]:
 
 def score_markdown(scoring: Scoring) -> str:
     """Return the score table in Markdown, with the rules that it follows."""
-    scores, edition = scoring.scores, scoring.edition
     rows = [list(HEADER), ["---:", "---", "---:"] + ["---:"] * (len(HEADER) - 3), *score_rows(scoring)]
+    notes = score_notes(scoring)
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", *(f"- {note}" for note in notes)]) + "\n"
+
+
+def score_text(scoring: Scoring) -> str:
+    """Return the score table as aligned text, with the rules that it follows."""
+    rows = [list(HEADER), *score_rows(scoring)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    for row, cells in zip(rows, aligned, strict=True):
+        cells[1] = row[1].ljust(widths[1])
+    lines = ["  ".join(cells).rstrip() for cells in aligned]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join([*lines, "", *score_notes(scoring)]) + "\n"
+
+
+def score_notes(scoring: Scoring) -> list[str]:
+    """Return the notes under a score table: its rules, and who has no place."""
+    edition = scoring.edition
     weights = " + ".join(
         f"{weight:g} S {name}" for weight, name in zip(edition.weights, ("runtime", "FLOPs", "params"), strict=True)
     )
@@ -182,10 +209,12 @@ def score_markdown(scoring: Scoring) -> str:
         f"Runtime, FLOPs, Params: ratio to the baseline; S = exp(2 ratio); Score = {weights}; lower is better.",
         *_psnr_notes(scoring),
     ]
+    if scoring.not_clean:
+        notes.append(f"No place, the audit found something: {', '.join(scoring.not_clean)}.")
     for track in SUB_TRACKS:
-        order = [name for name in rank(scores, track) if scores[name].passed]
-        notes.append(f"Sub-track {track}: {', '.join(order) or 'no model passes'}.")
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", *(f"- {note}" for note in notes)]) + "\n"
+        order = scoring.placed(track)
+        notes.append(f"Sub-track {track}, best first: {', '.join(order) or 'no model passes'}.")
+    return notes
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Measuring one model completely: quality, runtime in both forms, memory and complexity, as one results record."""
 
 import math
+import os
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import psutil
 import torch
 
 from utils.data.datasets import Dataset
@@ -22,6 +24,7 @@ from utils.measure.environment import describe_environment
 from utils.measure.memory import memory_method
 from utils.measure.runtime import CLOCKS, measure_steady_runtime
 from utils.measure.tiles import OVERLAP
+from utils.measure.waiting import CoreUse, core_use
 from utils.progress import time_words
 from utils.record import (
     Complexity,
@@ -121,6 +124,7 @@ def measure(
     if world.size == 1 and earlier and plan.has_metrics_of(earlier) and _can_go_on(earlier, record, save_dir):
         _go_on(record, earlier, plan, on_pass)
     runner.reset_peak()
+    at_first = own_core_use()
 
     def on_first_pass(runtime_ms: float) -> None:
         seconds = plan.passes(len(dataset.pairs)) * runtime_ms / 1000
@@ -142,6 +146,9 @@ def measure(
             record.tiles = Tiles(overlap=OVERLAP, reach=runner.reach())
         for _ in range(plan.warmup + plan.repeats):
             on_pass()
+        if world.size == 1 and runner.isolation == Isolation.NONE and runner.device.type == "cpu":
+            others = own_core_use().others_since(at_first)
+            record.runtime.others_cores = max(others, record.runtime.others_cores or 0.0)
         record.complexity = _counted(runner, dataset, record)
         if world.size == 1:
             record.audit = runner.audit(record, dataset)
@@ -155,6 +162,12 @@ def measure(
     finally:
         on_progress(record)
     return record
+
+
+def own_core_use() -> CoreUse:
+    """Return the use of the cores so far; this process, and all that it has started, are the own ones."""
+    ended_s = sum(os.times()[2:4])
+    return core_use(psutil.Process().children(recursive=True), ended_s)
 
 
 def start_record(
@@ -223,6 +236,7 @@ def _go_on(record: Record, earlier: Record, plan: MeasurementPlan, on_pass: Call
         values = getattr(earlier.images, key) or [None] * scored  # of a version that did not know this key
         setattr(record.images, key, values[:scored])
     record.runtime.parts = earlier.runtime.parts + 1
+    record.runtime.others_cores = earlier.runtime.others_cores
     for _ in range(sum(map(len, runs))):
         on_pass()
 

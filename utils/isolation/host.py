@@ -27,12 +27,12 @@ from utils.isolation.audit import Auditor, Timing
 from utils.isolation.process import Limits, WatchedProcess
 from utils.isolation.repository import described
 from utils.isolation.sandbox import choose_sandbox, sandboxed, with_what_is_hidden
-from utils.isolation.waiting import CoreUse, core_use, used_s, waited_s
 from utils.measure.architecture import Architecture, traced_architecture
 from utils.measure.complexity import INPUT_SHAPE, measure_complexity
 from utils.measure.counting import Watched
 from utils.measure.memory import high_water_bytes, reset_high_water
 from utils.measure.runtime import Pass
+from utils.measure.waiting import CoreUse, core_use, used_s, waited_s
 from utils.record import Audit as AuditResult
 from utils.record import Computed, Counts, Record, Repository, Waiting, WeightsInfo
 from utils.worker.channel import Channel, shared_memory_fds

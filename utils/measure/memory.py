@@ -2,6 +2,7 @@
 
 import multiprocessing
 import resource
+import signal
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -69,12 +70,16 @@ def cpu_peak_mib(entry: ModelEntry, lr_shape: tuple[int, ...]) -> float:
         raise HarnessError(
             f"{entry.file}: the process that measures memory ended with status {process.exitcode}; is memory short?"
         ) from error
+    except KeyboardInterrupt:
+        process.kill()
+        raise
     finally:
         process.join()
 
 
 @torch.no_grad()
 def _measure_in_child(entry: ModelEntry, lr_shape: tuple[int, ...], threads: int, sender: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent is interrupted, too, and ends it
     torch.set_num_threads(threads)
     give_back_freed_memory()
     model = load_model(entry, torch.device("cpu")).model

@@ -1,6 +1,7 @@
 """The report: one self-contained HTML page on the models of a run. The text lies in `report.html`, a Jinja template."""
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,17 +45,29 @@ class CropRow:
     panels: list[Panel]
 
 
-def write_report(path: Path, records: list[Record], dataset: Dataset, images_dir: Path) -> None:
-    """Write the page for complete records measured on one dataset.
+@dataclass(frozen=True)
+class Section:
+    """A table of the page beside the factsheet's: `rows` of cells, the first one its head, and notes."""
 
-    `images_dir`/SLUG/NAME.png are the restored images of each model. Raise HarnessError if one cannot be read, or
-    if a record is of other data.
+    title: str
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def write_report(
+    path: Path, records: list[Record], dataset: Dataset, images_dir: Path, sections: Sequence[Section] = ()
+) -> list[str]:
+    """Write the page for complete records measured on one dataset; return the names of the models without crops.
+
+    `images_dir`/SLUG/NAME.png are the restored images of each model; a model whose images are not all there has no
+    crops. Raise HarnessError if an image cannot be read, or if a record is of other data.
     """
     for record in records:
         if record.dataset.sha256 != dataset.sha256:
             name, label = record.model.name, record.dataset.label
             raise HarnessError(f"{name}: measured on {label}, not on {dataset.folder}; name its data")
     with_quality = [record for record in records if record.psnr_db is not None]
+    shown = [record for record in with_quality if _has_images(record, dataset, images_dir)]
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     ).get_template("report.html")
@@ -70,10 +83,16 @@ def write_report(path: Path, records: list[Record], dataset: Dataset, images_dir
         rows=rows(records),
         notes=notes(records),
         plots={title: Markup(svg) for title, svg in plots.items()},
-        crop_rows=crop_rows(with_quality, dataset, Path(images_dir)) if with_quality else [],
+        sections=sections,
+        crop_rows=crop_rows(shown, dataset, Path(images_dir)) if shown else [],
         side=SIDE,
     )
     write_text(path, page)
+    return [record.model.name for record in with_quality if record not in shown]
+
+
+def _has_images(record: Record, dataset: Dataset, images_dir: Path) -> bool:
+    return all((images_dir / record.model.slug / pair.name).is_file() for pair in dataset.pairs)
 
 
 def crop_rows(records: list[Record], dataset: Dataset, images_dir: Path) -> list[CropRow]:
@@ -99,10 +118,7 @@ def _versions(pair: Pair, records: list[Record], images_dir: Path) -> tuple[np.n
     lr = pair.read_lr()
     versions = [("bicubic", cv2.resize(lr, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC))]
     for record in records:
-        path = images_dir / record.model.slug / pair.name
-        if not path.exists():
-            raise HarnessError(f"{path}: not there; a report needs the restored images, so measure with --report")
-        versions.append((record.model.name, read_rgb(path)))
+        versions.append((record.model.name, read_rgb(images_dir / record.model.slug / pair.name)))
     return read_fitting_hr(pair, lr), versions
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils.files import write_text
-from utils.record import Audit, Complexity, MemoryMethod, Record, Runtime, SteadyRuntime, Tiles, mean
+from utils.record import BUSY_CORES, Audit, Complexity, MemoryMethod, Record, Runtime, SteadyRuntime, Tiles, mean
 
 COLUMNS = (
     "Model",
@@ -162,9 +162,15 @@ def _model_notes(record: Record) -> Iterator[str]:
     if record.runtime.host_runs:
         reported = mean(mean(run) for run in record.runtime.runs if run)
         yield f"its own clock reported {reported:.2f} ms; the time shown is the host's, transfers subtracted"
+    if (record.runtime.others_cores or 0) > BUSY_CORES:
+        yield _busy(record.runtime.others_cores or 0)
     yield from _audit_notes(record.audit)
     if not record.is_complete:
         yield f"incomplete: {record.incomplete_because}"
+
+
+def _busy(others_cores: float) -> str:
+    return f"the machine was busy, other processes used {others_cores:.1f} cores; measure again on an idle one"
 
 
 def _as_computed(complexity: Complexity | None) -> str | None:
@@ -201,12 +207,10 @@ def _audit_notes(audit: Audit | None) -> Iterator[str]:
     """Yield what the audit found, a line each, for a model that ran in a worker process."""
     if audit is None:
         return
-    yield f"audit: {'clean' if not audit.findings else 'not clean'} ({audit.sandbox})"
+    verdict = "not clean" if audit.findings else "clean" if audit.busy is None else "clean so far, times not checked"
+    yield f"audit: {verdict} ({audit.sandbox})"
     if audit.busy is not None:
-        yield (
-            f"audit: times not checked, the machine was busy (others had {audit.busy.others_cores:.1f} cores, passes "
-            f"waited {audit.busy.share:.0%} of their time); measure again on an idle one"
-        )
+        yield _busy(audit.busy.others_cores)
     yield from (f"audit: {finding}" for finding in audit.findings)
     yield from (f"note: {note}" for note in audit.notes)
 

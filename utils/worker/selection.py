@@ -85,7 +85,7 @@ def _provided_by(module: str) -> str:
         return "try pip install --requirement requirements-untrusted.txt"
     if first in UNUSUAL:
         return UNUSUAL[first]
-    return f"nothing here provides it; try pip install {first}"
+    return f"install {first} if you trust it: its code would run outside of the sandbox"
 
 
 def leave_our_packages(folder: str) -> None:

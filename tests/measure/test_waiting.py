@@ -1,4 +1,4 @@
-"""utils/isolation/waiting.py: a machine is busy where passes wait for cores that others have."""
+"""utils/measure/waiting.py: a machine is busy where passes wait for cores that others have."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from utils.isolation.waiting import CoreUse, core_use, waited_s
+from utils.measure.waiting import CoreUse, core_use, waited_s
 from utils.record import Waiting
 
 
