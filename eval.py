@@ -129,7 +129,13 @@ def parser() -> argparse.ArgumentParser:
         "--sandbox", default="auto", choices=SANDBOX_MODES, help="sandbox of untrusted code (default: auto)"
     )
     output = parser.add_argument_group("output")
-    output.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
+    output.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="folder of records and tables (default: results)",
+    )
     output.add_argument("--show", action="store_true", help="measure nothing; show what --results holds")
     output.add_argument(
         "--score", action="store_true", help="score against the edition's baseline, which is measured, too"

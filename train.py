@@ -17,7 +17,7 @@ from training.data.subimages import SubImages
 from training.forms import load_weights, trained_model
 from training.log import TrainingLog
 from training.loop import STATE_FILE, Trainer, read_state, train, unreached_kernels
-from training.recipe import Recipe, load_recipe, recipe_from
+from training.recipe import SCHEDULE, Recipe, load_recipe, recipe_from
 from training.setup import Setup, set_up
 from training.validation import validation_psnr
 from utils.data.datasets import Dataset, open_dataset, read_fitting_hr
@@ -57,6 +57,8 @@ def main() -> None:
             if rank == 0:
                 announce(setup)
             trainer = Trainer(setup, rank, world, subimages.sha256)
+            if state and rank == 0:
+                announce_changes(recipe, recipe_from(state["recipe"], run_dir / STATE_FILE))
             start(trainer, run_dir, state, args.init)
             if rank == 0:
                 # With all defaults: the run tells by it, years later, what it did.
@@ -81,6 +83,13 @@ def announce(setup: Setup) -> None:
         print(line)
 
 
+def announce_changes(recipe: Recipe, saved: Recipe) -> None:
+    """Print the keys by which a run goes on otherwise than it began, as with a `--set` that was not repeated."""
+    for key, value in vars(saved).items():
+        if (new := getattr(recipe, key)) != value and key in SCHEDULE:
+            print(f"{key}: {value} so far, {new} from here on")
+
+
 def how_to_fix(error: BaseException, path: Path, recipe: Recipe) -> str | None:
     """Return the line that an exception in a training costs; None if neither memory nor the network is to blame."""
     # What torch, or a convolution of its own here, raises without memory.
@@ -101,7 +110,12 @@ def arguments() -> argparse.Namespace:
         "recipe", type=Path, metavar="RECIPE.toml", help="a TOML file, such as those in training/recipes/"
     )
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="replace values of the recipe")
-    parser.add_argument("--train_dir", type=Path, default=Path("data/train"), help="folder made by training.prepare")
+    parser.add_argument(
+        "--train_dir",
+        type=Path,
+        default=Path("data/train"),
+        help="folder made by training.prepare (default: data/train)",
+    )
     parser.add_argument("--validation_dir", type=Path, help="data folder with HR images (default: the sample)")
     parser.add_argument("--run_dir", type=Path, help="default: runs/NAME of the recipe")
     parser.add_argument(
@@ -165,6 +179,7 @@ def run(trainer: Trainer, feed: Feed, validation: Dataset | None, run_dir: Path,
     bar = progress(total=recipe.steps, initial=trainer.step, unit="step")
     since_last_row: list[Tensor] = []
     dead: list[str] = []
+    saved = [trainer.step]  # steps of the checkpoints
 
     def on_step(loss: Tensor, norm: Tensor) -> None:
         bar.update()
@@ -204,11 +219,15 @@ def run(trainer: Trainer, feed: Feed, validation: Dataset | None, run_dir: Path,
             )
         if step % recipe.checkpoint_every == 0 and not last:
             trainer.save(run_dir)
+            saved.append(step)
 
     try:
         finished = train(trainer, feed, on_step, minutes)
         trainer.save(run_dir)
         trainer.export(run_dir)
+    except KeyboardInterrupt:
+        bar.write(f"stopped in step {trainer.step + 1}; the checkpoint is of step {saved[-1]}", file=sys.stderr)
+        raise
     finally:
         bar.close()
         log.close()

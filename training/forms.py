@@ -58,14 +58,19 @@ def build(trained: TrainedModel, form: str | None = None) -> nn.Module:
     Raise HarnessError if the network has no such form.
     """
     network = build_model(trained.entry)
-    forms = FORMS[1:] if callable(getattr(network, "set_form", None)) else FORMS[:1]
+    forms = forms_of(network)
     form = form or forms[-1]
     if form not in forms:
         name = trained.entry.name
-        raise HarnessError(f"form = {form!r}: {name} has no such form; it is trained {' or '.join(forms)}")
+        raise HarnessError(f'form = "{form}": {name} has no such form; write form = "{forms[0]}", or leave it out')
     if form != "plain":
         network.set_form(form)  # type: ignore[operator]
     return network
+
+
+def forms_of(network: nn.Module) -> tuple[str, ...]:
+    """Return the forms in which a network can be trained, the usual one first."""
+    return FORMS[1:] if callable(getattr(network, "set_form", None)) else FORMS[:1]
 
 
 def load_weights(network: nn.Module, path: Path) -> StateDict:

@@ -30,6 +30,9 @@ def main() -> None:
     trained = trained_model(model_of(args.checkpoint) if args.model_id is None else args.model_id)
     if not trained.train_file:
         raise HarnessError(f"{args.checkpoint}: {trained.entry.name} has no training form; there is nothing to fuse")
+    state = args.checkpoint.with_name(STATE_FILE)
+    if not args.checkpoint.is_file() and state.is_file():
+        raise HarnessError(f"{args.checkpoint}: is written when the run ends; fuse its checkpoint so far, {state}")
     model = build(trained).eval()
     load_weights(model, args.checkpoint)
     plain = fused(model).eval()

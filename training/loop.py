@@ -140,6 +140,11 @@ class Trainer:
     def load(self, state: dict[str, Any], path: Path) -> None:
         """Go on from a checkpoint that `read_state` read from `path`. Raise HarnessError if it is another recipe's."""
         saved = recipe_from(state["recipe"], path)
+        if self.recipe.steps < state["step"]:
+            raise HarnessError(
+                f"{path}: the run is at step {state['step']} already, and the recipe ends at {self.recipe.steps}; "
+                "leave out --resume's --set steps, or take the weights as they are"
+            )
         changed = self.recipe.goes_on_from(saved, state["step"])
         if changed:
             was = ", ".join(f"{key} was {getattr(saved, key)}" for key in changed)

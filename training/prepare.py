@@ -80,6 +80,10 @@ def main() -> None:
     if line := passed_over(args.hr):
         print(f"passed over: {line}", file=sys.stderr)
     print(f"{index['images']} images, {index['subimages']} sub-images, {index['bytes'] / 2**20:.0f} MiB in {args.out}")
+    for root in args.hr if len(args.hr) > 1 else ():
+        inside = [counts for folder, counts in index["folders"].items() if Path(folder).is_relative_to(root)]
+        images, subimages = (sum(counts[place] for counts in inside) for place in (0, 1))
+        print(f"{root}: {images} images, {subimages} sub-images")
     print(f"{len(index['skipped'])} images skipped; shards checked against their sha256")
 
 
@@ -239,10 +243,22 @@ def prepare(
         "subimages": sum(len(shard["shapes"]) for shard in shards),
         "bytes": sum(shard["bytes"] for shard in shards),
         "skipped": [line for shard in shards for line in shard["skipped"]],
+        "folders": _by_folder(shards),
     }
     if not values["subimages"]:
         raise HarnessError(f"{out}: no image could be used; first: {values['skipped'][0]}")
     return write_index(out, values, shards)
+
+
+def _by_folder(shards: list[dict[str, Any]]) -> dict[str, list[int]]:
+    """Return {folder: [images, sub-images]} of what was used; each shard's JSON file has the counts of its files."""
+    folders: dict[str, list[int]] = {}
+    for shard in shards:
+        for source, count in zip(shard["sources"], shard.get("counts", ()), strict=False):  # none in an older shard
+            sums = folders.setdefault(str(Path(source).parent), [0, 0])
+            sums[0] += count > 0
+            sums[1] += count
+    return folders
 
 
 @contextmanager
@@ -269,9 +285,10 @@ def _write_shard(job: Job) -> dict[str, Any]:
         "halved": [str(path) for path in sources if path in halved],
     }
     skipped: list[str] = []
+    counts = [0] * len(sources)
 
     def pairs() -> Iterator[Images]:
-        for source in sources:
+        for number, source in enumerate(sources):
             try:
                 images = _read_pairs(source, lr_of.get(source), cut, source in halved)
             except HarnessError as error:
@@ -280,12 +297,14 @@ def _write_shard(job: Job) -> dict[str, Any]:
                 skipped.append(str(error))
                 continue
             for lr, hr in images:
-                yield from _cut(lr, hr, cut)
+                for cuts in _cut(lr, hr, cut):
+                    counts[number] += 1
+                    yield cuts
 
     contents = hashlib.sha256()
     for path in (*sources, *(lr_of[path] for path in sources if path in lr_of)):
         contents.update(path.read_bytes())
-    shard = write_shard(stem, made_from, pairs(), skipped, contents.hexdigest())
+    shard = write_shard(stem, made_from, pairs(), skipped, contents.hexdigest(), counts)
     if strict and shard["skipped"]:
         raise HarnessError(shard["skipped"][0])
     return shard

@@ -24,6 +24,7 @@ Natural = Annotated[int, Meta(ge=0)]
 Amount = Annotated[float, Meta(gt=0, le=LARGEST)]
 NotNegative = Annotated[float, Meta(ge=0, le=LARGEST)]
 Precision = Literal["auto", "float32", "bfloat16"]
+Form = Literal["auto", "plain", "collapsed", "branches"]  # the last two are of a training form
 Kernels = Literal["auto", "torch", "amx", "winograd"]
 Share = Annotated[float, Meta(ge=0, lt=1)]
 
@@ -58,7 +59,7 @@ class Recipe:
     clip_norm: NotNegative = 1.0  # largest gradient norm; 0 leaves gradients as they are
     ema_decay: Share = 0.999  # of the weights' running average, which is validated and exported; 0: none
     # how the step runs
-    form: Literal["plain", "collapsed", "branches"] = "collapsed"  # the last two are of a training form
+    form: Form = "auto"  # auto: collapsed, if the network has branches
     channels_last: bool = True
     compile: bool = False  # on a GPU, let torch.compile fuse what is between convolutions; it takes a minute at first
     cuda_graph: bool = False  # with one GPU, replay the whole step as one CUDA graph

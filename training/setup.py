@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,10 @@ from torch.optim import Optimizer
 
 from kernels import convolution
 from kernels.convolution import Name
-from training.forms import TrainedModel, build, trained_model
+from training.forms import TrainedModel, build, forms_of, trained_model
 from training.kernels import with_kernel
 from training.optim.muon import Muon, hidden_weights
-from training.recipe import Precision, Recipe
+from training.recipe import Form, Precision, Recipe
 from utils.errors import HarnessError
 from utils.measure.precision import fast_precision
 from utils.protocol import SCALE
@@ -47,8 +47,10 @@ def set_up(recipe: Recipe, device: torch.device | str, saved: Recipe | None = No
     """
     device = torch.device(device)
     recipe = with_precision(recipe, device, saved)
-    torch.manual_seed(recipe.seed)
     trained = trained_model(recipe.model)
+    if recipe.form == "auto":
+        recipe = replace(recipe, form=cast(Form, forms_of(build(trained))[0]))
+    torch.manual_seed(recipe.seed)  # after that network, which drew weights, too
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model = build(trained, recipe.form)
     if not any(weight.requires_grad for weight in model.parameters()):

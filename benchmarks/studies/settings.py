@@ -176,7 +176,7 @@ def quality(setting: Setting, seed: int, dataset: Dataset, out: Path, averaged: 
     if not is_finished(setting, seed, out):
         return None
     trained = trained_model(BASE.model)
-    network = build(trained, BASE.form)
+    network = build(trained)
     state = torch.load(run_folder(setting, seed, out) / STATE_FILE, weights_only=True)
     network.load_state_dict(state["params_ema" if averaged else "params"])
     return validation_psnr(network, trained.entry, dataset, torch.device("cpu"))

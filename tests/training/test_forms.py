@@ -46,8 +46,8 @@ def test_model_of_a_table_comes_from_its_file():
 @pytest.mark.parametrize(
     ("model", "form", "reason"),
     [
-        (7, "plain", "NanoSR_train has no such form; it is trained collapsed or branches"),
-        (0, "collapsed", "EFDN has no such form; it is trained plain"),
+        (7, "plain", 'NanoSR_train has no such form; write form = "collapsed", or leave it out'),
+        (0, "collapsed", 'EFDN has no such form; write form = "plain", or leave it out'),
         (999, "plain", "--model_id 999: not in"),
         (ModelTable(file="models/nowhere.py", class_name="Net"), "plain", "models/nowhere.py': no such file"),
     ],

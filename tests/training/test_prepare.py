@@ -46,6 +46,17 @@ def test_prepared_pairs_are_the_images_and_their_bicubic(prepared):
     verify(prepared)
 
 
+def test_each_folder_tells_how_many_sub_images_it_gave(prepare, photographs, tmp_path):
+    (tmp_path / "more").mkdir()
+    shutil.copy(photographs / "0.png", tmp_path / "more" / "other.png")
+    (tmp_path / "more" / "broken.png").write_bytes(b"no image")
+    result = prepare(photographs, tmp_path / "out", *SMALL_CUT, "--hr", photographs, tmp_path / "more")
+    assert result.returncode == 0, result.stderr
+    total = len(SubImages(tmp_path / "out"))
+    assert f"{tmp_path / 'more'}: 1 images, 2 sub-images" in result.stdout
+    assert f"{photographs}: 3 images, {total - 2} sub-images" in result.stdout
+
+
 def test_lr_given_beside_hr_is_taken(prepare, photographs, tmp_path):
     for path in photographs.iterdir():
         lr = bicubic_downscale(crop_to_multiple(read_rgb(path)))

@@ -320,6 +320,10 @@ def test_training_goes_on_for_more_steps(command, recipe_path, prepared, pairs, 
     result = command(*words, "--resume", "--set", "steps=8")
     assert result.returncode == 0, result.stderr
     assert [row["step"] for row in read_log(tmp_path / "run" / "log.csv")] == list(range(1, 9))
+    assert "steps: 6 so far, 8 from here on" in result.stdout
+    result = command(*words, "--resume")
+    assert result.returncode == 2
+    assert "the run is at step 8 already, and the recipe ends at 6" in result.stderr
     result = command(*words, "--resume", "--set", "steps=8", "milestones=[1]")
     assert result.returncode == 2
     assert "the recipe has changed (" in result.stderr

@@ -88,12 +88,14 @@ def write_shard(
     pairs: Iterable[tuple[np.ndarray, np.ndarray]],
     skipped: Sequence[str] = (),
     contents: str | None = None,
+    counts: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Write a shard, `stem` with .hr, .lr and .json, unless it is there; return what its JSON file says.
 
     `made_from`: JSON values by name, what the shard is made of and how. `contents`: a digest of what its sources hold;
     a shard whose sources have changed since is written anew. `pairs`: (LR h x w x 3, HR 4h x 4w x 3) uint8,
-    one at a time, not asked for if the shard is there. `skipped`: lines on what was left out, read after the pairs.
+    one at a time, not asked for if the shard is there. `skipped`: lines on what was left out, and `counts`, of the
+    sub-images of each source, are read after the pairs.
     Raise HarnessError if the shard that is there was made from something else, and if it cannot be written.
     """
     info_path = stem.with_suffix(".json")
@@ -118,6 +120,7 @@ def write_shard(
             **made_from,
             "contents": contents,
             "skipped": list(skipped),
+            "counts": list(counts),
             "shapes": shapes,
             "bytes": sum(path.stat().st_size for path in partial.values()),
             "sha256": {kind: file_sha256(path) for kind, path in partial.items()},
