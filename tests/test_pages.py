@@ -18,7 +18,7 @@ NEEDS = {  # what a command takes that is not here, by a word of it
     "bash run.sh": "an environment of its own",
     "source ": "an environment of its own",
     "NTIRE2026_ESR": "an organizers' checkout",
-    "team00_EFDN.pth": "published weights",
+    "published/": "published weights",
     "team42_Net.py --checkpoint net.pth": "a stranger's file",
     "nanosr_500k": "DIV2K and LSDIR, and days on a GPU",
     "DIV2K_train_HR": "DIV2K and LSDIR",
@@ -53,13 +53,9 @@ def desk(tmp_path, monkeypatch):
     shutil.copy(next(photos.iterdir()), "photo.jpg")
     network = next(block for block in blocks(ROOT / "README.md", "python") if "class Net" in block)
     (tmp_path / "models" / "team42_Net.py").write_text(network)
-    recipe = (ROOT / "training" / "recipes" / "cpu_sample.toml").read_text(encoding="utf-8")
-    change = blocks(ROOT / "README.md", "toml")[0]
-    for line in change.splitlines():
-        key = line.split(" = ")[0]
-        recipe = re.sub(rf"^{key} = .*\n", "", recipe, flags=re.MULTILINE)
-    here = change.replace("models/", f"{tmp_path}/models/")  # a recipe's paths count from the project's folder
-    (tmp_path / "net.toml").write_text(f"{here}{recipe}")
+    recipe = blocks(ROOT / "README.md", "toml")[0]
+    here = recipe.replace("models/", f"{tmp_path}/models/")  # a recipe's paths count from the project's folder
+    (tmp_path / "net.toml").write_text(here)
     return tmp_path
 
 
@@ -70,7 +66,7 @@ def quick(words):
     if words[1] == "eval.py" and "--show" not in words and "--version" not in words:
         return [*words, "--runs", "1", "--warmup", "0", "--repeats", "1", "--device", "cpu"]
     if words[1] == "train.py":
-        return [*words, "--set", "steps=4", "warmup=1", "validate_every=4", "log_every=2"]
+        return [*words, "--set", "steps=4", "warmup=1", "cooldown=1", "validate_every=4", "log_every=2"]
     return words
 
 

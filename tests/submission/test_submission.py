@@ -12,7 +12,7 @@ from tests.helpers import needs_compiler, network_weights, record, write_model
 from utils.files import ROOT
 from utils.record import store_record
 from utils.submission.checks import FAIL, PASS, SKIP, check_submission
-from utils.submission.packing import pack, select_model_source
+from utils.submission.packing import pack, select_model_source, without_folders
 from utils.zoo.registry import entry_from_file, find_entry, read_registry, sources_sha256
 
 
@@ -173,6 +173,11 @@ def test_results_of_another_file_or_of_other_weights_are_none(candidate, command
     run = command("-m", "utils.submission", "factsheet", *words, cwd=tmp_path)
     assert run.returncode == 2
     assert f"its results of Net are of other {changed}; run python eval.py --model_file … again" in run.stderr
+
+
+def test_packed_record_tells_nothing_of_the_machines_folders():
+    packed = without_folders(record(model={"file": "/home/me/team42_Net.py", "checkpoint": "/home/me/net.pth"}))
+    assert (packed.model.file, packed.model.checkpoint, packed.dataset.folder) == ("team42_Net.py", "net.pth", "sample")
 
 
 def test_pack_asks_for_results_first(command, tmp_path):

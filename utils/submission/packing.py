@@ -77,7 +77,7 @@ def pack(entry: ModelEntry, record: Record, path: Path, sandbox: str = "auto") -
         **{place_of(path): path.read_bytes() for path in source_files(entry)},
         f"model_zoo/{entry.checkpoint_path.name}": entry.checkpoint_path.read_bytes(),
         "select_model.py": select_model_source(entry).encode(),
-        "record.json": json_text(msgspec.to_builtins(record)).encode(),
+        "record.json": json_text(msgspec.to_builtins(without_folders(record))).encode(),
         "factsheet.tex": (latex_table([record]) + "\n" + complexity_paragraph(record)).encode(),
         "factsheet.md": markdown_table([record]).encode(),
     }
@@ -87,6 +87,16 @@ def pack(entry: ModelEntry, record: Record, path: Path, sandbox: str = "auto") -
                 archive.writestr(name, data)
         prove(entry, partial, sandbox)
     return list(files)
+
+
+def without_folders(record: Record) -> Record:
+    """Return a record that names files and data without the folders of the machine that they lay on."""
+    model, dataset = record.model, record.dataset
+    return msgspec.structs.replace(
+        record,
+        model=msgspec.structs.replace(model, file=Path(model.file).name, checkpoint=Path(model.checkpoint).name),
+        dataset=msgspec.structs.replace(dataset, folder=Path(dataset.folder).name),
+    )
 
 
 def select_model_source(entry: ModelEntry) -> str:

@@ -272,7 +272,15 @@ def load_model(entry: ModelEntry, device: torch.device | str) -> LoadedModel:
         if entry.lenient:
             info.ignored = load_leniently(model, state, path)
         else:
-            load_strictly(model, state, path)
+            try:
+                load_strictly(model, state, path)
+            except HarnessError as error:
+                if entry.training is None or entry.exact:
+                    raise
+                raise HarnessError(
+                    f"{error}; if these are weights of the training form, fuse them by python -m training.fuse, or "
+                    f"measure them by --model_id {entry.training}"
+                ) from error
         info.sha256 = file_sha256(path)
         if info.sha256 != entry.sha256:
             info.provenance = "unknown: the sha256 differs from the registry's"
