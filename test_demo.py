@@ -24,7 +24,7 @@ from utils.evaluate.runner import Runner
 from utils.files import writing
 from utils.measure.environment import choose_device
 from utils.measure.memory import measure_peak_mib, reset_peak
-from utils.options import SPLITS, add_device, parse
+from utils.options import SPLITS, add_device, command_line, parse
 from utils.progress import progress
 from utils.record import mean
 from utils.zoo.registry import LoadedModel, find_entry, load_model, read_registry, with_checkpoint
@@ -58,7 +58,12 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line(
+        "test_demo.py",
+        "The organizers' command: measure one model, and write results.json and results.txt as theirs does.",
+        "--data_dir DIR --save_dir out --model_id 7",
+        "--data_dir DIR --save_dir out --model_id 7 --include_test --ssim",
+    )
     parser.add_argument(
         "--data_dir", type=Path, help="default: ../ if the challenge's folders are there, else the sample"
     )
@@ -67,7 +72,7 @@ def arguments() -> argparse.Namespace:
         type=Path,
         help="folder of restored images; results.json goes to the working directory (default: both to results/)",
     )
-    parser.add_argument("--model_id", type=int, default=7)
+    parser.add_argument("--model_id", type=int, default=7, help="id in the registry (default %(default)s)")
     parser.add_argument("--include_test", action="store_true", help="measure the test images, too")
     parser.add_argument("--ssim", action="store_true", help="compute SSIM beside PSNR")
     parser.add_argument("--save_images", action="store_true", help="write restored images; always on without HR images")

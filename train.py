@@ -28,7 +28,7 @@ from utils.files import held, write_text, writing
 from utils.measure.allocator import keep_freed_memory
 from utils.measure.environment import choose_device
 from utils.measure.precision import cost_line
-from utils.options import add_device, duration, natural, parse, refuse
+from utils.options import add_device, command_line, duration, natural, parse, refuse
 from utils.progress import progress
 
 RECIPE_FILE = "recipe.toml"  # in the run's folder
@@ -105,7 +105,12 @@ def how_to_fix(error: BaseException, path: Path, recipe: Recipe) -> str | None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line(
+        "train.py",
+        "Train a model by a recipe. With several GPUs: torchrun --nproc_per_node N train.py …",
+        "training/recipes/cpu_sample.toml --train_dir data/train",
+        "net.toml --resume --set steps=2000",
+    )
     parser.add_argument(
         "recipe", type=Path, metavar="RECIPE.toml", help="a TOML file, such as those in training/recipes/"
     )
@@ -126,7 +131,12 @@ def arguments() -> argparse.Namespace:
         "--time_limit", type=duration, metavar="MINUTES", help="stop at a checkpoint after so many minutes"
     )
     add_device(parser)
-    parser.add_argument("--feed", default="auto", choices=("auto", "resident", "mapped"))
+    parser.add_argument(
+        "--feed",
+        default="auto",
+        choices=("auto", "resident", "mapped"),
+        help="training set in memory, or memory-mapped",
+    )
     parser.add_argument(
         "--feed_threads", type=natural, default=THREADS, help="threads that read patches with --feed mapped"
     )

@@ -296,3 +296,21 @@ def test_wrong_checkpoint_names_its_keys(run, tmp_path, pairs):
 def test_bar_moves_on_a_terminal_and_spares_a_log(monkeypatch, terminal, seconds):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     assert progress(range(50)).mininterval == seconds  # between two states
+
+
+COMMANDS = (
+    "eval.py", "train.py", "test_demo.py", "training.prepare", "training.fuse", "training.data.graphics",
+    "utils.upscale", "utils.submission", "utils.challenge.score_tables", "utils.zoo.average", "utils.data.sample",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_names_the_command_and_explains_each_option(command, tmp_path, name):
+    words = [name] if name.endswith(".py") else ["-m", name]
+    result = command(*words, "--help", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "__main__" not in result.stdout
+    assert len(re.findall(rf"python (-m )?{re.escape(name)}", result.stdout)) >= 2 + (name != "utils.data.sample")
+    options = re.split(r"\n  (?=-|[A-Z])", result.stdout.partition("options:")[2].partition("examples:")[0])[1:]
+    assert len(options) > 0
+    assert not [option for option in options if not re.search(r"(?m)(^|\s)[a-z(]", option)]

@@ -5,7 +5,6 @@ stands in the state, or is what the registry has under the file's name, or is gi
 between both forms on a random, smooth image, in float32, as a share of the output's largest value.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -16,15 +15,20 @@ from training.forms import build, fused, load_weights, trained_model
 from training.loop import STATE_FILE
 from training.recipe import recipe_of_state
 from utils.errors import HarnessError, exit_on_harness_error
-from utils.options import parse
+from utils.options import command_line, parse
 from utils.zoo.checkpoints import save_atomically
 from utils.zoo.registry import ModelTable, read_registry
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT")
-    parser.add_argument("--out_file", type=Path, required=True, metavar="FILE.pth")
+    parser = command_line(
+        "-m training.fuse",
+        "Collapse a training form's weights to the plain network's, and print how far both differ.",
+        "runs/cpu_sample/nanosr_train.pth --out_file nanosr.pth",
+        "runs/cpu_sample/state.pt --out_file nanosr.pth",
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="weights of a training form, or a run's state.pt")
+    parser.add_argument("--out_file", type=Path, required=True, metavar="FILE.pth", help="file of the fused weights")
     parser.add_argument("--model_id", type=int, metavar="N", help="the plain network's id in the registry")
     args = parse(parser, {"--out": "--out_file"})
     trained = trained_model(model_of(args.checkpoint) if args.model_id is None else args.model_id)

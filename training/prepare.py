@@ -30,7 +30,7 @@ from utils.data.images import bicubic_downscale, crop_to_multiple, read_rgb
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.files import held, writing
 from utils.measure.environment import processors
-from utils.options import parse, positive
+from utils.options import command_line, parse, positive
 from utils.processes import end_with_parent
 from utils.progress import progress
 from utils.protocol import SCALE
@@ -88,16 +88,21 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(
+        "-m training.prepare",
+        "Cut photographs into sub-images for training.",
+        "--hr PHOTOS --out data/train",
+        "--hr PHOTOS data/graphics --halves PHOTOS --out data/train",
+    )
     parser.add_argument("--hr", nargs="+", required=True, metavar="FOLDER", help="folders of HR images, at any depth")
     parser.add_argument("--lr", nargs="+", metavar="FOLDER", help="folders of LR images NAMEx4.png; default: bicubic")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the training set")
     parser.add_argument("--size", type=int, default=Cut.size, help="HR side of a sub-image (default %(default)s)")
     parser.add_argument("--step", type=int, default=Cut.step, help="distance between sub-images (default %(default)s)")
     parser.add_argument("--smallest", type=int, default=Cut.smallest, help="skip images with a shorter side")
     parser.add_argument("--halves", nargs="+", metavar="FOLDER", help="folders of --hr to cut at half size, too")
-    parser.add_argument("--images_per_shard", type=positive, default=100)
-    parser.add_argument("--processes", type=positive, default=processors())
+    parser.add_argument("--images_per_shard", type=positive, default=100, help="images in one file of the set")
+    parser.add_argument("--processes", type=positive, default=processors(), help="default: one for each core")
     parser.add_argument("--strict", action="store_true", help="stop at an unusable image instead of skipping it")
     return parse(parser, {"--workers": "--processes"})
 

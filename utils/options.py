@@ -29,6 +29,17 @@ RENAMED = {  # earlier names, and what to write now
 }
 
 
+def command_line(program: str, purpose: str, *examples: str) -> argparse.ArgumentParser:
+    """Return the parser of a command, such as "train.py" or "-m training.fuse"; `examples` follow its name."""
+    name = f"python {program}"
+    return argparse.ArgumentParser(
+        prog=name,
+        description=purpose,
+        epilog="\n".join(["examples:", *(f"  {name} {example}" for example in examples)]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def parse(parser: argparse.ArgumentParser, renamed: dict[str, str] | None = None) -> argparse.Namespace:
     """Parse the command line. Raise HarnessError for an option's earlier name; `renamed` has this command's own."""
     known = {name for command in [parser, *_commands(parser)] for name in command._option_string_actions}

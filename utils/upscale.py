@@ -5,7 +5,6 @@ from utils.upscale import load_model, read_photograph, upscale, write_png
 write_png("photo_x4.png", upscale(load_model(7), read_photograph("photo.jpg")))
 """
 
-import argparse
 from pathlib import Path
 
 import cv2
@@ -18,7 +17,7 @@ from utils.data.images import to_image, to_tensor, write_png
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.measure.environment import choose_device
 from utils.measure.tiles import forward_in_tiles
-from utils.options import add_device, add_model, parse, positive
+from utils.options import add_device, add_model, command_line, parse, positive
 from utils.progress import progress
 from utils.request import ModelChoice, one_entry
 from utils.zoo.registry import find_entry, read_registry
@@ -31,10 +30,15 @@ __all__ = ["load_model", "read_photograph", "upscale", "write_png"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split(":")[0], epilog="example: python -m utils.upscale photo.jpg --out big --model_id 7"
+    parser = command_line(
+        "-m utils.upscale",
+        "Upscale photographs by 4.",
+        "photo.jpg --out big",
+        "*.png --out big --model_id 126 --device cpu",
     )
-    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="JPEG, PNG, WebP, TIFF or BMP files")
+    parser.add_argument(
+        "photos", nargs="+", type=Path, metavar="PHOTO", help="JPEG, PNG, WebP, AVIF, TIFF or BMP files"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path(), metavar="DIR", help="where PHOTO_x4.png goes (default: here)"
     )

@@ -4,7 +4,6 @@ A network that has seen photographs alone restores slides and signs badly, and a
 [0, 1]. Some drawn images among the photographs fix both (docs/lab/training.md).
 """
 
-import argparse
 import math
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from utils.data.images import write_png
 from utils.errors import exit_on_harness_error
-from utils.options import natural, parse, positive
+from utils.options import command_line, natural, parse, positive
 from utils.progress import progress
 
 WIDTH, HEIGHT = 960, 720
@@ -31,10 +30,15 @@ TEXT_SIZES = 9, 64  # [pixels]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="for graphics_NUMBER.png")
-    parser.add_argument("--count", type=positive, default=40)
-    parser.add_argument("--seed", type=natural, default=2026)
+    parser = command_line(
+        "-m training.data.graphics",
+        "Draw what photographs hold little of: text, lines, shapes and patterns.",
+        "--out data/graphics",
+        "--out data/graphics --count 60 --seed 7",
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="folder of graphics_NUMBER.png")
+    parser.add_argument("--count", type=positive, default=40, help="number of drawings (default 40)")
+    parser.add_argument("--seed", type=natural, default=2026, help="another seed gives other drawings")
     args = parse(parser)
     for number in progress(range(args.count), unit="image"):
         write_png(args.out / f"graphics_{number:03}.png", draw(np.random.default_rng([args.seed, number])))

@@ -3,7 +3,6 @@
 python -m utils.challenge.score_tables docs/ntire2026.csv [--edition 2026] [--computed] scores a table as published.
 """
 
-import argparse
 import csv
 import math
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from utils.challenge.rules import EDITIONS, SUB_TRACKS, Edition, Figures, Score, allowed_distance, rank, score
 from utils.data.datasets import is_challenge
 from utils.errors import HarnessError, exit_on_harness_error
-from utils.options import parse
+from utils.options import command_line, parse
 from utils.record import Record
 
 HEADER = ("Place", "Model", "PSNR", "Runtime", "FLOPs", "Params", "S runtime", "S FLOPs", "S params", "Score")
@@ -91,9 +90,14 @@ def _circumstances(record: Record) -> tuple[object, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(
+        "-m utils.challenge.score_tables",
+        "Score a table of results as published. What was measured here is scored by eval.py --score.",
+        "docs/ntire2026.csv",
+        "docs/ntire2026.csv --edition 2025 --computed",
+    )
     parser.add_argument("table", type=Path, metavar="TABLE.csv", help="with the columns of docs/ntire2026.csv")
-    parser.add_argument("--edition", type=int, choices=EDITIONS, default=max(EDITIONS))
+    parser.add_argument("--edition", type=int, choices=EDITIONS, default=max(EDITIONS), help="year of the rules")
     parser.add_argument("--baseline", default="00_SPAN", metavar="NAME", help="the row to compare with")
     parser.add_argument("--computed", action="store_true", help="with the FLOPs that the protocol's counter left out")
     args = parse(parser)

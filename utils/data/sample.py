@@ -3,7 +3,6 @@
 It lets a newcomer see the harness at work. It is not DIV2K_LSDIR_valid, and its label says so everywhere.
 """
 
-import argparse
 from pathlib import Path
 
 import skimage
@@ -12,6 +11,7 @@ from utils.data.datasets import LABEL_FILE, challenge_folders
 from utils.data.images import bicubic_downscale, crop_to_multiple, read_rgb, write_png
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.files import ROOT, write_json
+from utils.options import command_line
 from utils.protocol import SCALE
 
 SAMPLE_DIR = ROOT / "data" / "sample"
@@ -57,7 +57,7 @@ def default_data_dir() -> Path:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    command_line("-m utils.data.sample", "Make the built-in sample, six photographs of scikit-image.", "").parse_args()
     print(f"sample: {ensure_sample()}")
 
 

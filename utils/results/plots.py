@@ -34,7 +34,7 @@ def trade_offs(records: list[Record]) -> str:
         plot.set(xlabel=label, ylabel="PSNR [dB]")
         plot.ticklabel_format(axis="y", useOffset=False)
         plot.grid(alpha=0.3)
-    plots[0].legend(fontsize=8)
+    plots[0].legend(fontsize=8, markerscale=0.6)
     return _svg(figure)
 
 

@@ -56,7 +56,7 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = argparse.ArgumentParser(prog="python -m utils.submission", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     check, pack, factsheet, results = (
         commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")

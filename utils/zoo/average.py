@@ -5,7 +5,6 @@ and costs nothing at inference (M. Wortsman et al., *Model soups*, ICML 2022). T
 apart do not share a valley, and their mean is worse. Average training forms, then fuse: fusing multiplies weights.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,14 +12,19 @@ import torch
 from torch import Tensor
 
 from utils.errors import HarnessError, exit_on_harness_error
-from utils.options import parse
+from utils.options import command_line, parse
 from utils.zoo.checkpoints import differences, load_state_dict, save_atomically
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CKPT")
-    parser.add_argument("--out_file", type=Path, required=True, metavar="FILE.pth")
+    parser = command_line(
+        "-m utils.zoo.average",
+        "Average the weights of several trainings that began with the same weights.",
+        "runs/a/nanosr_train.pth runs/b/nanosr_train.pth --out_file nanosr_train.pth",
+        "runs/*/team42_Net.pth --out_file team42_Net.pth",
+    )
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CKPT", help="two checkpoints or more")
+    parser.add_argument("--out_file", type=Path, required=True, metavar="FILE.pth", help="file of the mean")
     args = parse(parser, {"--out": "--out_file"})
     if len(args.checkpoints) < 2:
         raise HarnessError(f"{args.checkpoints[0]}: the only one; name two checkpoints or more")
