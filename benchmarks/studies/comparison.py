@@ -15,13 +15,12 @@ from matplotlib import pyplot as plt
 from utils.data.datasets import Pair, open_dataset, read_fitting_hr
 from utils.data.sample import ensure_sample
 from utils.errors import HarnessError, exit_on_harness_error
-from utils.evaluate.evaluation import restore
 from utils.evaluate.metrics import psnr
-from utils.evaluate.runner import Runner
 from utils.measure.environment import choose_device
 from utils.options import parse
 from utils.protocol import SCALE
-from utils.zoo.registry import find_entry, load_model, read_registry
+from utils.upscale import load_model, upscale
+from utils.zoo.registry import find_entry, read_registry
 
 
 def main() -> None:
@@ -45,9 +44,9 @@ def panels(pair: Pair, model_ids: Sequence[int]) -> list[tuple[str, np.ndarray]]
     bicubic = cv2.resize(lr, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
     shown = [(f"bicubic\n{psnr(bicubic, hr):.2f} dB", bicubic)]
     for model_id in model_ids:
-        runner = Runner(load_model(find_entry(model_id, read_registry()), choose_device()), choose_device())
-        sr = restore(runner, lr).sr
-        shown.append((f"{runner.entry.name}\n{psnr(sr, hr):.2f} dB", sr))
+        entry = find_entry(model_id, read_registry())
+        sr = upscale(load_model(model_id, choose_device()), lr, data_range=entry.data_range)
+        shown.append((f"{entry.name}\n{psnr(sr, hr):.2f} dB", sr))
     return [*shown, ("original\n", hr)]
 
 
