@@ -1,7 +1,7 @@
 """Measure models and print the factsheet table: python eval.py [--model_id N …] [--data_dir D]
 
 python eval.py --model_id 7 0 --score            NanoSR and EFDN on the built-in sample, scored
-python eval.py --model_file team42_Net.py        a model that is in no registry, in a process of its own
+python eval.py --model_file team42_Net.py        a model that is in no registry, in a separate process
 python eval.py --show --report page              nothing is measured: tables and page of what --results holds
 """
 
@@ -33,7 +33,7 @@ LIMITS = (
     "--pass_limit",
     "--memory_limit",
     "--sandbox",
-)  # options about models in processes of their own
+)  # options about models in separate processes
 MEASURES = (
     "--runs",
     "--warmup",

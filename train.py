@@ -84,7 +84,7 @@ def announce(setup: Setup) -> None:
 
 
 def announce_changes(recipe: Recipe, saved: Recipe) -> None:
-    """Print the keys by which a run goes on otherwise than it began, as with a `--set` that was not repeated."""
+    """Print the keys that differ from the run so far, as with a `--set` that was not repeated."""
     for key, value in vars(saved).items():
         if (new := getattr(recipe, key)) != value and key in SCHEDULE:
             print(f"{key}: {value} so far, {new} from here on")
@@ -165,7 +165,7 @@ def state_to_go_on_from(run_dir: Path, resume: bool, init: Path | None, device: 
     if not resume:
         raise HarnessError(f"{run_dir}: holds a run already; go on with --resume or choose another --run_dir")
     if init:
-        raise HarnessError(f"--init {init}: a run that goes on has its weights; leave out --init or --resume")
+        raise HarnessError(f"--init {init}: a resumed run has its weights; leave out --init or --resume")
     return read_state(path, device)
 
 

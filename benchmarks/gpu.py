@@ -1,6 +1,6 @@
 """Everything that wants a GPU, in one command: python -m benchmarks.gpu --out OUT [--only tests speed]
 
-Method. The parts run one after the other, each a process group of its own, as a user would run it; one that fails,
+Method. The parts run one after the other, each its own process group, as a user would run it; one that fails,
 hangs or finds no time left costs the others nothing. What a part prints is in OUT/PART.txt as it comes, and
 OUT/summary.md says how each ended; for what found no time within --time_limit there is --only. The data are HR images
 of DIV2K size made of the sample's photographs, so that nothing need be brought along: their times are those of real

@@ -45,7 +45,7 @@ def main() -> None:
     print(f"| images of {SIDE} x {SIDE} | peak growth [MiB] | ratio | s |\n| ---: | ---: | ---: | ---: |")
     first = None
     for count in sorted(args.images):
-        # An executor, since measuring starts a process of its own, which a Pool's would not be allowed to.
+        # An executor, since measuring starts a separate process, which a Pool's would not be allowed to.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             growth_mib, seconds = pool.submit(_evaluate, count, args.model_id, args.workers, args.device).result()
         first = first or growth_mib

@@ -5,7 +5,7 @@ starts. A step is what `train.py` does: forward, backward, gradient norm, AdamW,
 turns, one step each per round, so that a busy machine slows all of them; the first rounds warm up and do not count.
 Shown are the median time of a step, its 10th and 90th percentile, and the ratio of the reference's median to it; the
 reference is the branches in float32. Peak memory is, on a GPU, `max_memory_allocated` less what was held before; on a
-CPU the growth of the resident memory of a process of its own over three steps. Feeding is timed alone, without a
+CPU the growth of the resident memory of a separate process over three steps. Feeding is timed alone, without a
 step, over batches of the size that training takes.
 """
 

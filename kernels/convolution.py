@@ -107,7 +107,7 @@ class Convolution(torch.autograd.Function):
         kernel: Name,
     ) -> tuple[Tensor, Tensor | None]:
         if x.ndim != 4 or x.shape[1] != weight.shape[1]:
-            raise ValueError(f"kernels of {weight.shape[1]} channels are no match for {tuple(x.shape)}")
+            raise ValueError(f"kernels of {weight.shape[1]} channels do not fit {tuple(x.shape)}")
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (x, weight, bias, other)]
         x = rounded(x)
         other = None if other is None else rounded(other)

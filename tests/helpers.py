@@ -320,7 +320,7 @@ def command_module(name: str) -> ModuleType:
 
 
 def python(*arguments, timeout=200, **options) -> subprocess.CompletedProcess:
-    """Run Python in a process of its own, as a user does."""
+    """Run Python in a separate process, as a user does."""
     words = [sys.executable, *map(str, arguments)]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=timeout, **options)
 

@@ -24,7 +24,7 @@ def test_bad_model_costs_its_row_and_the_baseline_keeps_its(command, submission,
     records = tmp_path / "results" / "records.json"
     words = submission(forward="os._exit(0)")
     key = f"file {words[1]} Net {words[-1]}"
-    store_record(records, key, record())  # of an earlier run; it is no result of this one
+    store_record(records, key, record())  # of an earlier run; it is not a result of this one
     result = command(
         "eval.py", "--isolated", *QUICK, "--data_dir", pairs, *words, "--score", "--edition", 2025, cwd=tmp_path
     )
@@ -51,12 +51,12 @@ def test_contestant_gets_the_figures_of_this_process(command, pairs, tmp_path):
 @pytest.mark.real_process
 @pytest.mark.parametrize("sandbox", ["off", pytest.param("require", marks=needs_sandbox)])
 def test_worker_in_a_pass_without_end_goes_with_a_host_that_is_killed(submission, pairs, tmp_path, sandbox):
-    network = submission(forward="print('for ever')\n        while True: pass")
+    network = submission(forward="print('forever')\n        while True: pass")
     words = (*QUICK, "--data_dir", pairs, *network, "--sandbox", sandbox, "--results", tmp_path / "results")
     command = [sys.executable, "eval.py", *map(str, words)]
     host = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     logs = tmp_path / "results" / "logs"
-    while not any("for ever" in log.read_text() for log in logs.glob("42_Net-*.log")):
+    while not any("forever" in log.read_text() for log in logs.glob("42_Net-*.log")):
         assert host.poll() is None
         time.sleep(0.1)
     family = psutil.Process(host.pid).children(recursive=True)

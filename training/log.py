@@ -79,7 +79,7 @@ class TrainingLog:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a log.csv as dicts, `step` as int, the other values as text; no file gives no rows.
 
-    A last row that a full disk cut short is no row.
+    A last row that a full disk cut short is not a row.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:

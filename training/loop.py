@@ -158,8 +158,8 @@ class Trainer:
             )
         if problems := differences(self.model.state_dict(), state["params"]):
             raise HarnessError(
-                f"{path}: the network has changed since ({problems}); restore {self.trained.entry.file}, or start anew "
-                "in another --run_dir"
+                f"{path}: the network has changed since ({problems}); restore {self.trained.entry.file}, or start "
+                "again in another --run_dir"
             )
         self.model.load_state_dict(state["params"])
         for optimizer, saved_state in zip(self.optimizers, state["optimizers"], strict=True):
@@ -197,7 +197,7 @@ def check_finite(loss: Tensor, norm: Tensor) -> None:
 def unreached_kernels(model: nn.Module) -> list[str]:
     """Return the names of the kernels that the last gradient did not reach, those of a dead block.
 
-    Where what goes into an activation is far below zero for every pixel, nothing comes out of it and no gradient goes
+    Where what goes into an activation is far below zero forevery pixel, nothing comes out of it and no gradient goes
     back, so that it stays so (docs/lab/training.md).
     """
     weights = ((name, weight) for name, weight in model.named_parameters() if weight.ndim == 4)

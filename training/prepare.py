@@ -3,7 +3,7 @@
 Every image is cropped to a multiple of 4, shrunk by MATLAB's bicubic (or paired with a given LR image), and cut into
 sub-images that overlap by at least one training patch, so that every patch of the image lies inside one of them. With
 --halves, so are images at half their size; a JPEG that holds its colours at half its size is cut there alone.
-Shards are written one at a time by all cores; a run that was stopped goes on where it was.
+Shards are written one at a time by all cores; an interrupted run resumes where it stopped.
 """
 
 import argparse

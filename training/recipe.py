@@ -16,9 +16,9 @@ from utils.errors import HarnessError
 from utils.typed import converted
 from utils.zoo.registry import ModelTable
 
-# Keys that may change in a run that goes on, where nothing that was done would differ.
+# Keys that may change in a resumed run, where nothing that was done would differ.
 SCHEDULE = ("steps", "milestones", "gamma", "warmup", "cooldown", "log_every", "validate_every", "checkpoint_every")
-LARGEST = 1e15  # infinity and NaN are no values
+LARGEST = 1e15  # infinity and NaN are not values
 Positive = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
 Amount = Annotated[float, Meta(gt=0, le=LARGEST)]

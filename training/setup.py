@@ -41,7 +41,7 @@ class Setup:
 
 
 def set_up(recipe: Recipe, device: torch.device | str, saved: Recipe | None = None) -> Setup:
-    """Build what a recipe asks for, on a device; `saved` is the recipe of the run that goes on, if one does.
+    """Build what a recipe asks for, on a device; `saved` is the recipe of the resumed run, if it is one.
 
     Raise HarnessError if this machine cannot run the model as the recipe asks.
     """
@@ -79,7 +79,7 @@ def set_up(recipe: Recipe, device: torch.device | str, saved: Recipe | None = No
 
 
 def with_precision(recipe: Recipe, device: torch.device, saved: Recipe | None = None) -> Recipe:
-    """Return the recipe with a precision in place of "auto": that of the run that goes on, else the device's."""
+    """Return the recipe with a precision in place of "auto": that of the resumed run, else the device's."""
     if recipe.precision != "auto":
         return recipe
     precision: Precision = saved.precision if saved else fast_precision(device)
@@ -94,7 +94,7 @@ def in_memory(model: nn.Module, device: torch.device, layout: torch.memory_forma
 def chosen_kernels(recipe: Recipe, device: torch.device, saved: Recipe | None = None) -> tuple[Chosen, list[str]]:
     """Return the name of the kernels that a training uses, and notes on the choice.
 
-    "auto" takes those of the run that goes on, if they work here, else the fastest, else PyTorch's. Raise HarnessError
+    "auto" takes those of the resumed run, if they work here, else the fastest, else PyTorch's. Raise HarnessError
     if the recipe names kernels that cannot be used.
     """
     fits = device.type == "cpu" and recipe.precision == "bfloat16" and recipe.form != "branches"

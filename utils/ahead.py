@@ -16,7 +16,7 @@ def ahead(
 ) -> Iterator[Result]:
     """Yield `function(item)` in order; with a `pool`, at most `limit` calls run ahead of what is taken.
 
-    When `items` fails, the calls under way are finished and yielded before the exception goes on.
+    When `items` fails, the calls under way are finished and yielded before the exception is raised again.
     """
     if pool is None:
         yield from map(function, items)

@@ -18,7 +18,7 @@ class HarnessError(Exception):
 
 
 class DivergedError(HarnessError):
-    """A training whose loss or gradient is no number any more."""
+    """A training whose loss or gradient is not a number any more."""
 
     status = 3
 

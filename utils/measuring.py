@@ -143,7 +143,7 @@ def measure_all(
 ) -> None:
     """Measure models into the results, those that take long after the others, the longest at the end.
 
-    With several `jobs`, each has a process and a GPU of its own.
+    With several `jobs`, each has its own process and GPU.
     """
     if request.jobs > 1:
         measure_each = partial(on_one_gpu, count=len(entries), dataset=dataset, request=request)
@@ -269,9 +269,7 @@ def show(request: Request, records: list[Record], dataset: Dataset | None = None
         without = write_report(page, complete, dataset or open_data(request.data), results / "images", sections)
         print(f"Report: {page}")
         if without:
-            print(
-                f"Without crops, for want of restored images: {', '.join(without)}; measure with --report to have them"
-            )
+            print(f"No crops of {', '.join(without)}: restored images are missing; measure with --report to have them")
     if scoring:
         write_text(results / "scores.md", score_markdown(scoring))
         print(f"\n{score_text(scoring)}\nScores: {results / 'scores.md'}")

@@ -154,7 +154,7 @@ def check_models(models: ModelChoice) -> None:
     if models.register is not None and not models.file:
         raise HarnessError("--register: needs --model_file, the model to write into the registry")
     if models.repository and (models.file or models.checkpoint):
-        raise HarnessError("--repository: brings files and weights of its own; leave out --model_file and --checkpoint")
+        raise HarnessError("--repository: brings its own files and weights; leave out --model_file and --checkpoint")
     if models.checkpoint and not models.file and len(models.ids) != 1:
         raise HarnessError("--checkpoint: needs exactly one --model_id, the model that it belongs to")
     if (models.backend or models.precision) and (models.file or models.repository):

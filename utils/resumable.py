@@ -86,7 +86,7 @@ class ResumableMeasurement:
         store = self.store if world.is_first else lambda record: None
         rules, hurried = self.rules, False
         if rules and patience_s is not None and patience_s < (rules.limits.pass_seconds or math.inf):
-            hurried = True  # the first pass alone may take for ever
+            hurried = True  # the first pass alone may take forever
             rules = replace(rules, limits=replace(rules.limits, pass_seconds=patience_s))
         try:
             with opened_runner(self.entry, self.device, rules) as runner:
@@ -108,7 +108,7 @@ class ResumableMeasurement:
             reason = f"the host failed ({in_one_line(error)})"
         else:
             return None
-        record = self.begun or self._empty()  # a record of an earlier run is no result of this one
+        record = self.begun or self._empty()  # a record of an earlier run is not a result of this one
         record.status, record.reason = Status.STOPPED, reason
         store(record)
         return reason

@@ -5,7 +5,7 @@ Method. Each trial is an `eval.py --model_file …` as a user would run it, on f
 1. Cheats: NanoSR with one way to fake a figure added, from `cheats.py`. It is *named* if the row has a
    finding, or no figures but a reason; *prevented* if its PSNR (0.01 dB), its times (at most a quarter faster) and its
    counts are the honest network's, nothing was written outside, and no process is left; else *missed*. So is one that
-   ends in an exception of its own: it says nothing about the audit.
+   ends in its own exception: it says nothing about the audit.
 2. Honest models: NanoSR in both forms, its ancestors, and files that do unusual things with nothing to hide, each
    measured so many times; all must be clean.
 3. From inside the sandbox: what a worker tries, and the system's own words.
@@ -40,7 +40,7 @@ MEASURE = ("--runs", 2, "--warmup", 1, "--repeats", 5)
 MEMORY_LIMIT_GIB = {"cpu": 4, "cuda": 16}
 HONEST = ("NanoSR_train", "NanoSR_inference", "EFDN", "SPAN", "PAN", "PlainUSR")
 PSNR_DB, TIME_RATIO = 0.01, 1.25  # how far from the honest network's a prevented cheat's figures may be
-HONEST_AGAIN = 3  # times that the honest network is measured anew before a cheat counts as missed
+HONEST_AGAIN = 3  # times that the honest network is measured again before a cheat counts as missed
 INSIDE = {  # what is tried: the code
     "read an HR image": "open({hr!r}).read(1)",
     "read a file of the home folder": "open({home!r} + '/.profile')",
@@ -105,7 +105,7 @@ def try_cheats(folder: Path, data: Path, args: argparse.Namespace) -> int:
 def try_cheat(
     folder: Path, name: str, data: Path, earlier: Path, honest: Record, args: argparse.Namespace
 ) -> tuple[str, str]:
-    """Return a cheat's `verdict`, tried in a folder of its own that has a copy of the earlier results."""
+    """Return a cheat's `verdict`, tried in its own folder that has a copy of the earlier results."""
     shutil.copytree(earlier, folder / "earlier")
     before = (folder / "earlier" / RECORDS_FILE).read_bytes()
     file, outside, mark = folder / "team66_Cheat.py", folder / "outside", f"outlives-{folder.name}"
@@ -243,7 +243,7 @@ def try_inside(folder: Path, data: Path, args: argparse.Namespace) -> int:
         words = last_line(run.stderr) or "it went through"
         went = run.returncode == 0
         if went and name == "write to the project" and not (ROOT / "written").exists():
-            went, words = False, "it wrote to a /tmp of its own, since the project lies below /tmp"
+            went, words = False, "it wrote to its own /tmp, since the project lies below /tmp"
         through += went
         print(f"| {name} | {words} |", flush=True)
     source = NANOSR.read_text(encoding="utf-8")

@@ -340,7 +340,7 @@ CHEATS |= {
         hides=True,
         where="self.conv_1",
     ),
-    "convolves in an operator of its own": Cheat(
+    "convolves in a custom operator": Cheat(
         "@torch.library.custom_op('cheat::convolve', mutates_args=())\n"
         "def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor: return F.conv2d(x, weight, padding=padding)\n"
         "@convolve.register_fake\n"

@@ -3,7 +3,7 @@
 Copies a prepared training set, each HR sub-image replaced by what the teacher makes of the LR one: the mean over its
 eight orientations, better than the network itself, so that a network can even be its own teacher. What no network could
 know of the HR image, JPEG's errors among it, no longer disturbs the student. --share 0.5 takes the mean of both images.
-Shards are written one at a time; a run that was stopped goes on where it was.
+Shards are written one at a time; an interrupted run resumes where it stopped.
 
 Sources: G. Hinton et al., *Distilling the Knowledge in a Neural Network*, 2015; the mean over orientations, R. Timofte
 et al., *Seven Ways to Improve Example-Based Single Image Super Resolution*, CVPR 2016.

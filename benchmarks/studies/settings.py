@@ -5,8 +5,8 @@ with one thing changed at a time. All runs see the same number of HR pixels: wit
 steps differs, and warm-up and milestones move with it. Each change is run with two seeds. `table` prints the PSNR (RGB,
 as the protocol has it) on data folders as the difference to the unchanged run of the same seed, so that what a seed
 does to both drops out; a change pays if it does with both seeds. The weights are those after the last step, when the
-rates are at rest; their running average, which is exported, depends on the number of steps and has a row of its own.
-`run` goes on with what is not finished. Two processes, one seed and one core each, do an eighth more than one process
+rates are at rest; their running average, which is exported, depends on the number of steps and has its own row.
+`run` continues what is not finished. Two processes, one seed and one core each, do an eighth more than one process
 on two cores:
 
     taskset -c 0 python -m benchmarks.studies.settings run --seeds 2026 &

@@ -97,7 +97,7 @@ CHEATS = {
         {"forward": "self.n = getattr(self, 'n', 0) + 1; return F.interpolate(x, scale_factor=4) + 0.05 * self.n"},
         ["another output for an image"],
     ),
-    "a process of its own": (
+    "a separate process": (
         {"top": "import subprocess\nsubprocess.Popen(['sleep', '60'])"},
         ["started 1 process of its own"],
     ),

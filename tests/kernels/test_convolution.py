@@ -147,5 +147,5 @@ def test_attention_takes_what_is_broadcast(other, kernel):
 
 @pytest.mark.parametrize("shape", [(2, 16, 6, 5), (2, 64, 6, 5), (48, 6, 5)])
 def test_inputs_of_other_channels_or_dimensions_are_refused(shape, kernel):
-    with pytest.raises(ValueError, match="kernels of 48 channels are no match for"):
+    with pytest.raises(ValueError, match="kernels of 48 channels do not fit"):
         convolution.convolve(torch.rand(shape), torch.rand(48, 48, 3, 3), None, kernel)

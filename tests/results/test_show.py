@@ -61,7 +61,7 @@ def test_page_has_the_score_and_what_failed_and_crops_of_what_was_kept(show, tmp
     store_record(tmp_path / "results" / "records.json", "file /a/net.py Net /a/net.pth", failed)
     (tmp_path / "results" / "images" / "126_SPAN" / "b.png").unlink()
     result = show("--data_dir", pairs, *VIEWS)
-    assert "Without crops, for want of restored images: SPAN; measure with --report to have them" in result.stdout
+    assert "No crops of SPAN: restored images are missing; measure with --report to have them" in result.stdout
     page = (tmp_path / "page" / "report.html").read_text()
     assert "<td>Broken</td><td>no &lt;output&gt;</td>" in page
     assert "<h2>Score</h2>" in page

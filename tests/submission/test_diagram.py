@@ -34,7 +34,7 @@ def test_other_channels_or_another_size_make_another_box():
 
 def test_diagram_is_a_picture_and_a_pdf_and_the_same_each_time(tmp_path):
     for name in ("a", "b"):
-        draw_architecture(chain(), "$Net_1$", tmp_path / name)  # a name is no formula
+        draw_architecture(chain(), "$Net_1$", tmp_path / name)  # a name is not a formula
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.width > picture.height > 100
         dark = sum(picture.convert("L").histogram()[:100])

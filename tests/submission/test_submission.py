@@ -72,7 +72,7 @@ BROKEN = {
     ),
     "exits": (
         {"top": "import os\nos._exit(3)"},
-        "runs in a process of its own", "status 3",
+        "runs in a separate process", "status 3",
     ),
     "even sizes only": (
         {"forward": "assert x.shape[2] % 2 == 0"}, "output is 4x the input, at odd sizes too", "fails on an LR image",
@@ -110,7 +110,7 @@ def test_imports_that_the_organizers_install_pass(candidate):
 def test_submission_that_hangs_is_named(candidate, monkeypatch):
     monkeypatch.setattr("utils.submission.checks.START_S", 2)
     broken = failures(candidate(top="import time\ntime.sleep(60)"))
-    assert broken == {"runs in a process of its own": "did not end within 2 s and was killed"}
+    assert broken == {"runs in a separate process": "did not end within 2 s and was killed"}
 
 
 def test_what_a_submission_changes_stays_in_its_process(candidate):

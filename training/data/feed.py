@@ -159,7 +159,7 @@ class MappedFeed:
     def _pool(self) -> AbstractContextManager[Executor | None]:
         if not self.workers:
             return nullcontext()
-        # None of them has torch start threads of its own: there would be more than cores. This thread asks for its
+        # None of them has torch start its own threads: there would be more than cores. This thread asks for its
         # number before they set theirs: one that has not asked yet takes the last that any thread has set.
         torch.get_num_threads()
         return ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,))
@@ -200,7 +200,7 @@ def loaded(load: Callable[[Item], Batch], items: Iterable[Item], device: torch.d
     if device.type != "cuda":
         yield from map(load, items)
         return
-    # On a stream of its own: what is waited for there would else be waited for until the step before is over.
+    # On a separate stream: what is waited for there would else be waited for until the step before is over.
     stream, training = torch.cuda.Stream(device, priority=-1), torch.cuda.current_stream(device)
     stream.wait_stream(training)  # which may have loaded the set
     for item in items:
@@ -208,7 +208,7 @@ def loaded(load: Callable[[Item], Batch], items: Iterable[Item], device: torch.d
             batch = load(item)
         training.wait_stream(stream)
         for tensor in batch:
-            tensor.record_stream(training)  # or its memory would be given anew while a step reads it
+            tensor.record_stream(training)  # or its memory would be reused while a step reads it
         yield batch
 
 

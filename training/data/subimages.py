@@ -93,7 +93,7 @@ def write_shard(
     """Write a shard, `stem` with .hr, .lr and .json, unless it is there; return what its JSON file says.
 
     `made_from`: JSON values by name, what the shard is made of and how. `contents`: a digest of what its sources hold;
-    a shard whose sources have changed since is written anew. `pairs`: (LR h x w x 3, HR 4h x 4w x 3) uint8,
+    a shard whose sources have changed since is written again. `pairs`: (LR h x w x 3, HR 4h x 4w x 3) uint8,
     one at a time, not asked for if the shard is there. `skipped`: lines on what was left out, and `counts`, of the
     sub-images of each source, are read after the pairs.
     Raise HarnessError if the shard that is there was made from something else, and if it cannot be written.

@@ -116,7 +116,7 @@ def read_published(path: str | Path, computed: bool = False) -> dict[str, Figure
     """Return {name: Figures} of a results table as published (CSV); runtime is the mean of valid and test.
 
     With `computed`, the figures hold the FLOPs that the protocol's counter left out, of entries where they are known.
-    Raise HarnessError if the file is no such table.
+    Raise HarnessError if the file is not such a table.
     """
     try:
         with open(Path(path), newline="", encoding="utf-8") as file:

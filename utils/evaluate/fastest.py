@@ -81,7 +81,7 @@ class Times(Struct):
 
 
 def _read(cache: Path) -> dict[str, Times]:
-    """Return the times kept in a file; one that cannot be read is no loss."""
+    """Return the times kept in a file; one that cannot be read is not a loss."""
     try:
         return msgspec.json.decode(cache.read_bytes(), type=dict[str, Times])
     except (OSError, msgspec.DecodeError):

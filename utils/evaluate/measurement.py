@@ -112,8 +112,8 @@ def measure(
 
     `on_pass()` is called after each forward pass, `on_progress(record)` with what there is after each image of each
     run and at the end. When anything stops the measurement, the record so far, marked as stopped with the reason, is
-    given to `on_progress` before the exception goes on. `earlier` is such a record: if it was measured under the same
-    circumstances, this one goes on where it stopped.
+    given to `on_progress` before the exception is raised again. `earlier` is such a record: if it was measured under
+    the same circumstances, this one continues where it stopped.
 
     In a `world` of several processes each measures its part of the images; the record of the first one ends with all of
     them, that of the others stays incomplete and is only returned.

@@ -128,7 +128,7 @@ class Runner:
             macs = watched_pass(self.model, lr)[0].macs
             seen, _ = watched_pass(self.model, noise)
             return computed(seen, macs, traced_macs(self.model, noise), stored_values(self.model))
-        except Exception:  # what a network computes by other means, compiled say, is no error
+        except Exception:  # what a network computes by other means, compiled say, is not an error
             return None
 
     def reset_peak(self) -> None:

@@ -1,4 +1,4 @@
-"""The audit of a record: does the worker do for every input what its figures say? After MLPerf's audits.
+"""The audit of a record: does the worker do forevery input what its figures say? After MLPerf's audits.
 
 A finding is a line beside the figures; it never hides them. Times accuse nobody where the machine was busy with other
 work: then the record says so. What is checked, and by what: the worker's clock by the
@@ -38,13 +38,13 @@ COUNT_SHARE = 0.05  # fvcore's count against the dispatcher's, and the latter's 
 # A network of windows pads its input. A size that any window divides, larger than an image's, needs the most work that
 # padding explains; and 256, which not every window divides, may have taken a tenth more for each pixel.
 WINDOWS, PADDED_SHARE = 192, 0.10
-HIDDEN_VALUES, HIDDEN_SHARE = 1024, 0.02  # numbers that are no parameters; a mean, or a fixed kernel, is no finding
+HIDDEN_VALUES, HIDDEN_SHARE = 1024, 0.02  # numbers that are not parameters; a mean, or a fixed kernel, is not a finding
 STORED_SHARE = 0.01  # of parameters, above which they hold more numbers than they are
 PRODUCT_SHARE = 0.05  # of multiply-accumulates, in element-wise products that are summed
 OUTSIDE_SHARE, OUTSIDE_MS = 0.15, 5.0  # of a pass, outside of torch's operators
 SLOWER_THAN_COUNTED, SLOWER_MS = 1.6, 5.0  # a plain pass against the counted one
 EXACT_DB = 60.0  # no network restores a photograph that well
-EASY_DB = 40.0  # of bicubic upscaling, from which on an image is no photograph with anything to restore
+EASY_DB = 40.0  # of bicubic upscaling, from which on an image is not a photograph with anything to restore
 LEAD = 4  # images of the protocol's order before the drawn one comes again
 PAIRS, MORE_PAIRS = 2, 4  # passes on a seen and a new input in turn; more of them before anybody is accused
 
@@ -111,7 +111,10 @@ class Auditor:
         timings = self.worker.timings
         reported, host_ms = (np.array([getattr(t, key) for t in timings]) for key in ("reported_ms", "host_ms"))
         self.figures |= {"reported_ms": float(reported.sum()), "host_ms": float(host_ms.sum()), "passes": len(timings)}
-        usual, mean = np.median(host_ms - reported), np.mean(host_ms - reported)  # too long a report is no advantage
+        usual, mean = (
+            np.median(host_ms - reported),
+            np.mean(host_ms - reported),
+        )  # too long a report is not an advantage
         allowed = max(CLOCK_SHARE * np.median(host_ms), CLOCK_MS)
         fair = mean <= max(MEAN_SHARE * np.mean(host_ms), MEAN_MS)
         if fair and (usual <= allowed or self._reported_is_possible()):
@@ -251,7 +254,7 @@ class Auditor:
     def _computed(self, counts: Complexity, computed: Computed) -> None:
         """Name what is computed or stored beyond what the protocol's counters see, with the figure that is meant.
 
-        Convolutions that are no modules are no fault: the table's note on what is computed names them.
+        Convolutions that are not modules are not a fault: the table's note on what is computed names them.
         """
         macs, traced, shown = computed.macs, computed.traced_macs, computed.photograph_macs
         if abs(traced - macs) > COUNT_SHARE * max(macs, traced):
@@ -272,7 +275,7 @@ class Auditor:
         if computed.hidden_values > max(HIDDEN_VALUES, HIDDEN_SHARE * counts.params):
             hidden = "; ".join(computed.hidden)
             values = f"{computed.hidden_values / 1e6:.3f} M"
-            self.findings.append(f"reads {values} numbers that are no parameters: {hidden}")
+            self.findings.append(f"reads {values} numbers that are not parameters: {hidden}")
         stored = computed.values - computed.hidden_values
         if stored > (1 + STORED_SHARE) * counts.params:
             self.findings.append(f"{counts.params / 1e6:.3f} M parameters hold {stored / 1e6:.3f} M numbers of 32 bits")
@@ -318,7 +321,7 @@ class Auditor:
     def _processes(self) -> None:
         others = self.worker.other_processes()
         if others:
-            self.findings.append(f"started {others} process{'es' * (others != 1)} of its own")
+            self.findings.append(f"started {others} process{'es' * (others != 1)}")
 
     def _changes(self) -> None:
         changed_names = self.worker.ask("changed")

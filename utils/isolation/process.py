@@ -53,7 +53,7 @@ class Task:
 
 
 class WatchedProcess:
-    """A command in a session of its own. Its output, cut after `LOG_BYTES`, goes to a log; breaking a limit kills it.
+    """A command in its own session. Its output, cut after `LOG_BYTES`, goes to a log; breaking a limit kills it.
 
     `broken` is the limit that it broke, in a line, else None. `close` kills it and all that it has started. Raises
     HarnessError if there cannot be a log.
@@ -228,6 +228,6 @@ def _keep_beginning(stream: io.BufferedReader, file: IO[bytes]) -> None:
 
 
 def _last_line(path: Path) -> str:
-    """Return the last line of a log, without its "error: "; bytes that are no text are shown as such."""
+    """Return the last line of a log, without its "error: "; bytes that are not text are shown as such."""
     lines = path.read_text(encoding="utf-8", errors="backslashreplace").strip().splitlines()
     return one_line(lines[-1].removeprefix("error: "), 300) if lines else ""

@@ -73,7 +73,7 @@ def sandboxed(
     writable: Iterable[Path] = (),
 ) -> list[str]:
     """Return the command that runs `command` where it sees a read-only system, Python, the worker's part of this
-    project, the `readable` paths, the `writable` ones, and an empty /tmp of its own; no network, no other process.
+    project, the `readable` paths, the `writable` ones, and its own empty /tmp; no network, no other process.
 
     `folder` is its working directory. With `gpu` the GPU's device files are there.
     """

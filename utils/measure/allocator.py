@@ -9,7 +9,7 @@ SMALL = 2**16  # bytes
 
 
 def keep_freed_memory() -> None:
-    """Keep large arrays in the heap instead of mapping them anew in every pass; does nothing without glibc.
+    """Keep large arrays in the heap instead of mapping them again in every pass; does nothing without glibc.
 
     glibc gives arrays of some size back to the kernel when they are freed, and the kernel clears every page again when
     the next pass asks for them. Both thresholds count: raising one alone leaves the other way open.

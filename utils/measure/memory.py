@@ -55,7 +55,7 @@ def reset_peak(device: torch.device) -> None:
 def cpu_peak_mib(entry: ModelEntry, lr_shape: tuple[int, ...]) -> float:
     """Return the peak resident growth [MiB] of a fresh process in a pass of a network over a random `lr_shape`.
 
-    A process of its own, since memory that an allocator kept from earlier work would hide the growth; and none is kept
+    A separate process, since memory that an allocator kept from earlier work would hide the growth; and none is kept
     there, as a GPU's peak counts none. Raise HarnessError if that process dies.
     """
     context = multiprocessing.get_context("spawn")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from utils.record import Record
 
-# Text stays text, and an untrusted model's name is no formula; no date, so that equal records give equal pages.
+# Text stays text, and an untrusted model's name is not a formula; no date, so that equal records give equal pages.
 STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "report", "text.parse_math": False, "font.size": 9}
 MARKERS = "osD^vP*X<>"
 

@@ -213,7 +213,11 @@ def factsheet(entry: ModelEntry, args: argparse.Namespace) -> int:
     written = write_factsheet(tex, team, args.team.parent, records, architecture, args.edition)
     for key in written.missing:
         print(f"{args.team}: {key} is missing; the document has a placeholder")
-    pdf = f"{written.pdf}" if written.pdf else "no PDF, for want of pdflatex (Debian: texlive-latex-recommended)"
+    pdf = (
+        f"{written.pdf}"
+        if written.pdf
+        else "no PDF, because pdflatex is not installed (Debian: texlive-latex-recommended)"
+    )
     print(f"{tex}, architecture.pdf, architecture.png; {pdf}")
     return 0
 

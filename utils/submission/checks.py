@@ -106,10 +106,10 @@ def _checks_by_running(
             checks = _checks_of(worker, entry, dataset, edition)
             worker.ask("changed")  # whether it still answers
         except (HarnessError, ForeignError) as error:
-            return [Check("runs in a process of its own", FAIL, str(error))]
+            return [Check("runs in a separate process", FAIL, str(error))]
         finally:
             worker.close()
-    return [Check("runs in a process of its own", PASS, worker.sandbox.line), *checks]
+    return [Check("runs in a separate process", PASS, worker.sandbox.line), *checks]
 
 
 def _checks_of(

@@ -12,7 +12,7 @@ from matplotlib.patches import FancyBboxPatch
 from utils.files import replacing
 from utils.measure.architecture import INPUT, Architecture, Block
 
-STYLE: Any = {"text.parse_math": False, "font.size": 9, "pdf.fonttype": 42}  # a name is no formula
+STYLE: Any = {"text.parse_math": False, "font.size": 9, "pdf.fonttype": 42}  # a name is not a formula
 WIDTH, HEIGHT, STEP = 0.46, 2.1, 0.72  # of a box, and from one to the next [inches]
 RISE = 0.2  # from one level of connections to the next [inches]
 COLOURS = {"conv": "#d8e6f4", "block": "#fbe3c4", "other": "#e4e4e4"}

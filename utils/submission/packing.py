@@ -127,7 +127,7 @@ def place_of(source: Path) -> str:
 
 
 def prove(entry: ModelEntry, archive: Path, sandbox: str = "auto") -> None:
-    """Unpack an archive into an empty folder, run it there in a process of its own, and compare with this project.
+    """Unpack an archive into an empty folder, run it there in a separate process, and compare with this project.
 
     Every image of the sample must come out equal to the last bit. Raise HarnessError otherwise.
     """

@@ -148,7 +148,7 @@ def import_model_quietly(entry: ModelEntry) -> None:
 
 
 def main() -> None:
-    end_with_parent()  # a pass without end would take a core for ever; in a sandbox bubblewrap sees to it
+    end_with_parent()  # a pass without end would take a core forever; in a sandbox bubblewrap sees to it
     channel = Channel(*map(int, sys.argv[1:]))
     del sys.argv[1:]  # not for a model file that reads its command line
     worker = Worker(channel)

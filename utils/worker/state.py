@@ -101,7 +101,7 @@ def random_states() -> dict[str, Any]:
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Return the names of what differs between two snapshots, or two dicts of random states.
 
-    Functions that were added are no difference.
+    Functions that were added are not a difference.
     """
     return [_named(name, value, after[name]) for name, value in before.items() if _differs(value, after[name])]
 

@@ -51,5 +51,5 @@ def _is_cuda(value: object) -> bool:
 
 
 def asks_for_cuda(error: BaseException) -> bool:
-    """Return whether an exception is torch's for want of a GPU."""
+    """Return whether an exception is torch's because there is no GPU."""
     return any(complaint in str(error) for complaint in COMPLAINTS)

@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def averaged(paths: Sequence[Path]) -> dict[str, Tensor]:
-    """Return the mean of state dicts, summed in float64, in the dtypes of the first; what is no float is the first's.
+    """Return the mean of state dicts, summed in float64, in the dtypes of the first; other values are the first's.
 
     Raise HarnessError naming a checkpoint whose keys or shapes are not the first's.
     """

@@ -183,7 +183,7 @@ def read_registry(path: Path = REGISTRY) -> list[ModelEntry]:
         where = f"{path}: model {table.get('name', number)}"
         of = table.get("variant", {}).get("of")
         if "variant" in table and of not in [other.get("id") for other in tables]:
-            raise HarnessError(f"{where}: variant of {of}, which is no model's id; correct `of`")
+            raise HarnessError(f"{where}: variant of {of}, which is not a model's id; correct `of`")
         plain: dict[str, Any] = next((other for other in tables if of is not None and other.get("id") == of), {})
         table = {key: plain[key] for key in INHERITED if key in plain} | table
         values = msgspec.structs.asdict(converted(table, RegistryTable, where))
@@ -218,7 +218,7 @@ def find_entry(model_id: int, entries: Iterable[ModelEntry]) -> ModelEntry:
 
 
 def plain_entry(entry: ModelEntry) -> ModelEntry:
-    """Return the registry's entry whose function a variant computes; an entry that is no variant itself."""
+    """Return the registry's entry whose function a variant computes; an entry that is not a variant itself."""
     return find_entry(entry.variant.of, read_registry()) if entry.variant else entry
 
 
@@ -252,7 +252,7 @@ def variants_of(entry: ModelEntry, entries: Iterable[ModelEntry]) -> list[ModelE
 def load_model(entry: ModelEntry, device: torch.device | str) -> LoadedModel:
     """Build an entry's network and load its checkpoint, strictly.
 
-    An absent checkpoint of the registry is no error: the network can still be timed and counted, and
+    An absent checkpoint of the registry is not an error: the network can still be timed and counted, and
     `missing_weights` says what is missing. Raise HarnessError if the class cannot be built or the weights do not fit.
     """
     model = build_model(entry)

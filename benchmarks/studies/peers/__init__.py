@@ -5,9 +5,9 @@ order (they depend on the seed alone), the same number of steps, the same schedu
 network's own: both are multiplied by one factor, chosen by `sweep` among FACTORS, and beyond them while the best lies
 at an end, in short runs of the whole schedule, by the mean training loss over their last fifth; the loss is on the same
 patches for all, no benchmark takes part in the choice, and rates that diverge, be it in `train`, count as the worst.
-`train` goes on with what is not finished; `--only NAME` and `--time_limit M` limit it.
+`train` continues what is not finished; `--only NAME` and `--time_limit M` limit it.
 
-`table` prints, for every finished run, the PSNR (RGB, as the protocol has it) on data folders, beside that of published
+`table` prints, forevery finished run, the PSNR (RGB, as the protocol has it) on data folders, beside that of published
 weights if there are any; counts; the time of a forward pass on 510 x 339 and of a training step on this machine, the
 networks in turn, medians of their rounds, as ratios to the first network's, and what the recipe's steps take at that
 rate; and it draws the curves of the logs.
