@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from utils.errors import exit_on_harness_error
 from utils.files import project_version
 from utils.options import (
-    EDITIONS,
     SANDBOX_MODES,
     SPLITS,
     add_device,
+    add_edition,
     add_model,
     amount,
     natural,
@@ -140,13 +140,7 @@ def parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--score", action="store_true", help="score against the edition's baseline, which is measured, too"
     )
-    output.add_argument(
-        "--edition",
-        type=int,
-        choices=EDITIONS,
-        default=max(EDITIONS),
-        help="year of the rules and the baseline (default %(default)s)",
-    )
+    add_edition(output)
     output.add_argument(
         "--report", type=Path, metavar="DIR", help="write a page of tables, plots and crops to this folder"
     )

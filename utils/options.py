@@ -86,6 +86,17 @@ def add_model(parser: argparse.ArgumentParser | argparse._ArgumentGroup, several
     parser.add_argument("--checkpoint", type=Path, help="use these weights instead of the model's")
 
 
+def add_edition(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add --edition."""
+    parser.add_argument(
+        "--edition",
+        type=int,
+        choices=EDITIONS,
+        default=max(EDITIONS),
+        help="year of the challenge, of its rules and its baseline (default %(default)s)",
+    )
+
+
 def positive(text: str) -> int:
     """Return an argument's whole number above 0."""
     return _at_least(1, text, "positive")

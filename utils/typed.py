@@ -1,12 +1,19 @@
 """Values from files and other processes as declared types: what does not fit costs a line."""
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from utils.errors import HarnessError
 
 T = TypeVar("T")
+LARGEST = 1 << 62  # of the numbers that another process may send
+LONGEST = 4096  # of its texts and lists
+Count = Annotated[int, Meta(ge=0, lt=LARGEST)]
+Amount = Annotated[float, Meta(ge=0, lt=LARGEST)]
+Text = Annotated[str, Meta(max_length=LONGEST)]
+Texts = Annotated[list[Text], Meta(max_length=LONGEST)]
 
 
 def converted(values: Any, kind: type[T], source: object, remedy: str = "") -> T:

@@ -99,7 +99,7 @@ CHEATS = {
     ),
     "a separate process": (
         {"top": "import subprocess\nsubprocess.Popen(['sleep', '60'])"},
-        ["started 1 process of its own"],
+        ["started 1 process"],
     ),
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from utils.challenge.rules import EDITIONS, SUB_TRACKS, Edition, Figures, Score, allowed_distance, rank, score
 from utils.data.datasets import is_challenge
 from utils.errors import HarnessError, exit_on_harness_error
-from utils.options import command_line, parse
+from utils.options import add_edition, command_line, parse
 from utils.record import Record
 
 HEADER = ("Place", "Model", "PSNR", "Runtime", "FLOPs", "Params", "S runtime", "S FLOPs", "S params", "Score")
@@ -97,7 +97,7 @@ def main() -> None:
         "docs/ntire2026.csv --edition 2025 --computed",
     )
     parser.add_argument("table", type=Path, metavar="TABLE.csv", help="with the columns of docs/ntire2026.csv")
-    parser.add_argument("--edition", type=int, choices=EDITIONS, default=max(EDITIONS), help="year of the rules")
+    add_edition(parser)
     parser.add_argument("--baseline", default="00_SPAN", metavar="NAME", help="the row to compare with")
     parser.add_argument("--computed", action="store_true", help="with the FLOPs that the protocol's counter left out")
     args = parse(parser)

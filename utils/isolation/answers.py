@@ -5,20 +5,15 @@ ends that worker, never the host.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from utils.errors import HarnessError, is_shown
 from utils.measure.architecture import Architecture
-
-LARGEST = 1 << 62  # of the numbers
-LONGEST = 4096  # of the texts and lists
-Count = Annotated[int, Meta(ge=0, lt=LARGEST)]
-Amount = Annotated[float, Meta(ge=0, lt=LARGEST)]
-Text = Annotated[str, Meta(max_length=LONGEST)]
-Texts = Annotated[list[Text], Meta(max_length=LONGEST)]
+from utils.measure.counting import Watched
+from utils.typed import Amount, Count, Text, Texts
 
 
 class Answer(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -68,18 +63,10 @@ class TracedAnswer(Answer, kw_only=True):
     values: Count
 
 
-class WatchAnswer(Answer, kw_only=True):
+class WatchAnswer(Watched, kw_only=True, forbid_unknown_fields=True):
     """A pass as torch's dispatcher saw it, and the time of a plain one."""
 
     macs: Count
-    summed_products: Count = 0
-    convs: Count = 0
-    activations: Count = 0
-    hidden_values: Count = 0
-    hidden: Texts = msgspec.field(default_factory=list)
-    made_weights: Count = 0
-    unpacked_weights: Count = 0
-    unknown: Texts = msgspec.field(default_factory=list)
     operators_ms: Amount
     outside_ms: Amount
     plain_ms: Amount

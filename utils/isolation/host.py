@@ -29,7 +29,6 @@ from utils.isolation.repository import described
 from utils.isolation.sandbox import choose_sandbox, sandboxed, with_what_is_hidden
 from utils.measure.architecture import Architecture, traced_architecture
 from utils.measure.complexity import INPUT_SHAPE, measure_complexity
-from utils.measure.counting import Watched
 from utils.measure.memory import high_water_bytes, reset_high_water
 from utils.measure.runtime import Pass
 from utils.measure.waiting import CoreUse, core_use, used_s, waited_s
@@ -316,8 +315,7 @@ class IsolatedRunner:
             return None
         height, width = photograph.shape[:2]
         traced = self.ask("traced")
-        noise = self._watch_as_ever(torch.rand(1, 3, height, width) * self.entry.data_range)
-        seen = Watched(**{name: getattr(noise, name) for name in Watched.__struct_fields__})
+        seen = self._watch_as_ever(torch.rand(1, 3, height, width) * self.entry.data_range)
         shown = self._watch_as_ever(to_tensor(photograph, self.entry.data_range))
         return computed(seen, shown.macs, traced.macs, traced.values)
 

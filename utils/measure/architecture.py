@@ -7,10 +7,11 @@ import torch
 from msgspec import Meta, Struct
 from torch import Tensor, nn
 
+from utils.typed import Count
+
 MOST_BLOCKS = 512
 SIDE = 32  # of the input [pixels]
 INPUT = -1  # among sources: the network's input
-Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
 Sources = Annotated[list[Annotated[int, Meta(ge=INPUT, lt=MOST_BLOCKS)]], Meta(max_length=MOST_BLOCKS)]
 
 

@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from utils.typed import Amount, Count, Texts
+
 CALIBRATION_CALLS = 200
 NAMED = 5  # values and operators that an answer names
 OWN_OPERATORS = ("aten", "prims", "prim", "profiler", "c10d")  # namespaces of operators that are PyTorch's
@@ -53,17 +55,17 @@ class Watched(Struct, kw_only=True):
     `unknown` names operators that no counter knows, with the sizes of their tensors.
     """
 
-    macs: int = 0
-    summed_products: int = 0
-    convs: int = 0
-    activations: int = 0
-    hidden_values: int = 0
-    hidden: list[str] = []
-    made_weights: int = 0
-    unpacked_weights: int = 0
-    unknown: list[str] = []
-    operators_ms: float = 0.0
-    outside_ms: float = 0.0  # less the watching
+    macs: Count = 0
+    summed_products: Count = 0
+    convs: Count = 0
+    activations: Count = 0
+    hidden_values: Count = 0
+    hidden: Texts = []
+    made_weights: Count = 0
+    unpacked_weights: Count = 0
+    unknown: Texts = []
+    operators_ms: Amount = 0.0
+    outside_ms: Amount = 0.0  # less the watching
 
 
 # Where a tensor's values come from.

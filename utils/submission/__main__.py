@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 
-from utils.challenge.rules import EDITIONS, get_edition
+from utils.challenge.rules import get_edition
 from utils.data.datasets import open_dataset
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.evaluate.measurement import MeasurementPlan
 from utils.files import file_sha256
 from utils.measure.environment import choose_device
 from utils.measuring import run
-from utils.options import SANDBOX_MODES, SPLITS, add_device, add_model, parse
+from utils.options import SANDBOX_MODES, SPLITS, add_device, add_edition, add_model, parse
 from utils.record import RECORDS_FILE, Counts, Record, read_results
 from utils.request import DataChoice, IsolationChoice, ModelChoice, Request, one_entry
 from utils.results.tables import latex_table
@@ -81,13 +81,7 @@ def arguments() -> argparse.Namespace:
     for command in (check, pack, results):
         command.add_argument("--split", default="valid", choices=SPLITS, help="folders of the challenge")
     for command in (check, pack, factsheet):
-        command.add_argument(
-            "--edition",
-            type=int,
-            choices=EDITIONS,
-            default=max(EDITIONS),
-            help="year of the challenge (default %(default)s)",
-        )
+        add_edition(command)
     for command in (pack, factsheet):
         command.add_argument(
             "--results", type=Path, default=Path("results"), metavar="DIR", help="results folder of eval.py"
