@@ -28,7 +28,7 @@ def test_five_commands_make_a_submission(command, tmp_path, data, request):
     submission = "-m", "utils.submission"
     told = run(*submission, "check", *model)
     assert "to do" not in told
-    assert "pack --model_file" in told.splitlines()[-1]
+    assert told.splitlines()[-1].startswith(f"  python -m utils.submission pack --model_file {file} --checkpoint ")
     told = run(*submission, "pack", *model, "--into", checkout, "--data_dir", images)
     assert "the same images, PSNR, SSIM and counts as here, to the last digit" in told
     assert told.splitlines()[-1].startswith(" 3 files changed")

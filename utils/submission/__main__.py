@@ -110,21 +110,30 @@ def check(entry: ModelEntry, args: argparse.Namespace) -> int:
     left = steps(entry, args.into)
     for number, step in enumerate(left, start=1):
         print(f"{MARKS[step.done]}  {number}. {step.text}")
-    print(f"\nNext: {next_command(entry, args, broken, [step.done for step in left])}")
+    print("\nNext:")
+    for line in next_commands(entry, args, broken, [step.done for step in left]):
+        print(f"  {line}")
     return int(broken)
 
 
-def next_command(entry: ModelEntry, args: argparse.Namespace, broken: bool, done: list[bool | None]) -> str:
-    """Return what to do next."""
+def next_commands(entry: ModelEntry, args: argparse.Namespace, broken: bool, done: list[bool | None]) -> list[str]:
+    """Return what to do next, a line each."""
+    name = f"--model_id {entry.id}" if args.model_file is None else f"--model_file {args.model_file}"
+    if args.checkpoint:
+        name += f" --checkpoint {args.checkpoint}"
     if broken:
-        return "correct what FAILs, and check again"
+        return ["correct what FAILs, and check again"]
     if args.into is None or not all(done[1:4]):
-        name = f"--model_id {entry.id}" if args.model_file is None else f"--model_file {args.model_file}"
-        return (
-            f"python eval.py {name}, then python -m utils.submission pack {name} --into {args.into or 'CHECKOUT'}, "
-            "CHECKOUT being a clone of the organizers' repository" * (args.into is None)
-        ).rstrip(", ")
-    return f"cd {args.into}, git commit, git push; then factsheet --team, and results --data_dir"
+        hint = "" if args.into else "  # CHECKOUT: a clone of the organizers' repository"
+        return [
+            f"python eval.py {name}",
+            f"python -m utils.submission pack {name} --into {args.into or 'CHECKOUT'}{hint}",
+        ]
+    return [
+        f"cd {args.into} && git commit && git push",
+        f"python -m utils.submission results {name} --data_dir DIR",
+        f"python -m utils.submission factsheet {name} --team team.toml",
+    ]
 
 
 def breaks_rules(entry: ModelEntry, args: argparse.Namespace) -> bool:
