@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.helpers import CPU, Enlarge, write_pairs
+from tests.helpers import CPU, Enlarge, on_a_full_disk, write_pairs
 from utils.data.datasets import open_dataset
 from utils.errors import HarnessError
 from utils.evaluate.runner import Runner
@@ -90,3 +90,26 @@ def test_command_tells_what_the_zip_has(command, tmp_path, dataset):
     assert result.returncode == 0, result.stderr
     assert "r.zip: 2 images and readme.txt" in result.stdout
     assert "Read back:" in result.stdout
+
+
+def test_full_disk_costs_a_line_and_what_was_restored_stays(tmp_path, dataset, runner, monkeypatch):
+    monkeypatch.setattr(zipfile.ZipFile, "write", on_a_full_disk)
+    with pytest.raises(HarnessError, match=r"out\.zip: cannot be written \(No space left on device\)"):
+        write_results(runner, dataset, tmp_path / "out.zip", TeamFile())
+    assert not (tmp_path / "out.zip").exists()
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 2
+
+
+def test_folder_that_cannot_be_written_costs_a_line(tmp_path, dataset, runner):
+    (tmp_path / "a").write_text("a file where a folder should be")
+    with pytest.raises(HarnessError, match="cannot be written"):
+        write_results(runner, dataset, tmp_path / "a" / "out.zip", TeamFile())
+
+
+def test_half_a_data_set_costs_a_line(command, tmp_path):
+    data = write_pairs(tmp_path / "data", ["0801", "0802"], size=(48, 64))
+    (data / "LR" / "0802x4.png").unlink()
+    result = command("-m", "utils.submission", "results", "--model_id", 7, "--data_dir", data, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "0802" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "submissions").exists()
