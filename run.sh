@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # bash run.sh                make the environment and the sample once, measure, print the factsheet table
-# bash run.sh test           lint, check types and test; it takes minutes
-# bash run.sh test --slow    run the tests that take long, and no others
-# bash run.sh all            measure every model but variants of others, each in its own process: a bad one costs its own row
-# bash run.sh speed          measure the speed of evaluation and network, as ratios to the plain protocol
+# bash run.sh test           lint, check types and run the tests; it takes minutes
+# bash run.sh test --slow    run only the slow tests
+# bash run.sh all            measure every model except variants, each in its own process; a bad one loses only its own row
+# bash run.sh speed          measure the speed of the evaluation and the network, as ratios to the plain protocol
 # bash run.sh COMMAND …      run a command in the environment, such as: bash run.sh python eval.py --model_id 7
 # PYTHON=python3.14 bash run.sh …    make the environment with this Python
 set -euo pipefail
@@ -17,11 +17,11 @@ find_python() {
             return
         fi
     done
-    echo "error: needs Python 3.11 to 3.14 on the PATH; install one and run again" >&2
+    echo "error: no Python 3.11 to 3.14 found on the PATH; install one and run this again" >&2
     return 1
 }
 
-# Install what a requirements file pins, unless .venv was made from these very pins.
+# Install what a requirements file pins, unless .venv was made from exactly these pins.
 install() {
     if cat requirements.txt "$1" | cmp --silent - ".venv/$1.stamp"; then
         return
@@ -32,7 +32,7 @@ install() {
         echo "making .venv with $("$python" --version)"
         "$python" -m venv .venv
     fi
-    echo "installing the packages of $1: PyTorch is the largest and takes most of the time, one to some minutes"
+    echo "installing the packages in $1: this takes one to several minutes, most of it for PyTorch, the largest"
     .venv/bin/python -m pip install --disable-pip-version-check --requirement "$1"
     cat requirements.txt "$1" >".venv/$1.stamp"
 }
@@ -60,7 +60,7 @@ test)
     ruff check .
     ruff format --check .
     mypy
-    # Quick tests take one core each, slow ones all that there are.
+    # Quick tests use one core each; slow tests use all cores.
     parallel=(--numprocesses logical --maxprocesses 4)
     [[ " $* " == *" --slow "* ]] && parallel=()
     python -m pytest "${parallel[@]}" "$@"
