@@ -1,6 +1,7 @@
 """utils/measuring.py: the order in which models are measured, and several at once."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,20 @@ def test_slow_models_wait_for_the_others_the_slowest_longest(monkeypatch, tmp_pa
     monkeypatch.setattr(measuring, "measure_entry", measure_entry)
     measuring.measure_all(entries, None, None, request(tmp_path), ALONE)
     assert tried == order
+
+
+@pytest.mark.parametrize(
+    ("models", "edition", "apart"),
+    [
+        (ModelChoice(file=Path("net.py")), 2026, True),
+        (ModelChoice(repository=Path("esr")), 2026, True),
+        (ModelChoice(file=Path("net.py")), None, False),
+        (ModelChoice(ids=(7,)), 2026, False),
+    ],
+)
+def test_baseline_of_untrusted_models_runs_in_a_process_as_theirs(tmp_path, models, edition, apart):
+    asked = Request(models, DataChoice(), MeasurementPlan(), IsolationChoice(), tmp_path, edition=edition)
+    assert measuring.runs_apart(find_entry(126, read_registry()), asked) is apart
 
 
 def test_jobs_without_gpus_are_refused(monkeypatch, tmp_path):

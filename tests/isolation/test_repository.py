@@ -83,6 +83,13 @@ def test_what_was_measured_is_measured_again_only_when_it_changed(run, repositor
     assert records(tmp_path)["Nested"] != before["Nested"]
 
 
+def test_baseline_of_the_score_is_kept_like_the_others(run, tmp_path):
+    assert run("--model_id", 0, "--score").returncode == 0
+    assert records(tmp_path)["SPAN"]["environment"]["isolation"] != "none"
+    result = run("--model_id", 0, "--score")
+    assert "SPAN: measured before, unchanged" in result.stdout
+
+
 @pytest.mark.slow
 def test_what_was_measured_otherwise_is_measured_again(run, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.isolation.sandbox.why_not", lambda: "bwrap is not installed")
