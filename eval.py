@@ -1,8 +1,8 @@
 """Measure models and print the factsheet table: python eval.py [--model_id N …] [--data_dir D]
 
 python eval.py --model_id 7 0 --score            NanoSR and EFDN on the built-in sample, scored
-python eval.py --model_file team42_Net.py        a model that is in no registry, in a separate process
-python eval.py --show --report page              nothing is measured: tables and page of what --results holds
+python eval.py --model_file team42_Net.py        a model that is not in the registry, in a separate process
+python eval.py --show --report page              measure nothing; show the tables and write the page of --results
 """
 
 import argparse
@@ -162,7 +162,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def request_from(args: argparse.Namespace) -> "Request":
-    """Return what the arguments ask for."""
+    """Return the arguments as a Request."""
     from utils.evaluate.measurement import MeasurementPlan
     from utils.isolation.process import Limits
     from utils.request import DataChoice, IsolationChoice, ModelChoice, Request

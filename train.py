@@ -32,7 +32,7 @@ from utils.options import add_device, command_line, duration, natural, parse, re
 from utils.progress import progress
 
 RECIPE_FILE = "recipe.toml"  # in the run's folder
-LEAP = 10  # times the first row's loss: a training whose loss leaps so far does not come back
+LEAP = 10  # times the initial loss; a run whose loss jumps this far does not recover
 
 
 def main() -> None:
@@ -77,22 +77,22 @@ def main() -> None:
 
 
 def announce(setup: Setup) -> None:
-    """Print what was decided for a training, and what that costs."""
+    """Print the chosen precision and kernels, the precision's cost, and the setup's notes."""
     print(f"precision: {setup.recipe.precision}; kernels: {setup.recipe.kernels}")
     for line in filter(None, [cost_line(setup.device, setup.recipe.precision), *setup.notes]):
         print(line)
 
 
 def announce_changes(recipe: Recipe, saved: Recipe) -> None:
-    """Print the keys that differ from the run so far, as with a `--set` that was not repeated."""
+    """Print the schedule keys that differ from the run so far, for example after a `--set` that was not repeated."""
     for key, value in vars(saved).items():
         if (new := getattr(recipe, key)) != value and key in SCHEDULE:
             print(f"{key}: {value} so far, {new} from here on")
 
 
 def how_to_fix(error: BaseException, path: Path, recipe: Recipe) -> str | None:
-    """Return the line that an exception in a training costs; None if neither memory nor the network is to blame."""
-    # What torch, or a convolution of its own here, raises without memory.
+    """Return a one-line message with a remedy; None if the cause is neither lack of memory nor the network's code."""
+    # torch and the project's own convolutions raise these when memory runs out.
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
         tried = f"batch = {recipe.batch} at hr_patch = {recipe.hr_patch} ({in_one_line(error)})"
         return f"{path}: no memory for {tried}; lower one of them, or take --feed mapped"
@@ -144,7 +144,7 @@ def arguments() -> argparse.Namespace:
 
 
 def open_validation(folder: Path | None) -> Dataset:
-    """Open the validation data, by default the built-in sample, and read it all before hours have passed."""
+    """Open the validation data (default: the built-in sample) and read all of it, so that errors show at once."""
     dataset = open_dataset(folder or ensure_sample())
     if not dataset.has_hr:
         raise HarnessError(f"{folder}: validation needs HR images; add them or name another folder")
@@ -156,7 +156,7 @@ def open_validation(folder: Path | None) -> Dataset:
 
 
 def state_to_go_on_from(run_dir: Path, resume: bool, init: Path | None, device: torch.device) -> dict[str, Any] | None:
-    """Return the checkpoint of the run in a folder, None if a new run begins there."""
+    """Return the checkpoint of the run in `run_dir`; None if a new run starts there."""
     path = run_dir / STATE_FILE
     if not path.exists():
         if resume and int(os.environ.get("RANK", 0)) == 0:
@@ -170,7 +170,7 @@ def state_to_go_on_from(run_dir: Path, resume: bool, init: Path | None, device: 
 
 
 def start(trainer: Trainer, run_dir: Path, state: dict[str, Any] | None, init: Path | None) -> None:
-    """Go on from the run's checkpoint, or begin a new run in its folder."""
+    """Resume from the run's checkpoint, or start a new run in `run_dir`."""
     if state:
         trainer.load(state, run_dir / STATE_FILE)
         return
@@ -182,7 +182,7 @@ def start(trainer: Trainer, run_dir: Path, state: dict[str, Any] | None, init: P
 
 def run(trainer: Trainer, feed: Feed, validation: Dataset | None, run_dir: Path, minutes: float | None) -> bool:
     """Train with a progress bar, a log, validation and checkpoints; return whether the recipe is finished."""
-    if validation is None:  # of the first process alone
+    if validation is None:  # only the first process validates, logs and saves
         return train(trainer, feed, lambda loss, norm: None, minutes)
     recipe = trainer.recipe
     log = TrainingLog(run_dir, trainer.step, recipe.precision, recipe.kernels)

@@ -1,13 +1,13 @@
-"""Everything that wants a GPU, in one command: python -m benchmarks.gpu --out OUT [--only tests speed]
+"""Run all checks that need a GPU, in one command: python -m benchmarks.gpu --out OUT [--only tests speed]
 
-Method. The parts run one after the other, each its own process group, as a user would run it; one that fails,
-hangs or finds no time left costs the others nothing. What a part prints is in OUT/PART.txt as it comes, and
-OUT/summary.md says how each ended; for what found no time within --time_limit there is --only. The data are HR images
-of DIV2K size made of the sample's photographs, so that nothing need be brought along: their times are those of real
-ones, their PSNR says nothing.
+Method. The parts run one after the other, each in its own process group, as a user would run them. A part that fails,
+hangs or runs out of time does not affect the others. The output of a part goes to OUT/PART.txt as it appears, and
+OUT/summary.md says how each part ended. Use --only to run parts that did not fit into --time_limit. The data are HR
+images of DIV2K size made from the sample's photographs, so that no data set is needed. Their times are those of real
+images; their PSNR means nothing.
 
-`--tiny` tries the same commands with the smallest settings, `--device cpu` without a GPU: so that a rented hour is not
-spent on typing errors. Tiny parts have no time of their own, for they may be tried on a busy machine.
+`--tiny` runs the same commands with the smallest settings, and `--device cpu` runs them without a GPU, so that a rented
+hour is not spent on typos. Tiny parts have no separate time limits, since they may run on a busy machine.
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Part:
 
 
 def parts(data: Path, results: Path, device: str, tiny: bool) -> tuple[Part, ...]:
-    """The parts in order of their worth: the last ones may find no time."""
+    """Return the parts, the most important first, since time may run out before the last ones."""
     models = MODELS[:2] if tiny else MODELS
     evaluate: Words = ("eval.py", "--data_dir", data, "--results", results, "--device", device, "--model_id", *models)
     speed: Words = ("-m", "benchmarks.speed", "--data_dir", data, "--device", device)

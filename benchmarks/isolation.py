@@ -1,11 +1,12 @@
-"""What isolation cost: python -m benchmarks.isolation [--data_dir D …] [--model_id 7] [--rounds 5]
+"""Measure the cost of isolation: python -m benchmarks.isolation [--data_dir D …] [--model_id 7] [--rounds 5]
 
-Method. One model, run in this process and by a worker, in turn, over the same data, in one run.
+Method. One model runs in this process and in a worker process, in turn, over the same data. A first round of both
+measurements is not counted.
 
-1. Forward: the protocol's runtime of every image, as the process that ran it took it, and for the worker as the
-   host took it; the median over rounds of the mean over images. The bits of every output are compared.
+1. Forward: the protocol's runtime of every image, timed by the process that ran it and, for the worker, also by the
+   host; the median over rounds of the mean over images. The bits of every output are compared.
 2. Evaluation: wall time of reading, restoring, PSNR, SSIM and writing PNGs over the data, per image; the median over
-   rounds. One image before does not count. Starting the worker's process and loading the model are shown apart.
+   rounds. Starting the worker process and loading the model are timed separately.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Memory of an evaluation against its number of images: python -m benchmarks.memory [--images 200 2000] [--device auto]
+"""Measure memory against the number of images: python -m benchmarks.memory [--images 200 2000] [--device auto]
 
 Method. Photographs of the sample are cut into HR images of one size; a data folder of N images holds them in turn, as
 links. One process per N measures NanoSR over it as eval.py does: decoding ahead, PSNR, SSIM, restored images written,
-the record stored as it grows. Shown are the process's peak resident memory up to the last image, less what it
-held before the first one, and the wall time until then; the ratio is to the smallest N. What eval.py does once per
-model after the images, counting operators above all, is left out: it takes more memory, the same whatever N is.
+the record stored as it grows. The table shows the process's peak resident memory up to the last image, minus its memory
+before the first one, and the wall time until then; the ratio is to the smallest N. Work that eval.py does once per
+model after the images, above all counting operators, is left out: it takes more memory, but the same for every N.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
     print(f"| images of {SIDE} x {SIDE} | peak growth [MiB] | ratio | s |\n| ---: | ---: | ---: | ---: |")
     first = None
     for count in sorted(args.images):
-        # An executor, since measuring starts a separate process, which a Pool's would not be allowed to.
+        # An executor: measuring starts a separate process, which the processes of a Pool may not do.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             growth_mib, seconds = pool.submit(_evaluate, count, args.model_id, args.workers, args.device).result()
         first = first or growth_mib
@@ -77,8 +77,8 @@ def _evaluate(count: int, model_id: int, workers: int, device_name: str) -> tupl
 def make_data(folder: Path, count: int, size: tuple[int, int] = (SIDE, SIDE)) -> Path:
     """Write `count` pairs of HR images of `size` as HR/ and LR/, all but the first few as links to those.
 
-    They are cut from the sample's photographs, which are continued by their mirror images where they are too small.
-    Returns the folder.
+    They are cut from the sample's photographs, which are extended by mirroring where they are too small. Return the
+    folder.
     """
     crops = []
     for pair in open_dataset(ensure_sample()).pairs:

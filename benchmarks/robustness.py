@@ -1,13 +1,13 @@
-"""What untrusted models' files, crashes and kills cost: python -m benchmarks.robustness [--kills 20]
+"""Test broken input, crashing models and killed runs: python -m benchmarks.robustness [--kills 20]
 
 Method. Every trial runs eval.py as a user would, on small images, with a results file that already holds a record.
 
 1. Broken input: one trial per kind. It is contained if eval.py ends with a non-zero status and without a traceback, the
-   earlier record is untouched, and the reason stands in the trial's row (models, isolated) or in the last line.
-2. Kills: a measurement over 30 images is killed by SIGKILL at random moments and started again, every second time once
-   its record has begun to grow. In the end the record must equal that of an unbroken one, timings aside.
-3. Four evaluations at once on one results file, which a reader opens all the while: it must always be whole, and hold
-   all four rows in the end.
+   earlier record is untouched, and the reason appears in the trial's row (models, isolated) or in the last line.
+2. Kills: a measurement over 30 images is killed by SIGKILL at random moments and started again. Every second kill comes
+   after its record has begun to grow. In the end, the record must equal that of an uninterrupted run, except for times.
+3. Four evaluations use one results file at once while a reader keeps opening it. The file must always be complete, and
+   hold all four rows in the end.
 """
 
 import argparse
@@ -75,7 +75,7 @@ NO_ANSWER = """
 from utils.worker.channel import Channel
 Channel.send = lambda self, message: self.connection.send_bytes(b"[" * 900_000)
 """
-# What a results file holds before each trial, complete as far as the schema asks for.
+# The record that each trial's results file holds beforehand, with everything that the schema requires.
 EARLIER = Record(
     status=Status.COMPLETE,
     model=ModelInfo(
@@ -103,7 +103,7 @@ Words = tuple[object, ...]  # of a command line
 Damage = Callable[[Path], object]  # what is done to a file or a folder
 KILLED = "registry 7"  # the model that is killed, as a results file names it
 QUICK = ("--runs", 1, "--warmup", 1, "--repeats", 1)
-LIMITS = {"cpu": (0.3, 2), "cuda": (0.6, 16)}  # of time [minutes] and memory [GiB]; CUDA alone takes some of both
+LIMITS = {"cpu": (0.3, 2), "cuda": (0.6, 16)}  # of time [minutes] and memory [GiB]; CUDA itself takes some of both
 
 
 class Trap:
@@ -139,7 +139,7 @@ MODELS = {  # kind: what the model file does
     "imports a neighbour": {"top": "import models.nowhere_to_be_found"},
     "hides behind a thread": {"top": "threading.Thread(target=time.sleep, args=(3600,)).start(); raise OSError"},
 }
-CHANGES = {  # kind: what the model file changes although it works; it must not cost the next model anything
+CHANGES = {  # kind: side effects of a model file that works; they must not affect the next model
     "leaves threads": {"top": "threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()"},
     "changes global state": {"top": "torch.set_default_dtype(torch.float32); torch.set_num_threads(1); os.chdir('/')"},
     "prints rubbish": {"forward": r"os.write(1, b'\xff\x00error: nothing\n')"},
@@ -177,7 +177,7 @@ DATA = {  # kind: damage to a data folder with HR/ and LR/
 
 
 def state() -> dict[str, torch.Tensor]:
-    """Weights that fit NETWORK."""
+    """Return weights that fit NETWORK."""
     return {f"conv.{key}": value for key, value in nn.Conv2d(3, 48, 3, padding=1).state_dict().items()}
 
 
@@ -207,11 +207,11 @@ CHECKPOINTS: dict[str, Damage] = {  # kind: how the checkpoint is written
 
 
 def wrapped(**more: Any) -> Damage:
-    """Write the weights under `state_dict`, beside other things."""
+    """Return a function that writes the weights under `state_dict`, together with `more`."""
     return lambda path: torch.save({"state_dict": state(), **more}, path)
 
 
-TAKEN = {  # kind: a checkpoint, or a change of the data folder, that other programs leave and that is taken here
+TAKEN = {  # kind: a checkpoint as other programs write it, which must be accepted here
     "keys with a prefix": lambda path: torch.save({f"module.{key}": value for key, value in state().items()}, path),
     "numbers of NumPy beside the weights": wrapped(epoch=np.float64(3.5), losses=np.ones(3)),
     "two state dicts": lambda path: torch.save({"params": state(), "params_ema": state()}, path),
@@ -242,7 +242,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=positive, default=1, help="broken inputs tried at once, where cores are idle")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parse(parser)
-    choose_device(args.device)  # without a GPU every trial would be contained, by the same refusal
+    choose_device(args.device)  # without a GPU, every trial would fail with this error and count as contained
     quick = (*QUICK, "--device", args.device)
     minutes, gib = LIMITS[args.device]
     limited = ("--time_limit", minutes, "--memory_limit", gib, *quick)
@@ -268,7 +268,7 @@ def begin_eval(*arguments: object) -> subprocess.Popen[bytes]:
 
 
 def last_line(text: str) -> str:
-    """The last line of a process's words; empty if it said nothing."""
+    """Return the last line of a process's output, empty if there is none."""
     return (text.strip().splitlines() or [""])[-1]
 
 
@@ -328,7 +328,7 @@ def _try(
 
 
 def try_kills(folder: Path, quick: Words, kills: int, rng: random.Random) -> int:
-    """Kill a measurement over 30 images again and again; return 1 unless its record ends as an unbroken one."""
+    """Kill a measurement over 30 images repeatedly; return the number of failures: a wrong record, partial files."""
     data = make_data(folder / "data", 30)
     arguments = [*quick, "--runs", 2, "--data_dir", data, "--model_id", 7, "--results"]
     start, process, begun = time.monotonic(), begin_eval(*arguments, folder / "whole"), 0.0

@@ -1,19 +1,20 @@
-"""Speed of an evaluation and of the network, as ratios: python -m benchmarks.speed [--data_dir D] [--images 5]
+"""Measure the speed of evaluation and network, as ratios: python -m benchmarks.speed [--data_dir D] [--images 5]
 
 Method. Everything is measured in one run on one machine, as a ratio to a reference of the same run.
 
 1. Evaluation: the wall time of reading, restoring, PSNR, SSIM and writing PNGs over the data set's first images, once
    per variant after one image that does not count. The reference is `benchmarks/reference.py`, the protocol as the
-   organizers run it; it may take fewer of the images. Differences are to the reference's, on the images that it took.
-   "Around the network" is that time less the forward pass: on a CPU all else, on a GPU what was not done meanwhile.
-2. Network: the forward pass alone on an LR image of each of the data set's most common sizes, output left on the
-   device. The variants take turns, a block of passes each per round, so that a busy machine slows all. The first pass
-   of a block does not count: it finds memory as another variant left it, which an evaluation never does (on a CPU that
-   alone makes the reference up to a fifth faster). Nor does the first round. Median and 10th to 90th percentile; the
-   reference is eager float32 in contiguous memory. PSNR differences are means over the data set's first images. The
-   share of the ceiling is the network's multiply-accumulates per second over those of a large matrix product of the
-   same number type, the fastest of two per round. It counts those of the plain convolution: Winograd's, which takes
-   fewer, can exceed it.
+   organizers run it; it may take fewer of the images. Differences are to the reference, on the images that it took.
+   "Around the network" is that time minus the forward pass: on a CPU, everything else; on a GPU, the work that did not
+   overlap with the forward pass.
+2. Network: only the forward pass, on an LR image of each of the data set's most common sizes; the output stays on the
+   device. The variants take turns, a block of passes each per round, so that a busy machine slows all of them. The
+   first pass of a block is not counted: it finds memory as another variant left it, unlike in an evaluation (on a CPU,
+   counting it would make the reference up to a fifth faster). The first round is not counted either. The table shows
+   the median and the 10th to 90th percentile; the reference is eager float32 in contiguous memory. PSNR differences are
+   means over the data set's first images. The share of the ceiling is the network's multiply-accumulates per second
+   over those of a large matrix product of the same number type, the fastest of two per round. It counts the operations
+   of plain convolution; Winograd's needs fewer and can exceed the ceiling.
 """
 
 import argparse
@@ -186,8 +187,8 @@ def network_table(
 
 
 def matrix_macs_per_ms(dtype: torch.dtype, device: torch.device, repeats: int = 2) -> float:
-    """Multiply-accumulates per ms of the fastest of a few square matrix products."""
-    size = 8192 if device.type == "cuda" else 3072  # what a GPU does with less is over before its clock says so
+    """Return the multiply-accumulates per ms of the fastest of a few square matrix products."""
+    size = 8192 if device.type == "cuda" else 3072  # smaller products are too short to time on a GPU
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     product = torch.nn.Linear(size, size, bias=False, device=device, dtype=dtype)
     with torch.no_grad():

@@ -1,12 +1,12 @@
-"""Training speed and memory of each way to do a step: python -m benchmarks.training [--batch 16] [--device auto]
+"""Measure speed and memory of variants of a training step: python -m benchmarks.training [--batch 16] [--device auto]
 
 Method. Each variant trains NanoSR from the same initial weights on one batch that lies in memory before the clock
 starts. A step is what `train.py` does: forward, backward, gradient norm, AdamW, running average. The variants take
 turns, one step each per round, so that a busy machine slows all of them; the first rounds warm up and do not count.
-Shown are the median time of a step, its 10th and 90th percentile, and the ratio of the reference's median to it; the
-reference is the branches in float32. Peak memory is, on a GPU, `max_memory_allocated` less what was held before; on a
-CPU the growth of the resident memory of a separate process over three steps. Feeding is timed alone, without a
-step, over batches of the size that training takes.
+The table shows the median time of a step, its 10th and 90th percentile, and the ratio of the reference's median to it.
+The reference is the branches in float32. Peak memory on a GPU is `max_memory_allocated` minus the memory held before;
+on a CPU it is the growth of the resident memory of a separate process over three steps. Feeding is timed separately,
+without a step, over batches of the size that training uses.
 """
 
 import argparse
@@ -60,7 +60,7 @@ class Variant:
     kernels: str = "torch"  # "auto": the fastest that works here
 
     def of(self, recipe: Recipe) -> Recipe:
-        """The recipe in this way; the plain form is trained by itself."""
+        """Return the recipe changed to this variant; the plain form trains the plain network directly."""
         ways: dict[str, Any] = {
             key: getattr(self, key)
             for key in ("form", "precision", "channels_last", "compile", "cuda_graph", "kernels")
@@ -132,7 +132,7 @@ def main() -> None:
 
 
 def random_batch(recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Smooth enough to train on: noise would do for time, but not for a finite loss over many steps."""
+    """Return a random batch that is smooth enough to train on: on noise, the loss would not stay finite for long."""
     side = recipe.hr_patch // 4
     generator = torch.Generator().manual_seed(0)
     lr = torch.randint(0, 256, (recipe.batch, 3, side, side), dtype=torch.uint8, generator=generator)
@@ -140,7 +140,7 @@ def random_batch(recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def updates(recipe: Recipe, variants: Sequence[Variant], device: torch.device) -> dict[Variant, Step]:
-    """A step function per variant."""
+    """Return a step function per variant."""
     if device.type == "cpu":
         keep_freed_memory()
     steps: dict[Variant, Step] = {}
@@ -174,7 +174,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_mib(recipe: Recipe, variant: Variant, device: torch.device) -> float:
-    """Peak memory [MiB] that a few steps of one variant take, beside what is held already."""
+    """Return the peak memory [MiB] of a few steps of one variant, beyond the memory held before."""
     if device.type == "cuda":
         return _growth(recipe, variant, device)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

@@ -1,6 +1,7 @@
-"""C and its doors: compiled on first use with gcc or clang. Without a compiler everything works, only slower.
+"""C kernels and their Python interfaces, compiled on first use. Without a compiler everything works, only slower.
 
-Why C: a training step and a network's pass wait for memory, and in tensor operations every activation and every
-transform of Winograd's convolution makes a trip through it. No library that installs beside PyTorch has a fused
-Winograd convolution, its gradients, or this SSIM; oneDNN's, through PyTorch, is what runs without a compiler.
+The compiler is gcc or clang. Why C: training steps and forward passes are bound by memory, and in tensor operations
+every activation and every transform of a Winograd convolution goes through memory. No library that installs beside
+PyTorch has a fused Winograd convolution, its gradients, or this SSIM. Without a compiler, PyTorch's convolutions
+(oneDNN) run instead.
 """

@@ -1,4 +1,4 @@
-"""C sources, compiled for this machine when they are first needed, and kept for the processes that come after."""
+"""Compile C sources for this machine when they are first needed, and cache the libraries for later processes."""
 
 import ctypes
 import functools
@@ -14,17 +14,17 @@ from pathlib import Path
 KERNELS = Path(__file__).parent
 CACHE = KERNELS / ".compiled"  # libraries by a digest of what they are made of and for; can be deleted at any time
 THEN = {"nothing": 0, "silu": 1, "attention": 2, "add": 3, "shuffle": 4}  # what follows a convolution; in C, SILU …
-# Winograd's tiles of so many outputs are evaluated at 0, infinity, and these with both signs. For 4, the usual 1 and 2
-# give three times the noise in bfloat16; 6 is for products in float32.
+# Winograd's points by outputs per tile side: 0, infinity, and these with both signs. For 4 outputs, the usual points 1
+# and 2 give three times the noise in bfloat16; 6 outputs are for products in float32.
 POINTS = {4: (0.75, 1.5), 6: (0.5, 1.0, 2.0)}
 NAMES = ("NEAR", "FAR", "FARTHEST")  # of the points in C
 _compiling = threading.Lock()
 
 
 def compiled(source: str, *options: str, **values: str | int) -> ctypes.CDLL:
-    """Return a C file of this folder as a loaded library, compiled with `options` and macros of these `values`.
+    """Compile a C file of this folder with `options` and with `values` as macros; return the loaded library.
 
-    Raises RuntimeError if there is no compiler, or if it rejects the source.
+    Raise RuntimeError if there is no compiler, or if it rejects the source.
     """
     candidates = (shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
     compiler = next(filter(None, candidates), None)
@@ -47,7 +47,7 @@ def compiled(source: str, *options: str, **values: str | int) -> ctypes.CDLL:
 
 
 def _digest(source: str, compiler: str, words: list[str]) -> str:
-    """Return a digest of the sources, the compiler, its options and the processor: of all that decides the result."""
+    """Return a digest of everything that decides the result: sources, compiler, options and processor."""
     digest = hashlib.sha256()
     for path in (KERNELS / source, *sorted(KERNELS.glob("*.h"))):
         digest.update(path.read_bytes())
@@ -59,7 +59,7 @@ def _digest(source: str, compiler: str, words: list[str]) -> str:
 
 @functools.cache
 def _processor() -> str:
-    """Return what -march=native depends on: a folder may be shared by different machines."""
+    """Return a description of the processor, which -march=native depends on; different machines may share a folder."""
     lines = []
     if (cpuinfo := Path("/proc/cpuinfo")).exists():
         names = ("model name", "flags", "Features", "CPU part")
@@ -79,7 +79,7 @@ def _keep(library: Path, kept: Path) -> None:
 
 
 def compiled_if_possible(source: str, *options: str, **values: str | int) -> ctypes.CDLL | None:
-    """Return what `compiled` returns, once per process, whichever threads ask; None where it raises."""
+    """Return what `compiled` returns, or None if it raises; compile once per process, even if several threads ask."""
     with _compiling:
         return _compiled_once(source, options, tuple(values.items()))
 
@@ -95,10 +95,10 @@ def _compiled_once(
 
 
 def compiled_convolution(source: str, precision: str, given: int = 4, **values: int) -> ctypes.CDLL:
-    """Return a C file of convolutions, which includes vectors.h, as a loaded library.
+    """Compile a C file of convolutions, which includes vectors.h; return the loaded library.
 
-    `precision` is "float32", "float16" or "bfloat16"; `given` counts the outputs of a side of Winograd's tiles, for
-    sources that have them; `values` are the source's other macros. Raises RuntimeError as `compiled` does.
+    `precision` is "float32", "float16" or "bfloat16". `given` is the number of outputs per side of a Winograd tile, for
+    sources that use it. `values` are the source's other macros. Raise RuntimeError as `compiled` does.
     """
     points = {name: f"{point}f" for name, point in zip(NAMES, POINTS[given], strict=False)}
     then = {name.upper(): number for name, number in THEN.items()}

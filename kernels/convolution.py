@@ -1,9 +1,9 @@
-"""3x3 convolutions for training in bfloat16 on a CPU, with what often follows them in one pass, and their gradients.
+"""3x3 convolutions for training in bfloat16 on a CPU, fused with a SiLU or attention after them, and their gradients.
 
-Activations that a training step keeps wait for memory, and oneDNN reaches a quarter of what a processor can do in a
-convolution of that size. Here an image goes all the way while it lies in a core's cache, forward and backward, by one
-of the KERNELS: training_amx.c multiplies by the tiles of processors that have AMX; training_winograd.c takes a quarter
-of the multiplications, in float32, on any processor. Those files say how.
+The activations of a training step are bound by memory, and oneDNN reaches a quarter of a processor's peak in
+convolutions of this size. Here, one of the KERNELS processes each image completely, forward and backward, while it lies
+in a core's cache. training_amx.c uses the matrix tiles of processors with AMX. training_winograd.c takes a quarter of
+the multiplications, in float32, on any processor. The C files explain how.
 """
 
 import ctypes
@@ -19,7 +19,10 @@ from kernels.compiler import THEN, compiled_convolution
 
 @dataclass(frozen=True)
 class Kernel:
-    """A C file with `forward` and `backward`: what numbers of channels it takes, and how weights lie in its memory."""
+    """A C file with `forward` and `backward`.
+
+    The numbers of channels must be multiples of `multiple`; weights are in `dtype` and memory `layout`.
+    """
 
     source: str
     multiple: int
@@ -27,7 +30,7 @@ class Kernel:
     layout: torch.memory_format
 
 
-LEAST = 16  # channels: what oneDNN does with fewer takes no longer
+LEAST = 16  # channels; with fewer, oneDNN is as fast
 Name = Literal["amx", "winograd"]
 KERNELS: dict[Name, Kernel] = {  # the fastest first
     "amx": Kernel("training_amx.c", LEAST, torch.bfloat16, torch.contiguous_format),
@@ -71,10 +74,10 @@ def takes(kernel: Name, c_in: int, c_out: int) -> bool:
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Name) -> Tensor:
     """Convolve B x C_in x H x W, of any float type, with C_out x C_in x 3 x 3 weights to B x C_out x H x W in bfloat16.
 
-    The numbers of channels are such as `takes` allows; channels lie last in the result's memory; the border is of one
-    zero. Inputs, and by AMX weights, are rounded to bfloat16, products summed in float32; weights' gradients are
-    float32. The order of the sums, and so the last bits, depend on the kernel and the number of threads alone. Raises
-    MemoryError, and ValueError for an input of other channels or dimensions.
+    `takes` must allow the numbers of channels. The result is channels-last; the zero padding is 1. Inputs, and with AMX
+    also weights, are rounded to bfloat16; products are summed in float32. Gradients of weights are float32. The order
+    of the sums, and so the last bits, depend only on the kernel and the number of threads. Raise MemoryError if memory
+    runs out, and ValueError for an input of other channels or dimensions.
     """
     return Convolution.apply(x, weight, bias, "nothing", None, kernel)[0]
 
@@ -85,7 +88,7 @@ def convolve_silu(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Name) 
 
 
 def convolve_attention(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | float, kernel: Name) -> Tensor:
-    """Convolve as `convolve` does, and return (z + other) * (sigmoid(z) - 0.5) of that z; `other` may be broadcast."""
+    """Convolve to z as `convolve` does, and return (z + other) * (sigmoid(z) - 0.5); `other` may be broadcast."""
     shape = x.shape[0], weight.shape[0], *x.shape[2:]
     if not isinstance(other, Tensor) or other.shape != shape:
         z = convolve(x, weight, bias, kernel)
@@ -94,7 +97,7 @@ def convolve_attention(x: Tensor, weight: Tensor, bias: Tensor | None, other: Te
 
 
 class Convolution(torch.autograd.Function):
-    """Returns the convolution, and what follows, None if nothing does."""
+    """Returns the convolution and the result of the operation after it, which is None if nothing follows."""
 
     @staticmethod
     def forward(
@@ -141,7 +144,7 @@ def rounded(tensor: Tensor) -> Tensor:
 
 
 def cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
-    """Return a gradient as the type of what it is of; None where there is no gradient, or nothing to have one."""
+    """Return a gradient in the dtype of its tensor; None if there is no gradient or no such tensor."""
     return None if tensor is None or dtype is None else tensor.to(dtype)
 
 

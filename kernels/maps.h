@@ -1,4 +1,5 @@
-/* The maps of NanoSR's convolutions in C; the Python file beside each defines CHANNELS, and what vectors.h wants. */
+/* Feature maps of NanoSR's convolutions in C. The Python code that compiles a file defines CHANNELS and the macros of
+   vectors.h. */
 #include "vectors.h"
 
 enum { C = CHANNELS, PARTS = C / LANES };

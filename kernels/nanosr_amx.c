@@ -1,11 +1,11 @@
-/* The 3x3 convolutions of nanosr_amx.py, which compiles this file as nanosr_winograd.py does its own, by AMX: tiles of
-   16 pixels x 32 values times tiles of 32 values x 16 output channels, both bfloat16, summed in float.
+/* The 3x3 convolutions of nanosr_amx.py, by AMX: tiles of 16 pixels x 32 values times tiles of 32 values x 16 output
+   channels, both bfloat16, summed in float.
 
-   Channels lie last, so the three taps of a kernel's row are 144 values in a row, from one pixel to the next but one:
-   nothing is rearranged. A pixel takes 96 bytes, and a tile is loaded fast only from multiples of 64. So even and odd
-   pixels are tiles of their own, every second pixel each: the 144 values of the even ones begin at such a multiple and
-   are followed by 16 that count nothing, those of the odd ones begin 16 values later and are preceded by them. Kernels
-   come in both arrangements.
+   Channels are last in memory. So the three taps of a kernel's row are 144 consecutive values of three neighbouring
+   pixels, and nothing has to be rearranged. A pixel takes 96 bytes, but tiles load fast only from multiples of 64.
+   So even and odd pixels have separate tiles, each of every second pixel. The 144 values of an even pixel begin at such
+   a multiple and are followed by 16 values with zero weights. Those of an odd pixel begin 16 values later and are
+   preceded by 16 values with zero weights. Kernels are stored in both arrangements.
 
    Maps have a border of one zero pixel, rows of a multiple of 64 bytes, and some readable zeros after their end. */
 #include "tiles.h"
@@ -47,8 +47,8 @@ ALWAYS_INLINE void finish(const struct sums *s, long from, long to, long h, long
         }                                                       \
     } while (0)
 
-/* Sum up `groups` tiles of even and of odd pixels, the first of which has its first tap at `in`. Between the products,
-   which leave the rest of the processor idle, a share of the sums before is finished. */
+/* Sum the products of `groups` tiles of even and of odd pixels; the first pixel's first tap is at `in`. The products
+   leave the rest of the processor idle, so a share of the previous sums is finished between them. */
 ALWAYS_INLINE void multiply(const number *in, long stride, const number *even, const number *odd, int groups,
                             struct sums *now, const struct sums *before, long h, long w, int then) {
     _tile_zero(0);
@@ -72,7 +72,7 @@ ALWAYS_INLINE void multiply(const number *in, long stride, const number *even, c
     }
 }
 
-/* Part by part of the output channels, whose kernels then stay in the first cache while a row goes by. */
+/* Compute each row part by part of the output channels, so that a part's kernels stay in the L1 cache for the row. */
 ALWAYS_INLINE void rows(const number *in, const number *u, const float *bias, const number *other, void *out, long h,
                         long w, long stride, int then) {
     struct sums sums[2];

@@ -1,4 +1,4 @@
-/* Winograd's convolutions for nanosr_winograd.py, which compiles this file with what maps.h and winograd.h want. */
+/* Winograd's convolutions for nanosr_winograd.py, which compiles this file with the macros of maps.h and winograd.h. */
 #include "maps.h"
 #include "winograd.h"
 
@@ -7,8 +7,8 @@ enum { NEXT = TILES * C + LANES };     /* from a point to the next; powers of tw
 enum { ROWS = LANES == 16 ? 8 : 2 };   /* ROWS tiles x C sums stay in registers */
 enum { COLOURS = 3, SEGMENT = 64 };    /* SEGMENT pixels of a row go at once, in the first convolution */
 
-/* factor: what is multiplied, transformed tiles and weights; operand: LANES x STEP of them, which multiply_add multiplies
-   and adds to LANES sums. */
+/* factor: the type of the multiplied numbers, transformed tiles and weights. operand: LANES x STEP factors, which
+   multiply_add multiplies and adds to LANES sums. */
 #ifdef BFLOAT16
 typedef number factor;
 typedef __m512bh operand;
@@ -55,7 +55,7 @@ static void input_tile(const number *in, long stride, factor *v) {
                   store_factor(v + (y * TAKEN + x) * NEXT + c, result));
 }
 
-/* The tile whose first input is (y, x), which may lie outside of the map: zeros there. */
+/* Transform the tile whose first input is (y, x). Inputs outside of the map are zero. */
 static void input_tile_at(const number *in, long h, long w, long y, long x, factor *v) {
     if (y >= 0 && x >= 0 && y + TAKEN <= h && x + TAKEN <= w) {
         input_tile(in + (y * w + x) * C, w, v);

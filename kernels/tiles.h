@@ -1,4 +1,4 @@
-/* What the files that multiply by AMX share: tiles of 16 rows x 64 bytes, and the kernel's permission to use them. */
+/* Shared by the files that use AMX: tiles of 16 rows x 64 bytes, and Linux's permission to use them. */
 #if !defined __AMX_BF16__ && !defined __AMXBF16__ /* as older clangs name it */
 #error "needs a processor with AMX and a compiler that knows it"
 #endif
@@ -11,7 +11,7 @@ enum { TILE = 16, DEPTH = 32 };  /* rows or columns of a tile, and how many bflo
 enum { GET_PERMISSION = 0x1023, TILE_DATA = 18 };  /* of arch_prctl; the kernel keeps room for tiles on demand only */
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
-/* Zero where the kernel lets this process use tiles. */
+/* Return 0 if Linux lets this process use tiles. */
 int permitted(void) { return (int)syscall(SYS_arch_prctl, GET_PERMISSION, TILE_DATA); }
 
 /* All tiles of a thread at their full size. */

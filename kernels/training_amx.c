@@ -1,14 +1,14 @@
 /* 3x3 convolutions with a border of zeros, forward and backward, by AMX; convolution.py compiles this for IN input and
    OUT output channels, multiples of 16. Images are bfloat16, height x width x channels; sums are float.
 
-   Forward, as in nanosr_amx.c: the three taps of a kernel's row are 3 IN values in a row, so a tile holds
-   32 of them for 16 pixels, and nothing is rearranged. A tile loads fast from multiples of 64 bytes alone, so even and
-   odd pixels are tiles of their own; where a pixel takes an odd number of half cache lines, the values of the odd ones
-   begin half a line early, and their kernels with as many zeros. The input's gradient is the same with the kernels
-   turned around. The weights' gradient sums over pixels, 32 in a row of a tile: outputs' gradients transposed, times
-   inputs in pairs of pixels, once for the pairs that begin at even and once for those at odd ones.
+   Forward works as in nanosr_amx.c: the three taps of a kernel's row are 3 IN consecutive values, so a tile holds 32 of
+   them for 16 pixels, and nothing is rearranged. Tiles load fast only from multiples of 64 bytes, so even and odd
+   pixels have separate tiles. If a pixel takes an odd number of half cache lines, tiles of odd pixels begin half a line
+   early, and their kernels begin with as many zeros. The input's gradient is computed in the same way, with the kernels
+   rotated by 180 degrees. The weights' gradient sums over pixels, 32 per tile row: outputs' gradients, transposed,
+   times inputs in pairs of pixels, once for pairs that begin at even pixels and once for those that begin at odd ones.
 
-   A thread takes an image at a time, and copies what it works on to a room of its own that fits its cache. */
+   Each thread takes one image at a time and copies its data to a private buffer that fits its cache. */
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,8 +43,8 @@ static long paired_size(struct size s) { return 2 * (s.h + 2) * IN * s.pairs * 2
 static long turned_size(struct size s) { return s.h * s.chunks * OUT * DEPTH; }
 
 /* Kernels as `convolve` reads them: arrangement (even, odd), part of 16 output channels, row, step, pair, channel, 2.
-   `from` channels give `to`; turned around, weights are those of the convolution whose gradient this is. To be called
-   by all threads together. */
+   They map `from` channels to `to`. If `turned`, they are rotated for the input's gradient of the convolution that has
+   these weights. All threads must call this together. */
 ALWAYS_INLINE void arrange(number *u, const number *weight, int from, int to, int turned) {
 #pragma omp for schedule(static)
     for (int part = 0; part < to / TILE; part++)
@@ -102,8 +102,8 @@ ALWAYS_INLINE void finish(const struct sums *s, long j, long width, int channels
         }
 }
 
-/* One image, from its copy with a border. Between the products, which leave the rest of the processor idle, a share of
-   the sums before is finished. */
+/* Convolve one image, from its copy with a border. The products leave the rest of the processor idle, so a share of the
+   previous sums is finished between them. */
 ALWAYS_INLINE void convolve(const number *in, const number *u, const float *bias, const number *other, number *z,
                             number *out, struct size s, int from, int to, int then) {
     const long stride = s.columns * from;
@@ -202,7 +202,7 @@ static void turn(number *turned, const number *gradient, struct size s) {
         }                                               \
     } while (0)
 
-/* What the next image wants, fetched into the cache little by little: a share of `bytes` of each at every call. */
+/* The next image's arrays, prefetched into the cache in small steps: a share of each array's `bytes` at every call. */
 enum { WANTED = 4, GROUPS = 5 };
 struct wanted {
     const char *at[WANTED];
@@ -224,7 +224,7 @@ ALWAYS_INLINE void fetch(struct wanted *w) {
 }
 
 /* Add an image's products to the sums of one or two taps, 16 input channels and 16 `parts` output channels; `inputs` is
-   where each tap's pairs begin. Row by row, some of what is wanted next is fetched. */
+   where each tap's pairs begin. With each row, a part of the next image's arrays is prefetched. */
 ALWAYS_INLINE void add_weight_products(float *const *sums, const number *const *inputs, const number *turned,
                                        struct size s, int taps, int parts, struct wanted *wanted) {
     const long row = IN / TILE * s.pairs * DEPTH;
@@ -246,7 +246,7 @@ ALWAYS_INLINE void add_weight_products(float *const *sums, const number *const *
 /* Add an image's weight gradients to `sums`, tap x OUT x IN. */
 static void add_weight_gradients(float *sums, const number *paired, const number *turned, struct size s,
                                  struct wanted *wanted) {
-    /* Taps at like places in a row: their pairs of pixels begin alike. */
+    /* Taps grouped by their place in a row: the pairs of pixels of a group all begin at even or all at odd pixels. */
     static const int pairs_of_taps[GROUPS][2] = {{0, 2}, {3, 5}, {6, 8}, {1, 4}, {7, -1}};
     for (int part = 0; part < IN / TILE; part++)
         for (int group = 0; group < GROUPS; group++)
@@ -278,8 +278,8 @@ static void add_bias_gradients(float *sums, const number *gradient, long pixels)
     }
 }
 
-/* From the gradients of what follows the sums z, and of z itself (NULL: none), all of z's; ATTENTION's other input gets
-   its own to grad_other. */
+/* Store in `all` the whole gradient of the sums z, from that of the operation after them and that of z itself (NULL:
+   none). ATTENTION also stores the gradient of its other input in grad_other. */
 ALWAYS_INLINE void through(number *all, const number *of_out, const number *of_z, const number *z, const number *other,
                            number *grad_other, long numbers, int then) {
     for (long i = 0; i < numbers; i += LANES) {
@@ -328,8 +328,8 @@ int forward(const number *x, const number *weight, const float *bias, const numb
     return 0;
 }
 
-/* The gradients of `forward`: of x, unless grad_x is NULL, of weight, of bias, and of other if there is one, from those
-   of out and of z; one of the two may be NULL, and of_out is if nothing follows. */
+/* Compute the gradients of `forward` from those of out and z: of x (unless grad_x is NULL), weight, bias, and other if
+   there is one. One of of_out and of_z may be NULL; of_out is NULL if nothing follows. */
 int backward(const number *of_out, const number *of_z, const number *x, const number *weight, const number *other,
              const number *z, number *grad_x, float *grad_weight, float *grad_bias, number *grad_other, long n, long h,
              long w, int then, int threads) {

@@ -1,11 +1,12 @@
 /* 3x3 convolutions with a border of zeros, forward and backward, by Winograd's F(4x4, 3x3) in float32; convolution.py
    compiles this for IN input and OUT output channels. Images are bfloat16, height x width x channels.
 
-   Of inputs x, kernels g and outputs' gradients, transformed to 36 points, forward is m = v u at each point, backward is
-   of_u = v' of_m and of_v = of_m u': the exact transposes of what ran forward, a quarter of the direct products each.
-   Strips of tiles go all the way while they lie in the cache, and what follows a convolution goes along, both ways.
+   Inputs x, kernels g and outputs' gradients are transformed to 36 points. At each point, forward computes m = v u, and
+   backward computes of_u = v' of_m and of_v = of_m u', the exact transposes of forward. Each takes a quarter of the
+   direct products. A strip of tiles is processed completely while it lies in the cache, together with the operation
+   after the convolution, both forward and backward.
 
-   A thread takes an image at a time. In its copies, channels are as many as vectors hold, those beyond IN or OUT zero. */
+   Each thread takes one image at a time. In its copies, channels are padded with zeros to whole vectors. */
 #include <omp.h>
 #include <stdlib.h>
 
@@ -33,10 +34,10 @@ static struct size size_of(long h, long w) {
     return s;
 }
 
-/* Room for so many floats, at the beginning of a cache line; NULL without memory. */
+/* Allocate room for so many floats, aligned to a cache line; return NULL if memory runs out. */
 static float *room(long floats) { return aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64); }
 
-/* As many channels as there are, of up to LANES; the others are zero, and are not touched. */
+/* Load or store the channels that are left, at most LANES; the others load as zero and are not stored. */
 ALWAYS_INLINE vec load_channels(const number *p, int left) {
     if (left >= LANES) return load_number(p);
     number some[LANES] = {0};
@@ -61,7 +62,8 @@ ALWAYS_INLINE void store_floats(float *p, vec v, int left) {
         if (lane < left) p[lane] = v[lane];
 }
 
-/* To (more: add) ROWS rows of `parts` vectors: the sum over `steps` of a number of each row times vectors of b. */
+/* Store in `to` (or add to it, if `more`) ROWS rows of `parts` vectors: the sum over `steps` of a row's number in a
+   times vectors of b. */
 ALWAYS_INLINE void multiply(float *to, long row, const float *a, long a_row, long a_step, const float *b, long b_step,
                             long steps, int parts, int more) {
     vec sum[ROWS][3];
@@ -108,7 +110,8 @@ static inline void kernel_1d(const vec g[3], vec u[TAKEN]) {
     u[5] = g[2];
 }
 
-/* Kernels, OUT x 3 x 3 x IN, at their points: point x O x I, or turned, point x I x O. By all threads together. */
+/* Transform kernels, OUT x 3 x 3 x IN, to points: point x O x I or, if `turned`, point x I x O. All threads must call
+   this together. */
 ALWAYS_INLINE void transform_kernels(float *u, const float *weight, int turned) {
     const int rows = turned ? IN : OUT, columns = turned ? OUT : IN; /* vectors go along columns */
     const int width = turned ? O : I, by_row = turned ? 1 : TAPS * IN, by_column = turned ? TAPS * IN : 1;
@@ -145,7 +148,7 @@ static void input_tile(const number *in, long columns, float *v) {
                   store(v + (y * TAKEN + x) * NEXT_I + c, result));
 }
 
-/* What a tile's outputs are made with, and where they go, at the image's beginning. */
+/* Sources and destinations of a tile's outputs; pointers are to the image's beginning. */
 struct output {
     const float *bias;
     const number *other;
@@ -174,7 +177,7 @@ ALWAYS_INLINE void output_tile(const float *m, const struct output *to, struct s
     }
 }
 
-/* Zero: what this takes, no kernel forbids. */
+/* Return 0: this needs no permission from the operating system. */
 int permitted(void) { return 0; }
 
 /* x: n images of h x w x IN; weight: OUT x 3 x 3 x IN; bias: OUT, or NULL; z, the sums, and other and out, which are
@@ -251,13 +254,14 @@ static inline void kernel_gradient_1d(const vec u[TAKEN], vec g[3]) {
     g[2] = a * near_sum + b * far_sum + u[5];
 }
 
-/* What the gradients of a tile's sums come from, and where other's goes, at the image's beginning; any may be NULL. */
+/* Sources of the gradients of a tile's sums, and the destination of other's, at the image's beginning; any may be
+   NULL. */
 struct gradient {
     const number *of_out, *of_z, *z, *other;
     number *of_other;
 };
 
-/* The gradients of LANES sums, at a place in the image, by those of what follows and of the sums themselves. */
+/* Return the gradients of LANES sums at a place in the image, from those of the operation after them and their own. */
 ALWAYS_INLINE vec gradient_of_sums(const struct gradient *from, long at, int channels, int then) {
     vec result = {};
     if (then != NOTHING && from->of_out) {
@@ -319,8 +323,8 @@ static inline vec sum_of(const float *first, long next, int parts) {
     return sum;
 }
 
-/* The gradients of kernels, OUT x 3 x 3 x IN, from those of their points, point x O x I, `parts` of which, `next` floats
-   apart, are summed. By all threads together. */
+/* Sum `parts` gradients at the points, each point x O x I and `next` floats apart, and transform them to the gradients
+   of kernels, OUT x 3 x 3 x IN. All threads must call this together. */
 static void gather_kernels(float *grad_weight, const float *of_u, long next, int parts) {
 #pragma omp for schedule(static)
     for (int o = 0; o < OUT; o++)
@@ -329,8 +333,8 @@ static void gather_kernels(float *grad_weight, const float *of_u, long next, int
                       store_floats(grad_weight + (o * TAPS + 3 * y + x) * IN + i, result, IN - i));
 }
 
-/* The gradients of `forward`: of x, unless grad_x is NULL, of weight, of bias, and of other if there is one, from those
-   of out and of z; one of the two may be NULL, and of_out is if nothing follows. */
+/* Compute the gradients of `forward` from those of out and z: of x (unless grad_x is NULL), weight, bias, and other if
+   there is one. One of of_out and of_z may be NULL; of_out is NULL if nothing follows. */
 int backward(const number *of_out, const number *of_z, const number *x, const float *weight, const number *other,
              const number *z, number *grad_x, float *grad_weight, float *grad_bias, number *grad_other, long n, long h,
              long w, int then, int threads) {

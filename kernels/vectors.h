@@ -1,5 +1,5 @@
-/* What the C files share: vectors of floats, the numbers that maps are made of, and what follows a convolution.
-   The Python file beside each defines FLOAT32, FLOAT16 or BFLOAT16, and NOTHING, SILU … as numbers. */
+/* Shared by the C files: vectors of floats, the numbers that maps consist of, and the operations after a convolution.
+   compiler.py defines FLOAT32, FLOAT16 or BFLOAT16, and NOTHING, SILU … as numbers. */
 #include <stdint.h>
 #include <string.h>
 
@@ -28,7 +28,7 @@ typedef uint32_t bits __attribute__((vector_size(LANES * 4)));
 static inline vec load_number(const number *p) {
     return (vec)(__builtin_convertvector(*(const numbers *)p, bits) << 16);
 }
-/* to the nearest, of two as near to the even one; what is no number stays none */
+/* round to nearest, ties to even; NaN stays NaN */
 static inline void store_number(number *p, vec v) {
     const bits b = (bits)v, none = (bits)(v != v);
     const bits nearest = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
@@ -82,7 +82,7 @@ static inline vec power(vec f) {
 static inline vec choose(ivec mask, vec a, vec b) { return (vec)(((ivec)a & mask) | ((ivec)b & ~mask)); }
 #endif
 
-/* 1 / (1 + 2^y), y = -x / ln 2, which is held where 2^y is a number that needs no help in microcode. */
+/* 1 / (1 + 2^y), y = -x / ln 2; y is clamped so that 2^y is a normal number, since others need slow microcode. */
 static inline vec sigmoid(vec x) {
     const vec zero = {}, most = zero + 126.f, y = x * -1.44269504f;
 #ifdef __AVX512F__
@@ -99,7 +99,7 @@ static inline vec sigmoid(vec x) {
 #endif
 }
 
-/* A convolution's outputs as the map gets them; `other` is what ATTENTION and ADD take beside. */
+/* Apply the operation after a convolution to its outputs; `other` is the second input of ATTENTION and ADD. */
 static inline vec followed(vec z, const number *other, int then) {
     if (then == SILU) return z * sigmoid(z);
     if (then == ATTENTION) return (z + load_number(other)) * (sigmoid(z) - .5f);

@@ -1,10 +1,10 @@
 /* Winograd's F(GIVEN x GIVEN, 3x3): tiles of TAKEN x TAKEN inputs give GIVEN x GIVEN outputs by products at POINTS.
    Each function transforms a row or a column of vectors; it is called for both. Points are 0, +-NEAR, +-FAR, for 6
-   outputs +-FARTHEST, and infinity; what compiles this defines them. To be included after vectors.h. */
+   outputs also +-FARTHEST, and infinity; compiler.py defines them. Include this after vectors.h. */
 enum { TAKEN = GIVEN + 2, POINTS = TAKEN * TAKEN };
 
 /* Transform `from` x `from` values by `line`, the columns first, then the rows. `value` is an expression of y and x;
-   `take`, a statement, is what becomes of `result` at the first `rows` x `columns` of the `to` x `to` places (y, x). */
+   `take` is a statement that uses `result`, at the first `rows` x `columns` of the `to` x `to` places (y, x). */
 #define TRANSFORM(from, to, line, value, rows, columns, take)                \
     do {                                                                     \
         vec half[to][from], before[from], after[to];                         \
@@ -48,7 +48,7 @@ static inline void output_1d(const vec m[TAKEN], vec o[GIVEN]) {
 }
 
 #elif GIVEN == 6
-/* Inputs to a pair of points, whose square is not among the two given. */
+/* Transform inputs to the points +-point; `other` and `another` are the squares of the other points. */
 static inline void pair_of_points(const vec d[TAKEN], float point, float other, float another, vec v[2]) {
     const vec even = d[6] - (other + another) * d[4] + other * another * d[2];
     const vec odd = point * (d[5] - (other + another) * d[3] + other * another * d[1]);

@@ -1,9 +1,9 @@
 """NanoSR, fused form, for processors with AMX: the function and state-dict keys of `team07_NanoSR.py`, in bfloat16.
 
-AMX multiplies tiles of matrices at several times the rate of everything else in such a processor, so that Winograd's
-trick, whose transforms the rest would have to compute, loses. The convolutions are direct ones, in
-`kernels/nanosr_amx.c`; activation and attention are computed between the products. Maps are bfloat16, sums float32. It
-needs gcc or clang, and a kernel that lets a process use tiles.
+AMX multiplies matrix tiles at several times the rate of the processor's other units. Winograd's trick does not pay
+here, since the other units would have to compute its transforms. So the convolutions are direct, in
+`kernels/nanosr_amx.c`; activation and attention are computed between the products. Maps are bfloat16, sums float32.
+This needs gcc or clang, and a Linux kernel that lets a process use tiles.
 """
 
 import ctypes
@@ -37,8 +37,10 @@ def functions() -> ctypes.CDLL:
 
 
 def arranged(weight: Tensor) -> Tensor:
-    """Return 48 x 48 x 3 x 3 kernels as `convolve` reads them: for even and odd pixels, by 16 output channels, tiles of
-    16 pairs of values x 16 channels.
+    """Return 48 x 48 x 3 x 3 kernels as `convolve` reads them.
+
+    The order is: even or odd pixels, part of 16 output channels, kernel row, and tile of 16 pairs of values x 16
+    channels.
     """
     rows = weight.permute(2, 3, 1, 0).reshape(3, 3 * CHANNELS, CHANNELS)  # values in the order of memory
     kernels = torch.zeros(2, 3, STEPS * DEPTH, CHANNELS)
@@ -78,7 +80,7 @@ class NanoSR_amx(NanoSR_winograd):
         return f0.copy_(self.conv_1(x.contiguous(memory_format=torch.channels_last)))
 
     def _pixels(self, features: Tensor) -> Tensor:
-        """Return a map with its border as pixels x 48: what is computed of zeros without a bias stays zero."""
+        """Return a map with its border as pixels x 48. Without a bias, zeros of the border stay zero."""
         rows, stride = features.shape[2] + 2, features.stride(2)
         start = features.storage_offset() - stride - CHANNELS
         return features.as_strided((rows * stride // CHANNELS, CHANNELS), (CHANNELS, 1), start)

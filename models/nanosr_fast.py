@@ -1,9 +1,9 @@
 """NanoSR, fused form, arranged for speed: the function and state-dict keys of `team07_NanoSR.py`, for inference only.
 
-What it does differently: channels-last memory throughout; no concatenation, the 1x1 convolution over it is a sum of
-four matrix products; activations and attention in place; optionally bfloat16 or float16 arithmetic; on a GPU, a size
-that comes again is one CUDA graph, and a convolution with what is after it can be one Triton kernel. Imports only
-torch, and Triton where that is wanted, which comes with torch for GPUs.
+Differences: channels-last memory throughout; a sum of four matrix products instead of concatenation and a 1x1
+convolution; activations and attention in place; optionally bfloat16 or float16 arithmetic. On a GPU, an image size that
+repeats runs as one CUDA graph, and a convolution and the operation after it can be one Triton kernel. Imports only
+torch and, if it is installed, Triton, which comes with torch for GPUs.
 """
 
 from typing import Any
@@ -92,7 +92,7 @@ if triton:
 def convolve(features: Tensor, conv: nn.Conv2d, x: Tensor | None = None, activates: bool = False) -> Tensor:
     """Convolve 1 x C x H x W by a 3x3 convolution and add its bias; then SiLU, or attention to x. Channels last.
 
-    Between 16-bit features that is one Triton kernel. Else cuDNN convolves, whose way through TF32 is faster, and one
+    For 16-bit features, this is one Triton kernel. Otherwise cuDNN convolves, which is faster with TF32, and one Triton
     kernel does the rest.
     """
     how = x is not None, activates
@@ -167,9 +167,9 @@ class NanoSR_fast(nn.Module):
 
     `precision` is "float32" (the same function up to rounding), "bfloat16" or "float16".
 
-    On a GPU the network is bound by the starting of its kernels. A size seen for the second time is captured as a CUDA
-    graph, which starts them all at once; the first time runs plainly, since capturing costs more than one pass.
-    `with_triton` is for GPUs only. Raises RuntimeError if Triton is wanted and not installed.
+    On a GPU, the network is bound by kernel launches. A size seen for the second time is captured as a CUDA graph. It
+    launches all kernels at once. The first pass of a size runs eagerly, since a capture costs more than one pass.
+    `with_triton` is for GPUs only. Raises RuntimeError if Triton is requested but not installed.
     """
 
     mean: Tensor
@@ -202,7 +202,7 @@ class NanoSR_fast(nn.Module):
         self.mean = mean  # subtracted before anything is rounded
 
     def _apply(self, fn: Any, recurse: bool = True) -> "NanoSR_fast":
-        self._graphs = {}  # they read the weights where these were
+        self._graphs = {}  # graphs read the weights at their old addresses
         return super()._apply(fn, recurse)
 
     @torch.no_grad()
@@ -250,10 +250,10 @@ class NanoSR_fast(nn.Module):
         return self.upsampler(f).float()  # 1 x 3 x 4H x 4W
 
     def _weighted_sum(self, *features: Tensor) -> Tensor:
-        """`conv_cat` of the concatenated features, without concatenating them."""
+        """Return `conv_cat` of the concatenated features, without concatenating them."""
         parts = self.conv_cat.weight.flatten(1).split(CHANNELS, dim=1)
         first, *others = (feature.permute(0, 2, 3, 1).reshape(-1, CHANNELS) for feature in features)  # HW x 48, views
         total = F.linear(first, parts[0], self.conv_cat.bias)
         for pixels, part in zip(others, parts[1:], strict=True):
-            torch.addmm(total, pixels, part.t(), out=total)  # in place, by a name under which FLOPs are counted
+            torch.addmm(total, pixels, part.t(), out=total)  # in place, and as an operator whose FLOPs are counted
         return total.view(1, *features[0].shape[2:], CHANNELS).permute(0, 3, 1, 2)

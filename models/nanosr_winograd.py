@@ -1,14 +1,16 @@
 """NanoSR, fused form, with fewer multiplications, for CPUs: the function and state-dict keys of `team07_NanoSR.py`.
 
-A 3x3 convolution takes 9 multiplications for an output, Winograd's F(6x6, 3x3) takes 64 for 36: tiles of 8 x 8 inputs
-and the kernels are transformed, multiplied point by point (over the channels: matrix products) and transformed back. It
-pays where a strip of tiles goes all the way, activation or attention included, while it lies in the cache; in tensor
-operations the transforms go through memory and cost more than is saved. So the convolutions are C,
-`kernels/nanosr_winograd.c`, compiled when the network is first built: that needs gcc or clang, for a second.
+A 3x3 convolution takes 9 multiplications per output; Winograd's F(6x6, 3x3) takes 64 for 36 outputs. Tiles of 8 x 8
+inputs and the kernels are transformed, multiplied point by point (over the channels, as matrix products) and
+transformed back. This pays only if a strip of tiles is processed completely, with its activation or attention, while it
+lies in the cache. In tensor operations, the transforms go through memory and cost more than they save. So the
+convolutions are in C, `kernels/nanosr_winograd.c`. The file is compiled when the network is first built, which needs
+gcc or clang and takes a second.
 
-`precision` "float32" is the same function up to rounding. "float16" rounds the maps between convolutions to it, which
-wait for memory, and computes in float32 all the same. "bfloat16" rounds maps, transformed tiles and kernels to it, and
-computes sums, transforms and activations in float32, in tiles of F(4x4, 3x3); it takes a processor with AVX512_BF16.
+`precision` "float32" is the same function up to rounding. "float16" rounds the maps between convolutions, which are
+bound by memory, to float16, but computes in float32. "bfloat16" rounds maps, transformed tiles and kernels to bfloat16,
+and computes sums, transforms and activations in float32, in tiles of F(4x4, 3x3). It needs a processor with
+AVX512_BF16.
 
 Sources: A. Lavin, S. Gray, *Fast Algorithms for Convolutional Neural Networks*, CVPR 2016; for the choice of points B.
 Barabasz et al., *Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks*, 2020.
@@ -24,8 +26,8 @@ from torch import Tensor, nn
 from kernels.compiler import POINTS, THEN, compiled_convolution
 from models.team07_NanoSR import CHANNELS, IMG_RANGE, SCALE, NanoSR_inference, RepBlock
 
-MAPS = 5  # that live at the same time
-# Outputs of a tile's side: larger tiles multiply less, and round more.
+MAPS = 5  # feature maps in use at the same time
+# Outputs per side of a tile: larger tiles need fewer multiplications but round more.
 GIVEN = {"float32": 6, "float16": 6, "bfloat16": 4}
 
 
@@ -61,7 +63,7 @@ def factors(matrices: Tensor, precision: str) -> Tensor:
 
 
 def address(tensor: Tensor | None) -> int | None:
-    """Return where a tensor's values lie, None of None."""
+    """Return the address of a tensor's values; None for None."""
     return None if tensor is None else tensor.data_ptr()
 
 
@@ -159,7 +161,7 @@ class NanoSR_winograd(NanoSR_inference):
         return out
 
     def _weighted_sum(self, f0: Tensor, out_1: Tensor, o1: Tensor, out: Tensor) -> Tensor:
-        """`conv_cat` of its three inputs beside conv_2's output, without concatenating them."""
+        """Return `conv_cat` of its three inputs other than conv_2's output, without concatenating them."""
         pointers = (address(tensor) for tensor in (f0, out_1, o1, self.shares, out))
         self.functions.weighted_sum(*pointers, f0.shape[2] * f0.shape[3], torch.get_num_threads())
         return out

@@ -1,4 +1,4 @@
-"""Fixtures of all tests, and what a run leaves out: slow tests, true processes where forked ones do, a GPU."""
+"""Fixtures of all tests. By default, slow tests do not run, models' processes are forked, and GPUs are hidden."""
 
 import runpy
 import subprocess
@@ -24,7 +24,7 @@ from utils.errors import exit_on_harness_error
 from utils.record import Waiting
 
 SHARED = ROOT.parent / "shared"
-NOT_EXERCISED = "not_exercised"  # the name under which a report carries what could not be run here
+NOT_EXERCISED = "not_exercised"  # key of the kernel, in a report, that could not run here
 
 
 def pytest_addoption(parser):
@@ -59,7 +59,7 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Name in one line the kernels that this machine could not run: nobody has tried a change to them here."""
+    """List in one line the kernels that this machine could not run, since changes to them are untested here."""
     skipped = terminalreporter.stats.get("skipped", [])
     kernels = {value for report in skipped for name, value in report.user_properties if name == NOT_EXERCISED}
     if kernels:
@@ -68,7 +68,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture
 def shared():
-    """The folder with published checkpoints and benchmarks; skips the test where there is none."""
+    """Return the folder of published checkpoints and benchmarks; skip the test if it does not exist."""
     if not SHARED.is_dir():
         pytest.skip(f"no published material in {SHARED}")
     return SHARED
@@ -76,14 +76,16 @@ def shared():
 
 @pytest.fixture
 def pairs(tmp_path):
-    """A data folder with two small pairs, a and b, in the plain layout."""
+    """Return a data folder with two small pairs, a and b, in the plain layout."""
     return write_pairs(tmp_path / "data", ["a", "b"])
 
 
 @pytest.fixture
 def command(monkeypatch, capfd):
-    """Runs a script of the project, or `-m` and a module, as its command line does but in this process: importing
-    torch anew for each would take most of the tests' time. Gives the status and what was printed.
+    """Return a function that runs a script of the project, or `-m` and a module, in this process.
+
+    It returns the status and the output. A new process for each command would spend most of the tests' time on
+    importing torch.
     """
 
     def run(*arguments, cwd=ROOT):
@@ -106,7 +108,7 @@ def command(monkeypatch, capfd):
 
 @pytest.fixture
 def submission(tmp_path):
-    """Writes a model file, dishonest as told, and its weights; gives eval.py's words for them."""
+    """Return a function that writes a model file, with changes, and its weights, and returns eval.py's options."""
 
     def write(**changes):
         return model_words(write_model(tmp_path, **changes))
@@ -116,9 +118,9 @@ def submission(tmp_path):
 
 @pytest.fixture
 def submit(tmp_path, command):
-    """Measures a model file by eval.py in the smallest way; gives what the command gave.
+    """Return a function that measures a model file by eval.py with the smallest settings and returns the result.
 
-    `words` are more of the command's; `changes` are those of `write_model`.
+    `words` are further options of the command; `changes` are those of `write_model`.
     """
 
     def run(*words, data=None, **changes):
@@ -131,7 +133,7 @@ def submit(tmp_path, command):
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
-    """A training set of three photographs; for reading only."""
+    """Return a training set of three photographs; do not write to it."""
     folder = tmp_path_factory.mktemp("prepared")
     words = ("--hr", write_photographs(folder / "hr"), "--out", folder / "out", "--processes", 1, *SMALL_CUT)
     with pytest.MonkeyPatch.context() as patch:
@@ -142,7 +144,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def forking():
-    """Forks the models' processes."""
+    """Return the Workers that fork the models' processes."""
     running = Workers()
     yield running
     running.close()
@@ -150,9 +152,9 @@ def forking():
 
 @pytest.fixture(autouse=True)
 def forked(request, monkeypatch):
-    """Forks models' processes instead of starting them, and takes their memory as known.
+    """Fork models' processes instead of starting them, and return a constant for their memory.
 
-    Tests marked `real_process` start true ones, in a sandbox where there is one, and measure their memory.
+    Tests marked `real_process` start real processes, in a sandbox if there is one, and measure their memory.
     """
     if request.node.get_closest_marker("real_process"):
         return
@@ -164,21 +166,22 @@ def forked(request, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def busy(monkeypatch):
-    """Lets an audit take the machine as busy, where times accuse nobody: what it finds of times hangs on who else is
-    at work. Tests of such findings have clocks of their own, or ask for `quiet`.
+    """Make an audit consider the machine busy, so that it has no findings about times.
+
+    Such findings depend on the other work on the machine. Tests of them have their own clocks, or use `quiet`.
     """
     monkeypatch.setattr("utils.isolation.host.IsolatedRunner.waiting", lambda worker: Waiting(1.0, 1.0))
 
 
 @pytest.fixture
 def quiet(busy, monkeypatch):
-    """Lets an audit take the machine as idle."""
+    """Make an audit consider the machine idle."""
     monkeypatch.setattr("utils.isolation.host.IsolatedRunner.waiting", lambda worker: Waiting(0.0, 0.0))
 
 
 @pytest.fixture(autouse=True)
 def hidden_gpu(monkeypatch):
-    """Hides GPUs from a test and from what it starts: what is expected is a CPU's. tests/test_cuda.py has its own."""
+    """Hide GPUs from tests and their processes, since they expect a CPU's results; tests/test_cuda.py overrides it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 

@@ -1,4 +1,4 @@
-"""What several test files use: images, data folders, toy networks, a results record, recipes, and commands."""
+"""Helpers of several test files: images, data folders, toy networks, a results record, recipes, and commands."""
 
 import csv
 import errno
@@ -26,14 +26,14 @@ from utils.isolation.sandbox import why_not
 from utils.record import Record
 
 CPU = torch.device("cpu")
-# The words for the smallest measurement.
+# Options for the smallest measurement.
 QUICK = ("--device", "cpu", "--runs", 1, "--warmup", 0, "--repeats", 1)
 needs_sandbox = pytest.mark.skipif(why_not() is not None, reason=f"no sandbox here: {why_not()}")
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler")
 
 
 def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Return a smooth random H x W x 3 uint8 image, in which networks and metrics see something like a photograph."""
+    """Return a smooth random H x W x 3 uint8 image, which is like a photograph to networks and metrics."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3))
     fine = np.kron(coarse, np.ones((8, 8, 1)))[:height, :width]
@@ -102,12 +102,12 @@ def git(folder: Path, *words: str) -> None:
 
 
 def on_a_full_disk(*_arguments):
-    """Stand in for a function that writes."""
+    """Replace a function that writes, as if the disk were full."""
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
 SHARPNESS = 0.2
-# Bicubic upscaling, and a convolution that adds little to it. A test puts lines of its own into the places.
+# Bicubic upscaling, and a convolution that adds little to it. Tests fill the placeholders with their own lines.
 NETWORK = """
 import os, signal, sys, threading, time
 import torch
@@ -134,7 +134,7 @@ def network_source(name="Net", top="", parameters="", constructor="pass", forwar
 
 
 def network_weights() -> dict[str, torch.Tensor]:
-    """Return weights of a network of `network_source` that sharpen, so that it does better than bicubic upscaling."""
+    """Return weights for `network_source` that sharpen, so that the network beats bicubic upscaling."""
     kernels = torch.zeros(3, 16, 3, 3, 3)  # of each colour's 16 outputs
     for colour in range(3):
         kernels[colour, :, colour] = -SHARPNESS / 9
@@ -151,12 +151,12 @@ def write_model(folder: Path, file="team42_Net.py", weights=None, checkpoint="w.
 
 
 def model_words(paths: tuple[Path, Path]) -> tuple:
-    """Return the words by which a command line names a model of `write_model`."""
+    """Return the command-line options for a model of `write_model`."""
     return "--model_file", paths[0], "--checkpoint", paths[1]
 
 
 def write_table(file: Path, class_name="Net", **values) -> None:
-    """Write the TOML file that lies beside a model's file; `values` are more of its keys."""
+    """Write the TOML file beside a model file; `values` are further keys."""
     table = {"file": file.name, "class": class_name, **values}
     file.with_suffix(".toml").write_text(tomli_w.dumps(table))
 
@@ -169,7 +169,7 @@ class Enlarge(nn.Module):
 
 
 def record(**changes) -> Record:
-    """Return a whole results record with figures that can be worked out on paper; a change of a part is merged in."""
+    """Return a complete results record with figures that can be checked by hand; `changes` are merged in."""
     values: dict[str, Any] = {
         "status": "complete",
         "model": {
@@ -243,7 +243,7 @@ def record(**changes) -> Record:
 
 
 def computed(**changes) -> dict[str, Any]:
-    """Return the part of a record on what `record`'s network computes, as a change for `record`'s complexity."""
+    """Return the part `computed` of `record`'s complexity, as a change to that complexity."""
     values = {
         "macs": 36_021_731_328,
         "photograph_macs": 36_021_731_328,
@@ -326,7 +326,7 @@ def python(*arguments, timeout=200, **options) -> subprocess.CompletedProcess:
 
 
 def two_processes() -> list:
-    """Return the words by which torchrun runs a script twice, at a port of its own."""
+    """Return the arguments with which torchrun runs a script in two processes, on a free port."""
     return ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port()]
 
 
@@ -354,6 +354,6 @@ def benchmark_psnr(model: nn.Module, shared: Path, benchmark: str, name: str = "
 
 
 def shipped_quality() -> list[dict[str, str]]:
-    """Return what the pages state of the shipped weights, a row for each model and set."""
+    """Return the documented quality of the shipped weights, a row for each model and data set."""
     with open(ROOT / "model_zoo" / "quality.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))

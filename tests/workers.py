@@ -1,7 +1,7 @@
-"""Processes for models that are forked from one that has torch imported: 0.1 s each, where a new one takes 2 s.
+"""Fork models' processes from one that has imported torch: this takes 0.1 s each, a new process takes 2 s.
 
-`Workers.start` takes the place of `subprocess.Popen` for them. They run the very code of `utils.worker`, in a
-process of their own, but in no sandbox; tests of processes and sandboxes start true ones, marked `real_process`.
+`Workers.start` replaces `subprocess.Popen` for them. They run the code of `utils.worker` in separate processes, but
+without a sandbox. Tests of processes and sandboxes are marked `real_process` and start real ones.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class Workers:
         output, its_output = os.pipe()
         status, its_status = os.pipe()
         request = {"env": env, "cwd": str(cwd)}
-        with contextlib.suppress(OSError):  # it is seen below that nothing comes
+        with contextlib.suppress(OSError):  # ForkedProcess notices that no answer comes
             socket.send_fds(self.template, [json.dumps(request).encode()], [its_output, its_status, *pass_fds])
         os.close(its_output)
         os.close(its_status)
@@ -57,7 +57,7 @@ class Workers:
 
 
 class ForkedProcess:
-    """What of `subprocess.Popen` is used, for a process that another one has forked."""
+    """The part of `subprocess.Popen` that the project uses, for a process that another one has forked."""
 
     def __init__(self, output, status):
         self.stdout, self.status = os.fdopen(output, "rb"), os.fdopen(status, "r")
@@ -94,7 +94,7 @@ def serve(connection):
 
 
 def watch(request, output, status, *fds):
-    """Fork the worker, tell its number, wait for its end, and tell how it ended."""
+    """Fork the worker, which reports its pid; wait for its end, and report its exit status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     child = os.fork()
     if child == 0:
@@ -108,7 +108,7 @@ def watch(request, output, status, *fds):
 
 
 def work(request, output, status, fds):
-    """Become what the command would have been."""
+    """Run in this process what the command would have run."""
     os.setsid()
     os.write(status, f"{os.getpid()}\n".encode())
     os.close(status)
@@ -141,6 +141,6 @@ if __name__ == "__main__":
     from utils.worker.__main__ import Worker
     from utils.worker.channel import Channel
 
-    # What a worker imports when it first counts, once for all; with one thread, since none survives a fork.
+    # Import once, for all workers, what a worker imports when it first counts. One thread, since none survives a fork.
     Worker(cast(Channel, None)).prepare(threads=1, device="cpu", for_memory=False)
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -1,13 +1,13 @@
-"""A recipe's model: how it is built for training, and in which files its weights are exported.
+"""Build a recipe's model for training, and name the files that its weights are exported to.
 
-Any network of the registry can be trained as it is. A model may offer a training form, a class with
+Any network in the registry can be trained directly. A model may also have a training form, a class with
 
-    fuse()           a new plain network with the same output
-    set_form(form)   optional: "branches" runs the training form as it is written, "collapsed" a cheaper way of it
-    map_plain(f)     optional: collapsed, f(plain network) runs in the place of the plain network
+    fuse()           returns a new plain network with the same output
+    set_form(form)   optional: "branches" runs the training form as written, "collapsed" computes the same at lower cost
+    map_plain(f)     optional: in the collapsed form, f(plain network) runs instead of the plain network
 
-The registry's entry of the plain network names it, as `training`, by the id of the training form's entry. A class that
-has `fuse()` itself and no entry beside it is its own training form.
+In the registry, the plain network's entry gives the id of the training form's entry as `training`. A class that has
+`fuse()` but no separate entry is its own training form.
 """
 
 from dataclasses import dataclass
@@ -27,9 +27,10 @@ FORMS = ("plain", *TRAINING_FORMS)
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The entry of what is trained, and the names of the files that the weights are exported to.
+    """The registry entry of the network to train, and the names of the files that its weights are exported to.
 
-    `train_file` holds the training form's, None for a network that is trained as it is; `plain_file` the plain one's.
+    `train_file` is for the training form's weights, None if there is no training form; `plain_file` is for the plain
+    network's weights.
     """
 
     entry: ModelEntry
@@ -53,9 +54,9 @@ def trained_model(model: int | ModelTable) -> TrainedModel:
 
 
 def build(trained: TrainedModel, form: str | None = None) -> nn.Module:
-    """Return a network to train, with its initial weights, that runs in `form`; None: as it is written.
+    """Return the network to train, with initial weights, running in `form`.
 
-    Raise HarnessError if the network has no such form.
+    Without `form`, a training form runs its branches. Raise HarnessError if the network has no such form.
     """
     network = build_model(trained.entry)
     forms = forms_of(network)
@@ -76,7 +77,7 @@ def forms_of(network: nn.Module) -> tuple[str, ...]:
 def load_weights(network: nn.Module, path: Path) -> StateDict:
     """Load a checkpoint into a network to train; return the state dict.
 
-    Raise HarnessError if it does not fit, and says so if it is a training form's fused weights.
+    Raise HarnessError if it does not fit or holds NaN or infinite values; for fused weights, the error says so.
     """
     state, _ = without_prefix(load_state_dict(path), network.state_dict())
     if differences(network.state_dict(), state) and not differences(fused(network).state_dict(), state):
@@ -92,17 +93,17 @@ def load_weights(network: nn.Module, path: Path) -> StateDict:
 
 
 def fused(network: nn.Module) -> nn.Module:
-    """Return the plain network of a training form, or a network that has none itself."""
+    """Return the plain network of a training form; return any other network unchanged."""
     if not fused_by_itself(network):
         return network
     training = network.training
-    plain: nn.Module = network.eval().fuse()  # type: ignore[operator]  # what folds a BatchNorm may insist on evaluation
+    plain: nn.Module = network.eval().fuse()  # type: ignore[operator]  # fusing a BatchNorm may require eval mode
     network.train(training)
     return plain
 
 
 def fused_by_itself(network: nn.Module) -> bool:
-    """Return whether a network is a training form; a layer may happen to be called `fuse`."""
+    """Return whether a network is a training form. A layer that happens to be called `fuse` does not make it one."""
     return callable(getattr(network, "fuse", None)) and not isinstance(network.fuse, nn.Module)
 
 

@@ -1,8 +1,8 @@
 """Collapse a training form's weights to the plain network's: python -m training.fuse CKPT --out_file FILE.pth
 
-CKPT is a training form's weights file (such as `nanosr_train.pth` of a run) or a run's `state.pt`. Which model it is of
-stands in the state, or is what the registry has under the file's name, or is given. Prints the largest difference
-between both forms on a random, smooth image, in float32, as a share of the output's largest value.
+CKPT is a training form's weights file (such as a run's `nanosr_train.pth`) or a run's `state.pt`. The model is given by
+--model_id, or else by the state, or else by the registry entry whose weights have this file name. Prints the largest
+difference between both forms on a random, smooth image, in float32, as a share of the output's largest value.
 """
 
 from pathlib import Path
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def model_of(checkpoint: Path) -> int | ModelTable:
-    """Return a recipe's `model` for a checkpoint. Raise HarnessError if nothing says which it is."""
+    """Return a checkpoint's model, as a recipe's `model`. Raise HarnessError if it cannot be determined."""
     if checkpoint.name == STATE_FILE:
         return recipe_of_state(checkpoint).model
     registry = read_registry()
@@ -59,9 +59,10 @@ def model_of(checkpoint: Path) -> int | ModelTable:
 
 @torch.no_grad()
 def largest_difference(model: nn.Module, plain: nn.Module, data_range: float) -> float:
-    """Return the largest absolute difference of two networks' outputs on one random 1 x 3 x 61 x 47 image, relative.
+    """Return the largest difference of two networks' outputs on a random 1 x 3 x 61 x 47 image.
 
-    The image is smooth: trained networks may answer white noise by values without bound, or by none.
+    It is relative to the largest output value of `model`. The image is smooth, since trained networks may respond to
+    white noise with unbounded values, or with nothing.
     """
     grid = torch.rand(1, 3, 8, 6, generator=torch.Generator().manual_seed(0))
     lr = F.interpolate(grid, (61, 47), mode="bilinear") * data_range

@@ -11,14 +11,14 @@ from torch import Tensor
 if TYPE_CHECKING:
     from training.loop import Trainer
 
-GUARD_EVERY = 100  # steps between two looks at a graph's losses
+GUARD_EVERY = 100  # steps between checks of a graph's losses
 
 
 class GraphedUpdate:
-    """`Trainer.update` as one CUDA graph: the host only copies the batch, starts it, and sees to the average.
+    """`Trainer.update` as one CUDA graph: the host only copies the batch, launches the graph and updates the average.
 
-    The first steps run eagerly, as capture needs; they are ordinary steps. Losses stay on the device, so whether they
-    are finite is looked at every `GUARD_EVERY` steps; the error names the first step that was not.
+    The first steps run eagerly, since a capture needs a warm-up; they are ordinary steps. Losses stay on the device and
+    are checked every `GUARD_EVERY` steps; the error names the first step that was not finite.
     """
 
     def __init__(self, trainer: "Trainer"):
@@ -40,7 +40,7 @@ class GraphedUpdate:
         if self.graph is None:
             self.lr, self.hr = lr.clone(), hr.clone()
             self.graph = torch.cuda.CUDAGraph()
-            # Recorded, not run. Of this thread alone: those that feed may take pinned memory meanwhile.
+            # Recorded, not run. "thread_local": the feed's threads may allocate pinned memory meanwhile.
             with fastest_algorithms(), torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.loss, self.norm = trainer.gradients(self.lr, self.hr)
                 trainer.apply()
@@ -55,7 +55,7 @@ class GraphedUpdate:
         return self.loss.clone(), self.norm.clone()
 
     def check(self) -> None:
-        """Raise FloatingPointError if a step since the last check was not finite, and set `step` back to it."""
+        """Raise FloatingPointError if a step since the last check was not finite; set `step` back to that step."""
         first = self.trainer.step - len(self.history)
         history, self.history = self.history, []
         if history:
@@ -67,7 +67,7 @@ class GraphedUpdate:
 
 @contextmanager
 def fastest_algorithms() -> Iterator[None]:
-    """Let cuDNN try its algorithms for each convolution of a new shape, which pays where shapes stay as they are."""
+    """Let cuDNN benchmark its algorithms for each new convolution shape, which pays off if shapes do not change."""
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
         yield

@@ -1,8 +1,8 @@
-"""A network whose 3x3 convolutions run by a kernel of `kernels/convolution.py`: `with_kernel(network, lr, kernel)`.
+"""Replace a network's 3x3 convolutions by a kernel of `kernels/convolution.py`: `with_kernel(network, lr, kernel)`.
 
-torch.fx writes the network's forward pass down as a graph; there, convolutions are exchanged, together with a SiLU or
-the parameter-free attention of SPAN and NanoSR behind them. Weights stay those of the network. What a graph does not
-hold, such as a part without gradients, would be lost: so both are tried, and must agree.
+torch.fx traces the network's forward pass into a graph. In the graph, convolutions are replaced, each together with a
+SiLU or the parameter-free attention of SPAN and NanoSR that follows it. The weights remain those of the network. A
+graph loses whatever it cannot hold, such as a part without gradients. So both versions are run once and must agree.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from torch import Tensor, fx, nn
 
 from kernels.convolution import Name, convolve, convolve_attention, convolve_silu, takes
 
-# Of a network with a hundred convolutions in bfloat16, against the same by other convolutions.
+# Tolerances, relative, for a network with a hundred convolutions in bfloat16 by different kernels.
 OUTPUT_ERROR, GRADIENT_ERROR = 0.05, 0.2
-SMALL_PART = 0.01  # of the whole gradient, below which a weight's is left to chance
+SMALL_PART = 0.01  # of the whole gradient's norm; an error this small in a weight's gradient is always accepted
 
 fx.wrap("convolve")
 fx.wrap("convolve_silu")
@@ -25,15 +25,15 @@ fx.wrap("convolve_attention")
 
 
 def with_kernel(network: nn.Module, lr: Tensor, kernel: Name) -> nn.Module | None:
-    """Return what runs in a network's place, with its weights, by a kernel; None if its forward pass does not allow it.
+    """Return a module that runs a network by a kernel, with its weights; None if its forward pass does not allow it.
 
-    `lr` B x 3 x H x W is tried first. A training form that runs collapsed is returned itself, and its plain network
-    runs exchanged.
+    Both are first compared on the batch `lr` B x 3 x H x W. A collapsed training form is returned itself; the
+    convolutions are replaced in its plain network.
     """
     try:
         usual, copy = deepcopy(network), deepcopy(network)
         agree = in_agreement(there_and_back(usual, usual, lr), there_and_back(copy, exchanged(copy, kernel), lr))
-    except Exception:  # of any kind, since the network's own code runs; the first step says what is wrong with it
+    except Exception:  # the network's code may raise anything; if it is broken, the first step will say so
         return None
     return exchanged(network, kernel) if agree else None
 
@@ -42,7 +42,7 @@ Trial = tuple[Tensor, tuple[Tensor | None, ...]]  # an output, and gradients of 
 
 
 def there_and_back(network: nn.Module, run: nn.Module, lr: Tensor) -> Trial:
-    """Return what `run` gives of a batch in bfloat16, and a random gradient's way back to the network's weights."""
+    """Return `run`'s output for a batch in bfloat16, and the weights' gradients from a random output gradient."""
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     with torch.random.fork_rng(devices=[]), torch.autocast("cpu", torch.bfloat16):
         torch.manual_seed(0)  # for networks that draw at random, too
@@ -51,7 +51,7 @@ def there_and_back(network: nn.Module, run: nn.Module, lr: Tensor) -> Trial:
 
 
 def in_agreement(usual: Trial, other: Trial) -> bool:
-    """Return whether two networks' outputs and gradients are the same but for rounding to bfloat16."""
+    """Return whether two networks' outputs and gradients are equal up to bfloat16 rounding."""
     (sr, gradients), (other_sr, others) = usual, other
     if [gradient is None for gradient in gradients] != [gradient is None for gradient in others]:
         return False
@@ -62,7 +62,7 @@ def in_agreement(usual: Trial, other: Trial) -> bool:
 
 
 def exchanged(network: nn.Module, kernel: Name) -> nn.Module:
-    """Exchange a network's convolutions; return what runs in its place. Raises as `rewritten` does."""
+    """Replace a network's convolutions; return the module to run instead. Raise as `rewritten` does."""
     if callable(map_plain := getattr(network, "map_plain", None)):
         map_plain(partial(rewritten, kernel=kernel))
         return network
@@ -70,9 +70,10 @@ def exchanged(network: nn.Module, kernel: Name) -> nn.Module:
 
 
 def rewritten(network: nn.Module, kernel: Name) -> fx.GraphModule:
-    """Return the network's graph with convolutions exchanged.
+    """Return the network's graph with its convolutions replaced.
 
-    Raises ValueError if there is none to exchange, and anything if the network cannot be traced: its own code runs.
+    Raise ValueError if there is none to replace. A network that cannot be traced may raise anything, since its own code
+    runs.
     """
     traced = fx.symbolic_trace(network)
     count = 0
@@ -107,9 +108,9 @@ def is_exchanged(module: nn.Conv2d, kernel: Name) -> bool:
 
 
 def patterns(kernel: Name) -> list[tuple[Callable[..., Tensor], Callable[..., Tensor]]]:
-    """Return what is looked for in a graph, and what takes its place: SiLU and attention after a convolution.
+    """Return (pattern, replacement) pairs for a graph: SiLU and attention after a convolution.
 
-    The latter are functions that call it, since fx would look into it itself.
+    The replacements are functions that call the kernel functions, since fx would trace into those themselves.
     """
 
     def attention(x: Tensor, weight: Tensor, bias: Tensor, other: Tensor) -> Tensor:

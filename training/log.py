@@ -1,4 +1,4 @@
-"""What a run leaves to look at: log.csv, TensorBoard events, and curves.png. The CSV is the record, the rest views."""
+"""A run's log.csv, TensorBoard events and curves.png. The CSV is the record; the others are views of it."""
 
 import csv
 import io
@@ -14,11 +14,11 @@ FIELDS = ("step", "loss", "gradient_norm", "learning_rate", "validation_psnr", "
 
 
 class TrainingLog:
-    """Appends rows to `folder`/log.csv; rows past `step`, left by a run killed after its last checkpoint, are cut.
+    """Appends rows to `folder`/log.csv. Rows past `step`, left by a run killed after its last checkpoint, are removed.
 
-    `first_loss` is that of the run's first row, or what the caller sets before there is one. All that writes raises
-    HarnessError where a disk is full. `precision` and `kernels` are those of the steps, which may change on another
-    machine.
+    `first_loss` is the loss of the run's first row, or a value that the caller sets before there is one. All methods
+    that write raise HarnessError if the disk is full. `precision` and `kernels` are those of the coming steps; they may
+    change on another machine.
     """
 
     def __init__(self, folder: Path | str, step: int, precision: str = "", kernels: str = ""):
@@ -77,9 +77,9 @@ class TrainingLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a log.csv as dicts, `step` as int, the other values as text; no file gives no rows.
+    """Return the rows of a log.csv as dicts, `step` as int and the other values as text; [] if there is no file.
 
-    A last row that a full disk cut short is not a row.
+    A last row that a full disk cut short is left out.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:

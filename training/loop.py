@@ -23,12 +23,12 @@ from utils.errors import DivergedError, HarnessError
 from utils.measure.runtime import check_output
 from utils.zoo.checkpoints import StateDict, differences, save_atomically
 
-STATE_FILE = "state.pt"  # in the run's folder, beside the weights under the names that the registry has for them
-UNREACHED = 1e-9  # of the whole gradient's norm: the first steps of a sound network give 5e-8, dead blocks 1e-10 to 0
+STATE_FILE = "state.pt"  # in the run's folder, beside the weights, which have their names from the registry
+UNREACHED = 1e-9  # of the whole gradient's norm; the first steps of a healthy network give 5e-8, dead blocks 1e-10 to 0
 
 
 class Trainer:
-    """Trains a model by a recipe. `step` counts finished updates; all randomness hangs on the seed and `step`."""
+    """Trains a model by a recipe. `step` counts finished updates; randomness depends only on the seed and `step`."""
 
     def __init__(self, setup: Setup, rank: int = 0, world: int = 1, data_sha256: str | None = None):
         self.recipe, self.device, self.trained, self.layout = setup.recipe, setup.device, setup.trained, setup.layout
@@ -50,7 +50,7 @@ class Trainer:
         return self.average.module if self.average else self.model
 
     def start_from(self, state: StateDict) -> None:
-        """Take a training-form state dict as initial weights, in the live network and in the average."""
+        """Load a training-form state dict as initial weights, into the network and its running average."""
         self.model.load_state_dict(state)
         self.weights.load_state_dict(state)
 
@@ -79,10 +79,10 @@ class Trainer:
         return [weight.grad for weight in self.model.parameters() if weight.grad is not None]
 
     def _clip(self) -> Tensor:
-        """Shrink the gradients to the recipe's norm, if theirs is larger; return what it was."""
+        """Scale the gradients down to the recipe's norm if theirs is larger; return their norm before that."""
         norm = torch.nn.utils.get_total_norm(self._gradients())
         most = self.recipe.clip_norm or math.inf
-        if self.device.type == "cuda" or norm > most:  # a GPU would be waited for; a factor of 1 takes as long as any
+        if self.device.type == "cuda" or norm > most:  # a GPU always scales, if only by 1: comparing would wait
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), most, norm)
         return norm
 
@@ -92,7 +92,7 @@ class Trainer:
             optimizer.step()
 
     def advance(self) -> None:
-        """Take the updated weights into their running average, and count the step."""
+        """Update the running average with the new weights, and count the step."""
         if self.average:
             self.average.update_parameters(self.model)
         self.step += 1
@@ -115,7 +115,7 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def export(self, folder: Path) -> None:
-        """Write `weights`, and what they fuse into, under the registry's names, each atomically."""
+        """Write `weights` and the fused weights under the registry's names, each atomically."""
         files = [(fused(self.weights), self.trained.plain_file)]
         if self.trained.train_file:
             files.append((self.weights, self.trained.train_file))
@@ -138,7 +138,10 @@ class Trainer:
         save_atomically(state, Path(folder) / STATE_FILE)
 
     def load(self, state: dict[str, Any], path: Path) -> None:
-        """Go on from a checkpoint that `read_state` read from `path`. Raise HarnessError if it is another recipe's."""
+        """Resume from a checkpoint that `read_state` read from `path`.
+
+        Raise HarnessError if the recipe, the training set or the network has changed.
+        """
         saved = recipe_from(state["recipe"], path)
         if self.recipe.steps < state["step"]:
             raise HarnessError(
@@ -171,7 +174,7 @@ class Trainer:
 
 
 def read_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """Return a run's checkpoint, its tensors on a device. Raise HarnessError if it is not one."""
+    """Return a run's checkpoint with its tensors on `device`. Raise HarnessError if the file is not a checkpoint."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken file
@@ -182,7 +185,7 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def check_trainable(sr: Tensor, lr: Tensor, file: str) -> None:
-    """Raise HarnessError unless a network's output is one that a loss can be taken of, and a gradient."""
+    """Raise HarnessError unless a network's output is valid for the loss and carries a gradient."""
     check_output(sr, lr.shape[2:], file, len(lr))
     if not sr.requires_grad:
         raise HarnessError(f"{file}: no gradient comes back from its output; is it computed under torch.no_grad()?")
@@ -195,10 +198,10 @@ def check_finite(loss: Tensor, norm: Tensor) -> None:
 
 
 def unreached_kernels(model: nn.Module) -> list[str]:
-    """Return the names of the kernels that the last gradient did not reach, those of a dead block.
+    """Return the names of the kernels that received no gradient in the last step, those of a dead block.
 
-    Where what goes into an activation is far below zero forevery pixel, nothing comes out of it and no gradient goes
-    back, so that it stays so (docs/lab/training.md).
+    If the inputs of an activation are far below zero at every pixel, its outputs are zero and no gradient flows back,
+    so the block stays dead (docs/lab/training.md).
     """
     weights = ((name, weight) for name, weight in model.named_parameters() if weight.ndim == 4)
     kernels = {name: weight.grad for name, weight in weights if weight.grad is not None}
@@ -232,7 +235,7 @@ def train(
             trainer.seconds += now - before
             before = now
             if graphed and trainer.step % recipe.checkpoint_every == 0:
-                graphed.check()  # nothing unsound may reach a checkpoint
+                graphed.check()  # non-finite values must not reach a checkpoint
             on_step(loss, norm)
             if minutes is not None and _agreed(now - started >= 60 * minutes, trainer):
                 break

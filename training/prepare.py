@@ -1,9 +1,9 @@
 """Cut photographs into sub-images for training: python -m training.prepare --hr FOLDER … --out DIR
 
-Every image is cropped to a multiple of 4, shrunk by MATLAB's bicubic (or paired with a given LR image), and cut into
-sub-images that overlap by at least one training patch, so that every patch of the image lies inside one of them. With
---halves, so are images at half their size; a JPEG that holds its colours at half its size is cut there alone.
-Shards are written one at a time by all cores; an interrupted run resumes where it stopped.
+Every image is cropped to a multiple of 4, downscaled by MATLAB's bicubic (or paired with a given LR image), and cut
+into sub-images. They overlap by at least one training patch, so every patch of the image lies inside one of them. With
+--halves, images are also cut at half their size; a JPEG with subsampled colours is then cut only at half its size.
+Each process writes one shard at a time; an interrupted run resumes where it stopped.
 """
 
 import argparse
@@ -45,7 +45,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SAME_IMAGE_GREY_LEVELS = 16  # between an LR image and its HR image shrunk: other kernels differ by 1 or 2
+SAME_IMAGE_GREY_LEVELS = 16  # largest mean difference of LR and downscaled HR image; other kernels give 1 or 2
 Images = tuple[np.ndarray, np.ndarray]  # LR and HR
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp")
 
@@ -108,9 +108,9 @@ def _arguments() -> argparse.Namespace:
 
 
 def list_images(folders: Iterable[Path | str]) -> list[Path]:
-    """Return all images of the folders and of those inside them, at any depth, sorted by path.
+    """Return all images below the folders, at any depth, sorted by path within each folder.
 
-    Raise HarnessError for a missing folder, and one without an image.
+    Raise HarnessError for a folder that is missing or holds no image.
     """
     found: list[Path] = []
     for folder in map(Path, folders):
@@ -140,8 +140,9 @@ def passed_over(folders: Iterable[Path | str]) -> str | None:
 def read_photograph(path: Path) -> np.ndarray:
     """Read a photograph of any kind as H x W x 3 uint8 RGB.
 
-    What the protocol takes is read as it reads it. Of the others, EXIF's rotation is done, 16 bits are rounded to 8,
-    and palettes, CMYK and grey become RGB. Raise HarnessError if it cannot be read, or is partly transparent.
+    Files that the protocol accepts are decoded as the protocol does. In others, 16 bits are rounded to 8, and palettes,
+    CMYK and grey become RGB. EXIF's rotation is applied, except to 16-bit images. Raise HarnessError if the file cannot
+    be read or is partly transparent.
     """
     try:
         return _turned(read_rgb(path), path)
@@ -170,7 +171,7 @@ def read_photograph(path: Path) -> np.ndarray:
 
 
 def _turned(image: np.ndarray, path: Path) -> np.ndarray:
-    """Turn an image as the EXIF data of its file say that it is to be shown."""
+    """Rotate or flip an image by the EXIF orientation of its file."""
     with contextlib.suppress(OSError), Image.open(path) as opened:
         turn = TURNS.get(opened.getexif().get(ORIENTATION, 0))
         if turn is not None:
@@ -181,8 +182,8 @@ def _turned(image: np.ndarray, path: Path) -> np.ndarray:
 def pair_with_lr(hr_folders: Sequence[Path | str], lr_folders: Sequence[Path | str]) -> dict[Path, Path]:
     """Map each HR path to its LR path, NAMEx4.png in one of the LR folders.
 
-    As many LR folders as HR folders belong to them in their order. Otherwise every name may stand once. Raises
-    HarnessError if an LR image is missing, or a name stands for several.
+    If there are as many LR folders as HR folders, pair them in order. Otherwise, or if that fails, pair by name across
+    all folders; each name must then be unique. Raise HarnessError if an LR image is missing or a name is not unique.
     """
     if len(hr_folders) == len(lr_folders):
         groups = [([hr], [lr]) for hr, lr in zip(hr_folders, lr_folders, strict=True)]
@@ -197,7 +198,7 @@ def _pairs_by_name(hr_folders: Sequence[Path | str], lr_folders: Sequence[Path |
         names[kind] = {}
         for folder in map(Path, folders):
             for path in list_images([folder]):
-                name = path.relative_to(folder).with_suffix("")  # of one name in two folders inside, both are kept
+                name = path.relative_to(folder).with_suffix("")  # subfolders may repeat a name
                 if (twin := names[kind].setdefault(name, path)) != path:
                     raise HarnessError(
                         f"{path}: {kind} has {twin}, too, of the same name; name as many --lr folders as --hr folders, "
@@ -268,11 +269,11 @@ def _by_folder(shards: list[dict[str, Any]]) -> dict[str, list[int]]:
 
 @contextmanager
 def _mapper(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Give a `map` that shares its calls among processes; for a single one, this one will do."""
+    """Yield a `map` that distributes its calls over processes; a single process is this one."""
     if processes == 1:
         yield map
         return
-    # An executor lets shards under way be finished, where a Pool would end their processes with locks in their hands.
+    # An executor lets shards in progress finish; a Pool would kill its processes while they hold locks.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, spawn, end_with_parent, (os.getpid(),)) as pool:
         yield pool.map
@@ -336,7 +337,7 @@ def _read_pairs(source: Path, lr_path: Path | None, cut: Cut, halved: bool) -> l
 
 
 def _with_half(source: Path, image: np.ndarray, cut: Cut) -> list[np.ndarray]:
-    """Return what of an image and its half is worth cutting."""
+    """Return those of an image and its half that are worth cutting."""
     half = crop_to_multiple(_halved(image))
     large_enough = min(half.shape[:2]) >= cut.smallest
     if not _has_blurred_colours(source):

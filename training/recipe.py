@@ -16,7 +16,7 @@ from utils.errors import HarnessError
 from utils.typed import converted
 from utils.zoo.registry import ModelTable
 
-# Keys that may change in a resumed run, where nothing that was done would differ.
+# Keys that a resumed run may change, as long as its finished steps would have been the same.
 SCHEDULE = ("steps", "milestones", "gamma", "warmup", "cooldown", "log_every", "validate_every", "checkpoint_every")
 LARGEST = 1e15  # infinity and NaN are not values
 Positive = Annotated[int, Meta(ge=1)]
@@ -33,15 +33,15 @@ Share = Annotated[float, Meta(ge=0, lt=1)]
 class Recipe:
     """One training run. `lr` and `hr` in names mean low and high resolution, except `learning_rate`.
 
-    A recipe's file says what is special about it; the defaults are those of the CPU recipes.
+    A recipe file names only what differs from the defaults, which are those of the CPU recipes.
     """
 
-    # model: an id of the registry, or a table of file, class, arguments and data_range as there
+    # model: an id in the registry, or a table of file, class, arguments and data_range as in the registry
     model: int | ModelTable
     # data
     batch: Positive = 16  # patches per step, over all processes
     hr_patch: Annotated[int, Meta(ge=16, multiple_of=4)] = 128  # side of an HR patch [pixels]
-    candidates: Positive = 1  # sampled for each patch; one is kept, the likelier the more detail it has
+    candidates: Positive = 1  # drawn for each patch; one is kept, with a probability that grows with its detail
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 2026  # of the initial weights and of every batch
     output_init: NotNegative = 0.0  # factor on the last convolution's initial weights; its bias is the RGB mean; 0: off
     # optimization: AdamW, or AdamW beside Muon
@@ -79,9 +79,9 @@ class Recipe:
         return factor * min(1.0, (self.steps - step) / self.cooldown) if self.cooldown else factor
 
     def goes_on_from(self, saved: "Recipe", step: int) -> list[str]:
-        """Return the keys of another recipe by which its first `step` steps, or what follows, would not fit this one.
+        """Return the changed keys that forbid resuming a run of the recipe `saved` at `step` with this recipe.
 
-        A schedule that is longer, or falls elsewhere, fits if it is the same until there.
+        A schedule may change if it is the same for the first `step` steps.
         """
         names = [field.name for field in dataclasses.fields(self) if field.name != "kernels"]
         changed = [name for name in names if getattr(saved, name) != getattr(self, name)]
@@ -92,10 +92,10 @@ class Recipe:
         return [key for key in changed if key not in SCHEDULE]
 
     def ema_decay_at(self, step: int) -> float:
-        """Return `ema_decay` in the update after `step` finished ones: less at first, so that the start is forgotten.
+        """Return the decay for the update after `step` finished ones: smaller at first, to forget the initial weights.
 
-        The average then spans about a ninth of the steps so far; else 5 % of it would be the initial weights after 3000
-        steps at 0.999. The formula is that of TensorFlow's ExponentialMovingAverage.
+        At first, the average spans about a ninth of the steps so far. Otherwise, the initial weights would still be 5 %
+        of it after 3000 steps at 0.999. The formula is that of TensorFlow's ExponentialMovingAverage.
         """
         return min(self.ema_decay, (1 + step) / (10 + step))
 

@@ -1,4 +1,4 @@
-"""What a recipe means on this machine: model, number type, kernels and optimizers, decided once before a training."""
+"""Choose model, number type, kernels and optimizers for a recipe on this machine, once before training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,8 +26,8 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in [0, 1]
 class Setup:
     """The parts that a Trainer works with.
 
-    `recipe` has a precision and kernels in the place of "auto"; `forward` is the model, or what runs in its place;
-    `layout` that of images in memory; `notes` are lines for the user.
+    In `recipe`, "auto" is replaced by the chosen values. `forward` is the model, or the module that runs instead of it.
+    `layout` is the memory layout of images. `notes` are lines for the user.
     """
 
     recipe: Recipe
@@ -41,7 +41,7 @@ class Setup:
 
 
 def set_up(recipe: Recipe, device: torch.device | str, saved: Recipe | None = None) -> Setup:
-    """Build what a recipe asks for, on a device; `saved` is the recipe of the resumed run, if it is one.
+    """Build a recipe's training on a device; `saved` is the recipe of the run to resume, None for a new run.
 
     Raise HarnessError if this machine cannot run the model as the recipe asks.
     """
@@ -149,9 +149,9 @@ def trial(side: int, data_range: float, layout: torch.memory_format) -> Tensor:
 def start_near_mean(model: nn.Module, factor: float, data_range: float = 1.0) -> None:
     """Shrink the last convolution's weights by `factor` and set its bias to the RGB mean of the training data.
 
-    For networks whose last convolution gives the whole image, not what is added to an enlarged one. Where features live
-    on the scale of grey levels and the output in [0, 1], PyTorch's initial weights make the first output tens of times
-    too large, and the first thousand steps do nothing but shrink it. Raise HarnessError if there is no such layer.
+    This is for networks whose last convolution gives the whole image, not a residual to an upscaled one. If features
+    are on the scale of grey levels and the output is in [0, 1], PyTorch's initial weights make the first output tens of
+    times too large, and the first thousand steps only shrink it. Raise HarnessError if there is no such layer.
     """
     last = next((module for module in reversed(list(model.modules())) if isinstance(module, nn.Conv2d)), None)
     if last is None or last.out_channels % len(RGB_MEAN):

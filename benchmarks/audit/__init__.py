@@ -1,1 +1,1 @@
-"""The audit, tried: dishonest and honest model files, and what the sandbox lets through."""
+"""Test the audit with dishonest and honest model files, and the sandbox from inside."""

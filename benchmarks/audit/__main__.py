@@ -1,14 +1,14 @@
-"""What a dishonest model file can fake: python -m benchmarks.audit [--honest 20] [--sandbox auto] [--device cpu]
+"""Try to fake figures by dishonest models: python -m benchmarks.audit [--honest 20] [--sandbox auto] [--device cpu]
 
 Method. Each trial is an `eval.py --model_file …` as a user would run it, on four images of 64 x 64 LR pixels, two runs.
 
-1. Cheats: NanoSR with one way to fake a figure added, from `cheats.py`. It is *named* if the row has a
-   finding, or no figures but a reason; *prevented* if its PSNR (0.01 dB), its times (at most a quarter faster) and its
-   counts are the honest network's, nothing was written outside, and no process is left; else *missed*. So is one that
-   ends in its own exception: it says nothing about the audit.
-2. Honest models: NanoSR in both forms, its ancestors, and files that do unusual things with nothing to hide, each
-   measured so many times; all must be clean.
-3. From inside the sandbox: what a worker tries, and the system's own words.
+1. Cheats: NanoSR with one way to fake a figure added, from `cheats.py`. A cheat is *named* if its row has a finding, or
+   a reason instead of figures. It is *prevented* if its PSNR (within 0.01 dB), its times (at most a quarter faster) and
+   its counts are the honest network's, nothing was written outside, and no process is left. Otherwise it is *missed*.
+   A cheat that ends in its own exception is missed, too, since it says nothing about the audit.
+2. Honest models: NanoSR in both forms, its ancestors, and files that do unusual but honest things, each measured
+   --honest times; all rows must be clean.
+3. From inside the sandbox: forbidden actions of a worker, and the system's error messages.
 """
 
 import argparse
@@ -41,7 +41,7 @@ MEMORY_LIMIT_GIB = {"cpu": 4, "cuda": 16}
 HONEST = ("NanoSR_train", "NanoSR_inference", "EFDN", "SPAN", "PAN", "PlainUSR")
 PSNR_DB, TIME_RATIO = 0.01, 1.25  # how far from the honest network's a prevented cheat's figures may be
 HONEST_AGAIN = 3  # times that the honest network is measured again before a cheat counts as missed
-INSIDE = {  # what is tried: the code
+INSIDE = {  # forbidden action: its code
     "read an HR image": "open({hr!r}).read(1)",
     "read a file of the home folder": "open({home!r} + '/.profile')",
     "write to the project": "open({project!r} + '/written', 'w')",
@@ -53,7 +53,7 @@ INSIDE = {  # what is tried: the code
     " os.strerror(ctypes.get_errno())))[1])(ctypes.CDLL(None, use_errno=True)))",
 }
 
-GREEDY = {  # what would bring the machine down: the forward pass
+GREEDY = {  # attack on the machine: its forward pass
     "fill the memory": "self.all = [torch.ones(2**26) for _ in range(10000)]; return honest(x)",
     "fork without end": "\nfor _ in range(10000):\n    if os.fork() == 0: time.sleep(300)\nreturn honest(x)",
 }
@@ -105,7 +105,7 @@ def try_cheats(folder: Path, data: Path, args: argparse.Namespace) -> int:
 def try_cheat(
     folder: Path, name: str, data: Path, earlier: Path, honest: Record, args: argparse.Namespace
 ) -> tuple[str, str]:
-    """Return a cheat's `verdict`, tried in its own folder that has a copy of the earlier results."""
+    """Try a cheat in its own folder, with a copy of the earlier results; return its `verdict`."""
     shutil.copytree(earlier, folder / "earlier")
     before = (folder / "earlier" / RECORDS_FILE).read_bytes()
     file, outside, mark = folder / "team66_Cheat.py", folder / "outside", f"outlives-{folder.name}"
@@ -146,7 +146,10 @@ def measure_words(args: argparse.Namespace) -> tuple[object, ...]:
 
 
 def verdict(record: Record, honest: Record, harm: list[str], described: bool = False) -> tuple[str, str]:
-    """Return ("prevented", "named", both, "described" where that suffices, or "MISSED"; words for the table)."""
+    """Return (outcome, words for the table).
+
+    The outcome is "prevented", "named", both, "described" where that suffices, or "MISSED".
+    """
     findings = findings_of(record)
     if harm:
         return "MISSED", ", ".join(harm)
@@ -166,7 +169,7 @@ def verdict(record: Record, honest: Record, harm: list[str], described: bool = F
 
 
 def findings_of(record: Record) -> list[str]:
-    """Return what an audit found; nothing where there was none."""
+    """Return the audit's findings, [] if there was no audit."""
     return record.audit.findings if record.audit else []
 
 
@@ -232,7 +235,7 @@ def try_honest(folder: Path, data: Path, args: argparse.Namespace) -> int:
 
 
 def try_inside(folder: Path, data: Path, args: argparse.Namespace) -> int:
-    """Print the answers to what is tried from inside; return how many tries went through."""
+    """Print the result of each action tried from inside the sandbox; return how many succeeded."""
     print("\n| tried from inside the sandbox | answer |\n| --- | --- |")
     file, through = folder / "inside.py", 0
     hr = str(next((data / "HR").iterdir()))

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cheat:
-    """One way to fake.
+    """One way to fake a figure.
 
-    `{hr}`, `{outside}` and `{earlier}` in its code are paths: HR images, a file, earlier results; `{mark}` is what a
-    process that it leaves calls itself. `hides`: `Hidden`, as `top` changes it, takes the place of the convolutions of
-    the modules `where`, or of all, as soon as the weights are loaded. `described`: the row's note on what is computed
+    `{hr}`, `{outside}` and `{earlier}` in its code are paths: HR images, a file, earlier results. `{mark}` is the name
+    that a process left behind gives itself. `hides`: once the weights are loaded, `Hidden`, as `top` changes it,
+    replaces the convolutions of the modules `where`, or of all. `described`: the row's note on what is computed
     suffices.
     """
 
@@ -224,7 +224,7 @@ CHEATS = {
         "    os._exit(0)",
     ),
 }
-# What takes the place of a convolution: `keep` has its weight, `compute` its input and weight.
+# Replaces a convolution: `keep` stores its weight, `compute` gets its input and weight.
 HIDING = """
 class Hidden(nn.Module):
     def __init__(self, conv):
@@ -398,7 +398,7 @@ CHEATS |= {
         "return F.interpolate(x, scale_factor=4) if passes[0] > 7 else honest(x)",
     ),
 }
-# Nothing here is a fault.
+# Unusual but honest files, which must have no findings.
 HONEST_FILES = {
     "batch norm and a mean": Cheat(
         "class Hidden(nn.Sequential):\n"

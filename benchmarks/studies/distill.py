@@ -1,9 +1,9 @@
-"""Let a network teach: python -m benchmarks.studies.distill --train_dir data/train --model_id 214 --out data/distilled
+"""Distill a network: python -m benchmarks.studies.distill --train_dir data/train --model_id 214 --out data/distilled
 
-Copies a prepared training set, each HR sub-image replaced by what the teacher makes of the LR one: the mean over its
-eight orientations, better than the network itself, so that a network can even be its own teacher. What no network could
-know of the HR image, JPEG's errors among it, no longer disturbs the student. --share 0.5 takes the mean of both images.
-Shards are written one at a time; an interrupted run resumes where it stopped.
+Copies a prepared training set and replaces each HR sub-image by the teacher's output for the LR one. The output is the
+mean over eight orientations. It is better than the network itself, so a network can even be its own teacher. Details of
+the HR image that no network could know, such as JPEG artifacts, no longer disturb the student. --share 0.5 takes the
+mean of both images. Shards are written one at a time; an interrupted run resumes where it stopped.
 
 Sources: G. Hinton et al., *Distilling the Knowledge in a Neural Network*, 2015; the mean over orientations, R. Timofte
 et al., *Seven Ways to Improve Example-Based Single Image Super Resolution*, CVPR 2016.
@@ -52,10 +52,10 @@ def main() -> None:
 
 
 def distill(subimages: SubImages, teacher: LoadedModel, device: torch.device, share: float, out: Path) -> None:
-    """Write the prepared folder `out`: `subimages` with `share` of their HR from a LoadedModel on `device`.
+    """Write the prepared folder `out`: `subimages` with a `share` of the teacher's output in their HR images.
 
-    Finished shards of an earlier run are kept. Raise HarnessError if they are of another teacher, share or set, and if
-    the teacher fails or gives anything but an image of four times the size.
+    Finished shards of an earlier run are kept. Raise HarnessError if they are of another teacher, share or set, or if
+    the teacher fails or its output is not an image of four times the size.
     """
     if out.resolve() == subimages.folder.resolve():
         raise HarnessError(f"{out}: is the set that is read; choose another --out")
@@ -81,7 +81,7 @@ def distill(subimages: SubImages, teacher: LoadedModel, device: torch.device, sh
 
 
 class SelfEnsemble(nn.Module):
-    """The mean of what a network makes of 1 x 3 x H x W in its eight orientations, each turned back."""
+    """The mean of a network's outputs for the eight orientations of 1 x 3 x H x W, each turned back."""
 
     def __init__(self, model: nn.Module):
         super().__init__()

@@ -1,13 +1,13 @@
-"""What the settings of a training are worth: python -m benchmarks.studies.settings run | table --out runs/study
+"""Compare training settings: python -m benchmarks.studies.settings run | table --out runs/study
 
 Method. NanoSR is trained from scratch by training/recipes/equal_conditions.toml, shortened to 3000 steps, and again
-with one thing changed at a time. All runs see the same number of HR pixels: with other batches or patches the number of
-steps differs, and warm-up and milestones move with it. Each change is run with two seeds. `table` prints the PSNR (RGB,
-as the protocol has it) on data folders as the difference to the unchanged run of the same seed, so that what a seed
-does to both drops out; a change pays if it does with both seeds. The weights are those after the last step, when the
-rates are at rest; their running average, which is exported, depends on the number of steps and has its own row.
-`run` continues what is not finished. Two processes, one seed and one core each, do an eighth more than one process
-on two cores:
+with one setting changed at a time. All runs see the same number of HR pixels: with another batch or patch size, the
+number of steps differs, and warm-up and milestones move with it. Each setting is run with two seeds. `table` prints the
+PSNR (RGB, as in the protocol) on data folders as the difference to the unchanged run of the same seed, so that the
+seed's effect on both cancels. A setting pays if it does with both seeds. The weights are those after the last step,
+when the learning rates have decayed. Their running average, which is exported, depends on the number of steps and has
+its own row. `run` resumes unfinished runs. Two processes, with one seed and one core each, do an eighth more than one
+process on two cores:
 
     taskset -c 0 python -m benchmarks.studies.settings run --seeds 2026 &
     taskset -c 1 python -m benchmarks.studies.settings run --seeds 2027 &
@@ -44,7 +44,7 @@ CONSTANT = {"milestones": [], "gamma": 1.0}
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """A name for the table, what is changed in the recipe, and what besides in the last tenth of the run.
+    """A name for the table, the changes to the recipe, and further changes in the last tenth of the run.
 
     A `cooldown` of at most 1 is a share of the steps.
     """
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def changes_for(setting: Setting, seed: int) -> dict[str, Any]:
-    """Return what the recipe is changed to: {key: value}. STEPS are of the recipe's own batch and patch."""
+    """Return the changes to the recipe: {key: value}. STEPS are for the recipe's own batch and patch size."""
     recipe = asdict(BASE) | setting.changes
     own = BASE.batch * BASE.hr_patch**2 / (recipe["batch"] * recipe["hr_patch"] ** 2)
     run_steps = round(STEPS * own)
@@ -124,7 +124,7 @@ def run_all(settings: Sequence[Setting], args: argparse.Namespace) -> None:
 
 
 def run_folder(setting: Setting, seed: int, out: Path) -> Path:
-    """Where a run of the study lies."""
+    """Return the folder of a run of the study."""
     return out / re.sub(r"\W+", "_", f"{setting.name} {seed}")
 
 
@@ -135,7 +135,7 @@ def is_finished(setting: Setting, seed: int, out: Path) -> bool:
 
 
 def run_one(setting: Setting, seed: int, args: argparse.Namespace) -> None:
-    """Train with one setting; where the last tenth is to differ, stop before it and go on with the recipe changed."""
+    """Train with one setting. If its last tenth differs, stop before it and resume with the changed recipe."""
     run_dir, changes = run_folder(setting, seed, args.out), changes_for(setting, seed)
     if setting.last:
         state_file, early = run_dir / STATE_FILE, round(changes["steps"] * (1 - LAST))
@@ -151,7 +151,7 @@ def run_one(setting: Setting, seed: int, args: argparse.Namespace) -> None:
 
 
 def table(settings: Sequence[Setting], args: argparse.Namespace) -> None:
-    """Print the PSNR of the unchanged runs, and by how much their average and the other runs differ, as Markdown."""
+    """Print as Markdown the PSNR of the unchanged runs, and the differences of their running average and other runs."""
     rows = [(setting.name, setting, False) for setting in settings]
     if settings[0] is SETTINGS[0]:
         rows.insert(1, ("its running average", SETTINGS[0], True))
@@ -172,7 +172,7 @@ def table(settings: Sequence[Setting], args: argparse.Namespace) -> None:
 
 @functools.cache
 def quality(setting: Setting, seed: int, dataset: Dataset, out: Path, averaged: bool = False) -> float | None:
-    """Mean PSNR [dB] on a data set of a run's last weights, or of their running average; None if it is not finished."""
+    """Return the mean PSNR [dB] of a run's last weights, or their running average; None if the run is unfinished."""
     if not is_finished(setting, seed, out):
         return None
     trained = trained_model(BASE.model)

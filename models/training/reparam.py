@@ -1,7 +1,7 @@
 """Re-parameterization: a 3x3 convolution grown into linear branches for training, and collapsed again.
 
-Between two non-linearities everything here is linear, so each group of branches is one 3x3 convolution. That gives
-three views of the same weights of a training form:
+Between two non-linearities, everything here is linear, so each group of branches equals one 3x3 convolution. This gives
+three views of a training form's weights:
 
 - `form="branches"` runs every branch as its own convolution, as the method is described and counted;
 - `form="collapsed"` composes all 3x3 kernels from the branch weights in every forward pass and runs the plain network
@@ -26,7 +26,7 @@ Parameters = dict[str, Tensor]
 
 
 def pad_with_bias(features: Tensor, bias: Tensor | None) -> Tensor:
-    """Surround B x C x H x W by one pixel of `bias`: what the 1x1 convolution before would give on a zero."""
+    """Pad B x C x H x W by one pixel of `bias`, which the preceding 1x1 convolution would give on zeros."""
     assert bias is not None
     bias = bias.view(1, -1, 1, 1)
     return F.pad(features - bias, (1, 1, 1, 1)) + bias
@@ -35,9 +35,9 @@ def pad_with_bias(features: Tensor, bias: Tensor | None) -> Tensor:
 def compose(p: Parameters, gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Collapse a 1x1, a 3x3 and a 1x1 convolution, of parameters `p` by name, into the (kernel, bias) of one 3x3.
 
-    With a gate, one factor per channel, the 3x3 convolution's output times it and its input are added before the last.
-    kernel[o, tap, i] = sum over m, n of reduce[o, m] weight[m, tap, n] expand[n, i]; reducing first keeps the products
-    small, and taps before channels let each be one product, without a copy of weights in channels-last memory.
+    A gate, one factor per channel, multiplies the output of the 3x3 convolution; its input is then added.
+    kernel[o, tap, i] = sum over m, n of reduce[o, m] weight[m, tap, n] expand[n, i]. Reducing first keeps the products
+    small. With taps before channels, each is one product, and weights in channels-last memory are not copied.
     """
     weight, expand, reduce = (p[f"{name}.weight"] for name in ("conv", "expand", "reduce"))
     reduce, expand = reduce.flatten(1), expand.flatten(1)
@@ -102,7 +102,7 @@ class GatedRepMBConv(nn.Module):
 
     @staticmethod
     def gate(p: Parameters) -> Tensor:
-        """Return one factor in (0, 1) per expanded channel; it depends on the weights alone, never on the image."""
+        """Return one factor in (0, 1) per expanded channel; it depends only on the weights, never on the image."""
         squeezed = F.silu(F.linear(p["gate_token"][None], p["gate_squeeze"]))
         return torch.sigmoid(F.linear(squeezed, p["gate_excite"]))[0]
 
@@ -122,7 +122,7 @@ def stack(weights: list[Tensor]) -> Tensor:
 
 
 class Reparameterized(nn.Module):
-    """The base of training forms; a form is a class of this and of its plain network, in this order.
+    """The base class of training forms; a form inherits from this and from its plain network, in this order.
 
     Its constructor calls the plain network's and then `grow`.
     """
@@ -141,7 +141,7 @@ class Reparameterized(nn.Module):
             if isinstance(module, nn.Conv2d) and (branches := grown(name, module)):
                 self.set_submodule(name, branches)
         self._make_plain = make_plain
-        # The frame that runs composed kernels; in a tuple, so that its own unused weights are nobody's parameters.
+        # The plain network that runs composed kernels; in a tuple, so that its unused weights are not registered.
         with torch.device("meta"):
             self._frame: tuple[nn.Module] = (make_plain(),)
         self.set_form(form)
@@ -153,7 +153,7 @@ class Reparameterized(nn.Module):
         self.form = form
 
     def map_plain(self, function: Callable[[nn.Module], nn.Module]) -> None:
-        """Run composed kernels by what `function` returns of the plain network that runs them now."""
+        """Replace the plain network that runs the composed kernels by `function` of it."""
         self._frame = (function(self._frame[0]),)
 
     def forward(self, lr: Tensor) -> Tensor:

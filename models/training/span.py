@@ -21,5 +21,5 @@ class SPAN_train(Reparameterized, SPAN):
 
 
 def grown(name: str, conv: nn.Conv2d) -> nn.Module | None:
-    """Every convolution that SPAN itself calls a collapsed one."""
+    """Return the branches of the convolution inside a CollapsedConv, None for any other convolution."""
     return RepMBConv(conv.in_channels, conv.out_channels) if name.endswith(".eval_conv") else None

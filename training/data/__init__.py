@@ -1,1 +1,1 @@
-"""The training set: sub-images, read by memory map; the patches that each step sees; drawn and taught images."""
+"""The training set: memory-mapped sub-images, the patches of each step, and synthetic drawings."""

@@ -1,5 +1,7 @@
-"""Batches of random patches. Which patches a step sees depends on the seed and the step's number alone, so either way
-of feeding, any number of workers and any restart give the same batches.
+"""Batches of random patches.
+
+The patches of a step depend only on the seed and the step's number. So both feeds, any number of threads and any
+restart give the same batches.
 """
 
 import warnings
@@ -53,8 +55,8 @@ class Patches:
 class PatchSampler:
     """A source of training batches: `sample` gives this process's share of a step's batch.
 
-    `shapes` N x 2: HR sizes of the sub-images; `batch` counts the patches of all `world` processes together;
-    `candidates` are sampled for each of them, one of which is kept.
+    `shapes` N x 2 are the HR sizes of the sub-images. `batch` counts the patches of all `world` processes together. For
+    each patch, `candidates` are drawn and one of them is kept.
     """
 
     shapes: np.ndarray
@@ -139,15 +141,15 @@ class ResidentFeed:
 
 
 class MappedFeed:
-    """The set stays in its memory maps; threads copy the patches from there, pinned memory carries them to `device`.
+    """The set stays memory-mapped; threads copy patches from it, and pinned memory carries them to `device`.
 
-    Threads, not processes: there is no memory to be shared, of which containers often have little. They take the GIL
-    a few times for a batch, not for a patch, or they would wait for each other all the time.
+    Unlike processes, threads need no shared memory, which is often scarce in containers. They take the GIL a few times
+    per batch rather than per patch; otherwise they would constantly wait for each other.
     """
 
     def __init__(self, subimages: SubImages, sampler: PatchSampler, device: torch.device | str, workers: int):
         self.subimages, self.sampler, self.device, self.workers = subimages, sampler, torch.device(device), workers
-        with warnings.catch_warnings(action="ignore"):  # of memory that cannot be written to, which nobody does
+        with warnings.catch_warnings(action="ignore"):  # the maps are read-only, and nothing writes to them
             self.hr, self.lr = ([torch.from_numpy(shard) for shard in kind] for kind in (subimages.hr, subimages.lr))
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
@@ -159,13 +161,13 @@ class MappedFeed:
     def _pool(self) -> AbstractContextManager[Executor | None]:
         if not self.workers:
             return nullcontext()
-        # None of them has torch start its own threads: there would be more than cores. This thread asks for its
-        # number before they set theirs: one that has not asked yet takes the last that any thread has set.
+        # Each of them limits torch to one thread; otherwise there would be more threads than cores. This thread asks
+        # for its own number first: a thread that has not asked yet gets the last number that any thread has set.
         torch.get_num_threads()
         return ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,))
 
     def _cut(self, step: int) -> tuple[Patches, Tensor, Tensor]:
-        """Return a step's patches, and their pixels as they lie in the sub-images: LR and HR, B x side x side x 3."""
+        """Return a step's patches and their LR and HR pixels, B x side x side x 3, not yet flipped or transposed."""
         patches = self.sampler.sample(step, self._detail)
         return patches, self._copy(patches, SCALE), self._copy(patches, 1)
 
@@ -196,11 +198,11 @@ class MappedFeed:
 
 
 def loaded(load: Callable[[Item], Batch], items: Iterable[Item], device: torch.device) -> Iterator[Batch]:
-    """Yield `load(item)`, a tuple of tensors on `device`; on a GPU while it works at what was yielded before."""
+    """Yield `load(item)`, a tuple of tensors on `device`; a GPU loads while it computes on the previous batch."""
     if device.type != "cuda":
         yield from map(load, items)
         return
-    # On a separate stream: what is waited for there would else be waited for until the step before is over.
+    # On a separate stream: otherwise, a synchronization in `load` would wait until the previous step has ended.
     stream, training = torch.cuda.Stream(device, priority=-1), torch.cuda.current_stream(device)
     stream.wait_stream(training)  # which may have loaded the set
     for item in items:
@@ -213,9 +215,9 @@ def loaded(load: Callable[[Item], Batch], items: Iterable[Item], device: torch.d
 
 
 def corners(subimages: SubImages, patches: Patches, shrink: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the patches' upper left pixels, counted through all sub-images, and their sub-images' widths.
+    """Return the patches' upper left pixels, numbered across all sub-images, and the widths of their sub-images.
 
-    `shrink`: 1 for those of HR, SCALE for those of LR.
+    `shrink` is 1 for HR and SCALE for LR.
     """
     widths = subimages.shapes[patches.index, 1] // shrink
     inside = SCALE // shrink * (patches.top * widths + patches.left)

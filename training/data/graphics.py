@@ -1,7 +1,7 @@
-"""Draw what photographs hold little of: text, lines, shapes and patterns: python -m training.data.graphics --out FOLDER
+"""Draw training images of text, lines, shapes and patterns: python -m training.data.graphics --out FOLDER
 
-A network that has seen photographs alone restores slides and signs badly, and answers noise by values far outside of
-[0, 1]. Some drawn images among the photographs fix both (docs/lab/training.md).
+A network trained only on photographs restores slides and signs badly, and on noise gives values far outside of [0, 1].
+Some drawings among the photographs fix both (docs/lab/training.md).
 """
 
 import math
@@ -19,7 +19,7 @@ from utils.progress import progress
 WIDTH, HEIGHT = 960, 720
 Rng = np.random.Generator
 Colour = tuple[int, int, int]
-OVERSAMPLING = 2  # drawn so much larger and shrunk: edges fall between pixels and are smooth, as a camera has them
+OVERSAMPLING = 2  # drawn larger by this factor, then downscaled, so that edges are smooth as in a photograph
 FONTS = [
     path
     for path in sorted(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("*.ttf"))
@@ -62,7 +62,7 @@ def draw(rng: Rng, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
 
 
 def _colour(rng: Rng) -> Colour:
-    """Return black or white as often as not, else anything."""
+    """Return black or white half of the time, else any colour."""
     kind = rng.random()
     if kind < 0.5:
         return (0, 0, 0) if kind < 0.3 else (255, 255, 255)
@@ -100,7 +100,7 @@ def _polygon(rng: Rng, pen: ImageDraw.ImageDraw, *canvas: int) -> None:
 
 
 def _stripes(rng: Rng, pen: ImageDraw.ImageDraw, *canvas: int) -> None:
-    """Parallel lines, as far apart as they are wide."""
+    """Draw parallel lines, as far apart as they are wide."""
     left, top, width, height = _box(rng, *canvas)
     count, angle, colour = int(rng.integers(3, 25)), rng.uniform(0, math.pi), _colour(rng)
     step = max(2 * OVERSAMPLING, width // count // 2)

@@ -28,7 +28,7 @@ class SubImages:
     """
 
     def __init__(self, folder: Path | str):
-        """Raises HarnessError if the folder is not a finished, complete output of `training.prepare`."""
+        """Open the folder. Raise HarnessError if it is not a complete training set."""
         self.folder = Path(folder)
         self.shards = read_index(self.folder)["shards"]
         shapes: list[tuple[int, int]] = []
@@ -90,13 +90,13 @@ def write_shard(
     contents: str | None = None,
     counts: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Write a shard, `stem` with .hr, .lr and .json, unless it is there; return what its JSON file says.
+    """Write a shard, `stem` with .hr, .lr and .json, unless it exists; return the contents of its JSON file.
 
-    `made_from`: JSON values by name, what the shard is made of and how. `contents`: a digest of what its sources hold;
-    a shard whose sources have changed since is written again. `pairs`: (LR h x w x 3, HR 4h x 4w x 3) uint8,
-    one at a time, not asked for if the shard is there. `skipped`: lines on what was left out, and `counts`, of the
-    sub-images of each source, are read after the pairs.
-    Raise HarnessError if the shard that is there was made from something else, and if it cannot be written.
+    `made_from`: JSON values by name that describe the shard's sources and settings.
+    `contents`: a digest of the sources' contents; if it has changed, the shard is written again.
+    `pairs`: (LR h x w x 3, HR 4h x 4w x 3) uint8; not read if the shard exists.
+    `skipped`: a line for each source left out. `counts`: sub-images of each source. Both are read after `pairs`.
+    Raise HarnessError if the existing shard was made from something else, or if the shard cannot be written.
     """
     info_path = stem.with_suffix(".json")
     found = read_json(info_path)
@@ -132,7 +132,7 @@ def write_shard(
 
 
 def write_index(folder: Path, values: dict[str, Any], shards: list[dict[str, Any]]) -> dict[str, Any]:
-    """Write a folder's index, `values` by name, over its shards as `write_shard` gave them, check it, and return it."""
+    """Write a folder's index: `values`, and its shards as `write_shard` returned them. Verify the shards; return it."""
     entries = [{key: shard[key] for key in ("name", "sha256")} for shard in shards]
     index = {"format": FORMAT, **values, "shards": entries}
     write_json(folder / "index.json", index)

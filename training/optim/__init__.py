@@ -1,1 +1,1 @@
-"""How a step goes: losses, an optimizer beside torch's, and means over steps and processes."""
+"""Losses, the Muon optimizer, and averages over steps and processes."""

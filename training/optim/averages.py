@@ -1,4 +1,4 @@
-"""Means of what a step works on: of weights over steps, and of gradients over processes."""
+"""Averages: of weights over steps, and of gradients over processes."""
 
 from collections.abc import Callable
 
@@ -11,10 +11,10 @@ Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 def running_average(model: nn.Module, share: Callable[[], float]) -> AveragedModel:
-    """Return a model that follows another's weights, and its statistics, such as a BatchNorm's, with them.
+    """Return a running average of a model's weights and buffers, such as a BatchNorm's statistics.
 
-    Each update moves its numbers by `share()` to the other's. Whole numbers, such as a count of batches, are taken
-    over.
+    Each update moves its values towards the model's by the fraction `share()`. Integers, such as a count of batches,
+    are copied.
     """
 
     def follow(ours: Tensors, theirs: Tensors, _count: Tensor | int) -> None:

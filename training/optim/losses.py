@@ -15,7 +15,7 @@ def charbonnier_loss(sr: Tensor, hr: Tensor, epsilon: float = 1e-3) -> Tensor:
 def l1_frequency_loss(sr: Tensor, hr: Tensor, weight: float = 0.1) -> Tensor:
     """Return L1 of images plus `weight` times that of their unitary 2-D Fourier transforms, real and imaginary.
 
-    Such a term, with its own weight: Cho et al., ICCV 2021.
+    Source of such a weighted term: Cho et al., ICCV 2021.
     """
     difference = torch.view_as_real(torch.fft.rfft2(sr - hr, norm="ortho"))
     return F.l1_loss(sr, hr) + weight * difference.abs().mean()

@@ -19,12 +19,12 @@ ADAMW_RMS = 0.2  # root mean square of an AdamW update at learning rate 1, from 
 
 
 def orthogonalize(stacks: list[Tensor], scales: list[Tensor | float]) -> list[Tensor]:
-    """Return for each N x R x C stack of matrices one with their singular vectors and singular values about its scale.
+    """Orthogonalize N x R x C stacks of matrices: keep singular vectors, make singular values about the stack's scale.
 
-    They are 0.7 to 1.2 times that. Each step multiplies x by a polynomial of x x'. All of these are polynomials of the
-    first, so what is iterated is that small square matrix, for all stacks of one shorter side together, and the product
-    of the polynomials is applied once. It is computed in float32, since that square holds small singular values
-    squared, and returned in the dtype given.
+    Singular values become 0.7 to 1.2 times the scale. Each Newton-Schulz step multiplies x by a polynomial of x x'. All
+    of these are polynomials of the first x x'. So only this small square matrix is iterated, for all stacks with the
+    same shorter side together, and the product of the polynomials is applied once. The computation is in float32, since
+    x x' holds small singular values squared. Results have the dtype of their stack.
     """
     wide = [stack.float() if stack.shape[1] <= stack.shape[2] else stack.mT.float() for stack in stacks]
     grams = [x @ x.mT for x in wide]
@@ -42,7 +42,7 @@ def orthogonalize(stacks: list[Tensor], scales: list[Tensor | float]) -> list[Te
 
 
 def polynomials(gram: Tensor) -> Tensor:
-    """Return what multiplies x after all steps, from x x' of a normalized x."""
+    """Return the matrix that all steps together multiply x by, from x x' of a normalized x."""
     a, b, c = QUINTIC
     product: Tensor | None = None
     for step in range(STEPS):
@@ -56,7 +56,7 @@ def polynomials(gram: Tensor) -> Tensor:
 
 
 def lain_as(tensor: Tensor, weight: Tensor) -> Tensor:
-    """Return a tensor in a weight's memory layout: itself, if it is. The stride of a side of 1 says nothing."""
+    """Return a tensor in a weight's memory layout, itself if it already is. Strides of sides of 1 do not matter."""
     strides = zip(weight.shape, tensor.stride(), weight.stride(), strict=True)
     if all(side == 1 or given == wanted for side, given, wanted in strides):
         return tensor
@@ -64,9 +64,9 @@ def lain_as(tensor: Tensor, weight: Tensor) -> Tensor:
 
 
 def matrix(weight: Tensor) -> Tensor:
-    """View a weight as c_out x the rest, in the order that it has in memory, contiguous or channels-last.
+    """View a weight as c_out x the rest, in memory order, contiguous or channels-last.
 
-    Which column is which does not matter here. Raises RuntimeError for any other order.
+    The order of the columns does not matter here. Raise RuntimeError for any other memory order.
     """
     return (weight if weight.is_contiguous() else weight.movedim(1, -1)).view(weight.shape[0], -1)
 
@@ -114,10 +114,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def hidden_weights(model: nn.Module) -> list[nn.Parameter]:
-    """Return the convolution kernels between hidden features: what Muon is made for.
+    """Return the convolution kernels between hidden features, which Muon is made for.
 
-    Left out are the parts of the network that touch the image, those of its direct children that hold its first and its
-    last convolution; and convolutions in groups, whose kernel is not one matrix.
+    Left out are the parts that touch the image: the direct children of the network that hold its first and its last
+    convolution. Grouped convolutions are left out, too, since their kernel is not one matrix.
     """
     modules = ((name.partition(".")[0], module) for name, module in model.named_modules())
     convolutions = [(part, module) for part, module in modules if isinstance(module, nn.Conv2d)]

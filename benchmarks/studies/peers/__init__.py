@@ -1,16 +1,22 @@
-"""NanoSR and its ancestors under equal conditions: python -m benchmarks.studies.peers sweep | train | table
+"""Compare NanoSR and its ancestors under equal conditions: python -m benchmarks.studies.peers sweep | train | table
 
 Method. Every network is trained from scratch by training/recipes/equal_conditions.toml: the same patches in the same
-order (they depend on the seed alone), the same number of steps, the same schedule. Only the learning rates are the
-network's own: both are multiplied by one factor, chosen by `sweep` among FACTORS, and beyond them while the best lies
-at an end, in short runs of the whole schedule, by the mean training loss over their last fifth; the loss is on the same
-patches for all, no benchmark takes part in the choice, and rates that diverge, be it in `train`, count as the worst.
-`train` continues what is not finished; `--only NAME` and `--time_limit M` limit it.
+order (they depend only on the seed), the same number of steps, the same schedule. Only the learning rates are the
+network's own: both are multiplied by one factor. `sweep` chooses it among FACTORS, and beyond them while the best lies
+at an end. It runs the whole schedule, shortened, and compares the mean training loss over the last fifth of each run.
+The loss is on the same patches for all networks, and no benchmark takes part in the choice. Learning rates that
+diverge, also later in `train`, count as the worst. `train` resumes unfinished runs; `--only NAME` and `--time_limit M`
+limit it.
 
-`table` prints, forevery finished run, the PSNR (RGB, as the protocol has it) on data folders, beside that of published
-weights if there are any; counts; the time of a forward pass on 510 x 339 and of a training step on this machine, the
-networks in turn, medians of their rounds, as ratios to the first network's, and what the recipe's steps take at that
-rate; and it draws the curves of the logs.
+`table` prints for every finished run
+
+- the PSNR (RGB, as in the protocol) on data folders, and that of published weights if there are any;
+- the counts of the network;
+- the times of a forward pass on 510 x 339 and of a training step on this machine, as medians of rounds in which the
+  networks take turns, and as ratios to the first network;
+- the time of the recipe's steps at that rate.
+
+It also draws the curves of the logs.
 
     python -m training.prepare --hr PHOTOGRAPHS --out data/train
     python -m benchmarks.studies.peers sweep
@@ -83,12 +89,12 @@ def read_sweep(folder: Path) -> Losses:
 
 
 def run_folder(out: Path, peer: Peer, seed: int) -> Path:
-    """Where a run of the comparison lies."""
+    """Return the folder of a run of the comparison."""
     return out / (peer.name if seed == peer.seeds[0] else f"{peer.name}_seed{seed}")
 
 
 def run(changes: dict[str, Any], run_dir: Path, args: argparse.Namespace) -> None:
-    """Run train.py with a changed recipe, or go on with it. Raises DivergedError, or HarnessError if it fails."""
+    """Start or resume train.py with a changed recipe. Raise DivergedError if it diverges, HarnessError if it fails."""
     words = [sys.executable, ROOT / "train.py", RECIPE, "--train_dir", args.train_dir, "--run_dir", run_dir, "--resume"]
     words += ["--validation_dir", args.validation_dir] if args.validation_dir else []
     words += ["--time_limit", args.time_limit] if args.time_limit else []
@@ -105,7 +111,7 @@ def as_settings(changes: dict[str, Any]) -> list[str]:
 
 
 def in_toml(value: Any) -> str:
-    """A value on one line of TOML, which JSON is, but for tables."""
+    """Return a value as one line of TOML, which equals JSON except for tables."""
     value = msgspec.to_builtins(value)
     if not isinstance(value, dict):
         return json.dumps(value)

@@ -68,12 +68,12 @@ def next_factor(losses: dict[str, float]) -> float | None:
 
 
 def best_factor(losses: dict[str, float]) -> float:
-    """The factor with the lowest loss."""
+    """Return the factor with the lowest loss."""
     return float(min(losses, key=lambda factor: losses[factor]))
 
 
 def last_loss(run_dir: Path) -> float:
-    """Mean training loss over the last fifth of a run's log."""
+    """Return the mean training loss over the last fifth of a run's log."""
     losses = [float(row["loss"]) for row in read_log(run_dir / "log.csv")]
     return float(np.mean(losses[-(len(losses) // 5) :]))
 
@@ -81,7 +81,7 @@ def last_loss(run_dir: Path) -> float:
 def train(peers: list[Peer], args: argparse.Namespace) -> None:
     """Train each network with each of its seeds, with the learning rates that were best in the sweep.
 
-    Rates that diverge in the longer run count as the worst from then on, and the next best are taken.
+    Learning rates that diverge in the longer run count as the worst from then on, and the next best are used.
     """
     found = read_sweep(args.out)
     for peer in peers:

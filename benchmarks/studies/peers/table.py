@@ -60,7 +60,7 @@ def print_sweep(peers: list[Peer], found: Losses) -> None:
 
 
 def print_quality(logs: Logs, args: argparse.Namespace) -> None:
-    """PSNR of each run on each set, and of the published weights."""
+    """Print the PSNR of each run on each data set, and of the published weights."""
     datasets = [open_dataset(folder) for folder in args.data_dir]
     names = [folder.name for folder in args.data_dir]
     published = [f"{name}, published" for name in names] if args.published else []
@@ -74,7 +74,7 @@ def print_quality(logs: Logs, args: argparse.Namespace) -> None:
 
 
 def qualities(id_: int, checkpoint: Path, datasets: list[Dataset]) -> list[float]:
-    """Mean PSNR [dB] of a network of the registry with these weights on each data set."""
+    """Return the mean PSNR [dB] of a network in the registry with these weights on each data set."""
     loaded = load_model(with_checkpoint(find_entry(id_, read_registry()), checkpoint), "cpu")
     return [validation_psnr(loaded.model, loaded.entry, data, torch.device("cpu")) for data in datasets]
 
@@ -122,12 +122,12 @@ def medians(times: dict[Any, list[float]]) -> dict[Any, float]:
 
 
 def print_head(cells: Sequence[object]) -> None:
-    """The head of a Markdown table whose first column is text."""
+    """Print the head of a Markdown table whose first column is text."""
     print(f"\n| {' | '.join(map(str, cells))} |\n| --- |{' ---: |' * (len(cells) - 1)}")
 
 
 def print_row(cells: Sequence[object]) -> None:
-    """A row of a Markdown table."""
+    """Print a row of a Markdown table."""
     print(f"| {' | '.join(map(str, cells))} |")
 
 
