@@ -1,6 +1,6 @@
-"""The measuring library, in rooms: each docstring says what lives there.
+"""The measuring library. The docstring of each subpackage says what it contains.
 
-`errors`, `files`, `typed`, `progress`, `protocol` and `record` serve all of them. Above the rooms: `options` (what
-command lines share), `request` (what one asks for), `resumable` (one model measured into a results file), `measuring`
-(all that `eval.py` does).
+All subpackages share `errors`, `files`, `typed`, `progress`, `protocol` and `record`. Other modules build on the
+subpackages: `options` (shared command-line options), `request` (a command line's request as types), `resumable` (one
+model measured into a results file) and `measuring` (everything that `eval.py` does).
 """

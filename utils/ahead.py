@@ -1,4 +1,4 @@
-"""Work that threads do ahead of who takes it."""
+"""Run work in threads ahead of its consumer."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,9 +14,9 @@ Result = TypeVar("Result")
 def ahead(
     pool: Executor | None, function: Callable[[Item], Result], items: Iterable[Item], limit: int
 ) -> Iterator[Result]:
-    """Yield `function(item)` in order; with a `pool`, at most `limit` calls run ahead of what is taken.
+    """Yield `function(item)` in order; with a `pool`, at most `limit` calls run ahead of the consumer.
 
-    When `items` fails, the calls under way are finished and yielded before the exception is raised again.
+    On a HarnessError, yield the results of the calls under way before raising it again.
     """
     if pool is None:
         yield from map(function, items)

@@ -1,4 +1,4 @@
-"""The one error type for what a user can fix."""
+"""The error type for problems that a user can fix, and its relatives."""
 
 import os
 import sys
@@ -11,32 +11,32 @@ from typing import Any, NoReturn, TextIO, cast
 class HarnessError(Exception):
     """Bad input. The message is one line: the file or argument, what is wrong with it, and how to fix it.
 
-    `status` is what a command that ends by it exits with.
+    `status` is the exit status of a command that fails with this error.
     """
 
     status = 2
 
 
 class DivergedError(HarnessError):
-    """A training whose loss or gradient is not a number any more."""
+    """The loss or gradient of a training is no longer finite."""
 
     status = 3
 
 
 class KilledError(HarnessError):
-    """A process that ended before it had answered, by itself or because it broke a limit."""
+    """A process ended before it replied, by itself or because it broke a limit."""
 
 
 class PassLimitError(KilledError):
-    """A process that took longer for a pass than it may."""
+    """A process exceeded the time limit of a pass."""
 
 
 class ForeignError(Exception):
-    """An exception that untrusted code raised in its process; the message is the description from there."""
+    """Untrusted code raised an exception in its process, which sent the message."""
 
 
 def in_one_line(error: BaseException, length: int = 200, file: object = None) -> str:
-    """Describe an exception, of any type and size, in part of a line; with the line of `file` that it came through."""
+    """Describe any exception in at most `length` characters, with the line of `file` in its traceback."""
     if isinstance(error, ForeignError):
         return one_line(str(error), length)
     line = line_of(error, file) if file else None
@@ -44,30 +44,29 @@ def in_one_line(error: BaseException, length: int = 200, file: object = None) ->
 
 
 def line_of(error: BaseException, file: object) -> int | None:
-    """Return the number of the innermost line of a Python file that an exception came through, or None.
+    """Return the innermost line number of a Python file in an exception's traceback, or None.
 
-    The file may be named from the project's folder.
+    The file's path may be relative to the project folder.
     """
     places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     return next((line for name, line in reversed(places) if name.endswith(str(file))), None)
 
 
 def one_line(text: str, length: int) -> str:
-    """Return untrusted text as part of a line: white space as single spaces, and what no terminal prints as "?"."""
+    """Return untrusted text on one line, with single spaces, and "?" for characters that no terminal prints."""
     text = " ".join(text.split())[:length]
     return "".join(character if is_shown(character) else "?" for character in text)
 
 
 def is_shown(character: str) -> bool:
-    """Return whether a terminal prints a character, or leaves a space for it: no control character, nor half of one."""
+    """Return whether a terminal can show a character or a space. Control characters and surrogates cannot be shown."""
     return character.isprintable() or unicodedata.category(character) == "Zs"
 
 
 def exit_on_harness_error(main: Callable[[], int | None]) -> NoReturn:
     """Run `main()`; turn a HarnessError into one line on stderr and its exit status, Ctrl-C into status 130.
 
-    What a terminal cannot show is shown as an escape, and output that nobody reads any more, as after `| head`, ends
-    nothing.
+    Characters that the terminal cannot show are escaped. A closed output pipe, as after `| head`, is not an error.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -90,7 +89,7 @@ def exit_on_harness_error(main: Callable[[], int | None]) -> NoReturn:
 
 
 class PatientOutput:
-    """A text stream whose reader may leave: what it is given from then on goes nowhere."""
+    """A text stream that discards its output once the reader has closed the pipe."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream

@@ -1,4 +1,4 @@
-"""Files: readers see the old one or the new one, never a part; JSON with room for infinite PSNR; digests."""
+"""Files: atomic writing, locks, JSON with infinite PSNR, and digests."""
 
 import contextlib
 import hashlib
@@ -30,10 +30,13 @@ def file_sha256(path: Path | str) -> str:
 
 
 def read_json(path: Path | str) -> dict[str, Any] | None:
-    """Return a JSON file's object with "inf" turned into float, None if there is no file. Raise HarnessError."""
+    """Return a JSON file's object, with "inf" in PSNR values as float, or None if there is no file.
+
+    Raise HarnessError if the file cannot be read or does not hold a JSON object.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):  # the latter is better said by who wants to write there
+    except (FileNotFoundError, NotADirectoryError):  # the later write reports NotADirectoryError better
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise HarnessError(f"{path}: cannot be read ({error}); check its permissions") from error
@@ -47,12 +50,12 @@ def read_json(path: Path | str) -> dict[str, Any] | None:
 
 
 def write_json(path: Path | str, values: dict[str, Any]) -> None:
-    """Write a JSON file atomically: readers see the old one or the new one, never a part. Raise HarnessError."""
+    """Write a JSON file atomically: readers see the old file or the new one. Raise HarnessError if that fails."""
     write_text(path, json_text(values))
 
 
 def json_text(values: dict[str, Any]) -> str:
-    """Return what a JSON file of a dict holds, where an infinite PSNR is "inf"."""
+    """Return a dict as the text of a JSON file, with an infinite PSNR as "inf"."""
     return json.dumps(_map_psnr(values, lambda value: "inf" if value == math.inf else value), indent=1) + "\n"
 
 
@@ -66,7 +69,7 @@ def write_text(path: Path | str, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path | str, instead: str = "choose another folder") -> Iterator[Path]:
-    """Give a path beside `path`, whose folder is created; what is written there replaces it if the block ends well.
+    """Yield a temporary path beside `path`, creating the folder. It replaces `path` if the block succeeds.
 
     Raise HarnessError as `writing` does.
     """
@@ -83,7 +86,7 @@ def replacing(path: Path | str, instead: str = "choose another folder") -> Itera
 
 @contextlib.contextmanager
 def writing(path: Path | str, instead: str = "choose another folder") -> Iterator[None]:
-    """Turn an OSError of the block, in which `path` is written, into a HarnessError that names it."""
+    """Turn an OSError in the block, which writes `path`, into a HarnessError that names the path."""
     try:
         yield
     except OSError as error:
@@ -93,7 +96,7 @@ def writing(path: Path | str, instead: str = "choose another folder") -> Iterato
 
 @contextlib.contextmanager
 def locked(path: Path | str) -> Iterator[None]:
-    """Hold the lock of a file, so that two runs do not lose each other's results. It is a `.lock` file beside it."""
+    """Hold the lock of a file, a `.lock` file beside it, so that two runs do not lose each other's results."""
     lock_path = Path(path).with_name(f".{Path(path).name}.lock")
     with writing(path):
         lock_path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,9 +110,9 @@ def locked(path: Path | str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(folder: Path, instead: str) -> Iterator[None]:
-    """Hold a folder, which is created, for one process: two that write the same files would spoil each other's.
+    """Create a folder and lock it for this process, because two processes would corrupt the same files.
 
-    Raise HarnessError at once if another process holds it; `instead` says what to do.
+    Raise HarnessError at once if another process holds the lock; `instead` tells the user what else to do.
     """
     lock = FileLock(folder / ".in_use.lock", blocking=False)
     with writing(folder, instead):

@@ -1,4 +1,4 @@
-"""What `eval.py` does: it measures the models of a Request, or shows what was measured."""
+"""The work of `eval.py`: measure the models of a Request, or show earlier results."""
 
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -32,11 +32,11 @@ from utils.results.tables import write_tables
 from utils.resumable import ResumableMeasurement, Rules
 from utils.zoo.registry import ModelEntry, Origin, find_entry, read_registry, register
 
-PATIENCE_S = 300.0  # that one of several models may take before the others are measured
+PATIENCE_S = 300.0  # a model that would take longer is postponed until the others are measured
 
 
 def run(request: Request) -> int:
-    """Do what is asked for; return the exit status, 1 if a model has no complete record."""
+    """Carry out a request. Return the exit status, 1 if a model has no complete record."""
     if request.show:
         return show(request, stored_records(request))
     if request.jobs > 1 and (request.models.file or request.models.backend == "auto"):
@@ -57,7 +57,7 @@ def measure_and_show(request: Request, world: World) -> int:
     dataset = open_data(request.data, world)
     entries = chosen_entries(request, dataset, device, world, baseline_id)
     results = request.results / RECORDS_FILE
-    read_file(results)  # a file that cannot be used is better known before the work than after it
+    read_file(results)  # report an unusable file before the work, not after it
     if world.is_first and any(runs_apart(entry, request) for entry in entries):
         print(f"Untrusted code: {choose_sandbox(request.isolation.sandbox).line}")
     for precision in {entry.precision for entry in entries if entry.backend == "fast"}:
@@ -75,11 +75,11 @@ def measure_and_show(request: Request, world: World) -> int:
 def chosen_entries(
     request: Request, dataset: Dataset, device: torch.device, world: World, baseline_id: int | None = None
 ) -> list[ModelEntry]:
-    """Return the entries to measure, in order: those asked for, a variant's plain form, the baseline of a score."""
+    """Return the entries to measure, in order: the requested ones, plain forms of variants, the score's baseline."""
     models, registry = request.models, read_registry()
     entries = named_entries(models, registry)
     fastest = {}
-    if models.backend == "auto":  # it runs the models here, so it is for the registry's alone; see check_models
+    if models.backend == "auto":  # this runs models in this process, so only the registry's; see check_models
         for entry in entries:
             fastest[entry.key] = fastest_here(entry, registry, dataset, device, request, world)
     entries = with_variants(entries, models, registry, fastest)
@@ -96,7 +96,7 @@ def fastest_here(
     request: Request,
     world: World,
 ) -> ModelEntry:
-    """Return the variant of a model that the first process finds the fastest on the data's first image."""
+    """Return a model's fastest variant on the first image of the data, as timed by the first process."""
     choice = None
     if world.is_first:
         lr = to_tensor(dataset.pairs[0].read_lr(), entry.data_range)
@@ -107,7 +107,7 @@ def fastest_here(
 
 
 def stored_records(request: Request) -> list[Record]:
-    """Return the records to show: all that there are, or the registry's of the ids asked for and the baseline."""
+    """Return the records to show: all of them, or those of the requested registry ids and the baseline."""
     path = request.results / RECORDS_FILE
     file = read_file(path)
     records = current_records(path, file.models | file.incomplete)
@@ -123,7 +123,7 @@ def stored_records(request: Request) -> list[Record]:
 
 
 def open_data(data: DataChoice, world: World = ALONE) -> Dataset:
-    """Open the data of a request, by default the sample, which the first process makes."""
+    """Open the data of a request, by default `default_data_dir()`. The first process makes the sample if needed."""
     if data.data_dir and (data.hr or data.lr):
         raise HarnessError("--data_dir: holds both kinds of images; leave it out with --hr and --lr")
     if world.is_first and not (data.data_dir or data.hr or data.lr):
@@ -141,9 +141,9 @@ def open_data(data: DataChoice, world: World = ALONE) -> Dataset:
 def measure_all(
     entries: list[ModelEntry], dataset: Dataset, device: torch.device, request: Request, world: World
 ) -> None:
-    """Measure models into the results, those that take long after the others, the longest at the end.
+    """Measure models into the results file. Postpone those that take long, the slowest to the end.
 
-    With several `jobs`, each has its own process and GPU.
+    With several `jobs`, each job has its own process and GPU.
     """
     if request.jobs > 1:
         measure_each = partial(on_one_gpu, count=len(entries), dataset=dataset, request=request)
@@ -182,7 +182,7 @@ def see_one_gpu(free: Any) -> None:
 def on_one_gpu(
     entry: ModelEntry, count: int, dataset: Dataset, request: Request, patience_s: float | None = None
 ) -> float | None:
-    """Do what `measure_entry` does, in a process of `one_process_per_gpu`."""
+    """Run `measure_entry` in a process of `one_process_per_gpu`."""
     return measure_entry(entry, count, dataset, choose_device(request.device), request, ALONE, patience_s)
 
 
@@ -195,12 +195,12 @@ def measure_entry(
     world: World,
     patience_s: float | None = None,
 ) -> float | None:
-    """Measure one of `count` models into the results; return None, or how long [s] it takes if it is postponed.
+    """Measure one of `count` models into the results file.
 
-    It is postponed if it would take longer than `patience_s`.
+    Return None, or the expected time [s] if the model is postponed because it would take longer than `patience_s`.
 
-    An untrusted model runs in a worker process. A fault of one of several models costs its record; under torchrun it
-    stops all, for other processes may be waiting for this one, and end with it.
+    An untrusted model runs in a worker process. If one of several models fails, only its record is lost. Under
+    torchrun, a failure stops all processes, because the others may be waiting for this one.
     """
     rules = rules_of(entry, request) if runs_apart(entry, request) else None
     keep = request.save_images or request.report or not dataset.has_hr
@@ -227,31 +227,30 @@ def measure_entry(
         tqdm.write(f"{measurement.name}: {reason}")
     elif request.jobs > 1:
         tqdm.write(f"{measurement.name}: measured")
-    world.wait()  # the first process still times its steady passes, and not beside the next model
+    world.wait()  # the first process still times steady passes, which must not run beside the next model
     return None
 
 
 def runs_apart(entry: ModelEntry, request: Request) -> bool:
     """Return whether an entry's code runs in a worker process.
 
-    Whatever is not the registry's does, and so does the baseline that it is scored against: both under the same
-    conditions.
+    Models outside the registry do. A baseline that they are scored against does too, so that conditions are the same.
     """
     others = request.models.file or request.models.repository
     return bool(request.isolation.always or entry.origin != Origin.REGISTRY or (others and request.edition))
 
 
 def rules_of(entry: ModelEntry, request: Request) -> Rules:
-    """Return how a model is run that gets a worker process."""
+    """Return the Rules for a model that runs in a worker process."""
     repository = request.models.repository if entry.origin == Origin.REPOSITORY else None
     isolation, keeps_complete = request.isolation, request.models.repository is not None
     return Rules(request.results / "logs", isolation.limits, isolation.sandbox, repository, keeps_complete)
 
 
 def show(request: Request, records: list[Record], dataset: Dataset | None = None) -> int:
-    """Write and print the views of the records; return the exit status, 1 if a model has no complete one.
+    """Write and print the views of the records. Return the exit status, 1 if a model has no complete record.
 
-    `dataset`, which a report shows images of, is opened here if none is given.
+    A report shows images of `dataset`, which is opened here if it is None.
     """
     results = request.results
     records = with_distinct_names(records)

@@ -1,4 +1,4 @@
-"""What command lines share: options, their values, and what became of old names. Nothing heavy is imported here."""
+"""Options that command lines share, their values, and renamed options. Nothing heavy is imported here."""
 
 import argparse
 import math
@@ -13,7 +13,7 @@ SANDBOX_MODES = ("auto", "require", "off")
 EDITIONS = (2025, 2026)
 DEVICES = ("auto", "cpu", "cuda")
 IN_TOML = "belongs into a TOML file beside the model's, as docs/measuring.md says"
-RENAMED = {  # earlier names, and what to write now
+RENAMED = {  # old names, and what to write instead
     "--trust-checkpoint": "--trust_checkpoint",
     "--dataset": "--split",
     "--images-per-shard": "--images_per_shard",
@@ -41,7 +41,7 @@ def command_line(program: str, purpose: str, *examples: str) -> argparse.Argumen
 
 
 def parse(parser: argparse.ArgumentParser, renamed: dict[str, str] | None = None) -> argparse.Namespace:
-    """Parse the command line. Raise HarnessError for an option's earlier name; `renamed` has this command's own."""
+    """Parse the command line. Raise HarnessError for an option's old name; `renamed` adds this command's."""
     known = {name for command in [parser, *_commands(parser)] for name in command._option_string_actions}
     for name in typed():
         new = ((renamed or {}) | RENAMED).get(name)
@@ -51,7 +51,7 @@ def parse(parser: argparse.ArgumentParser, renamed: dict[str, str] | None = None
 
 
 def _commands(parser: argparse.ArgumentParser) -> Iterable[argparse.ArgumentParser]:
-    """Return the parsers of a parser's commands, if it has any."""
+    """Return the parsers of a parser's subcommands."""
     actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     return [command for action in actions for command in action.choices.values()]
 
@@ -62,7 +62,7 @@ def typed() -> list[str]:
 
 
 def refuse(names: Iterable[str], reason: str) -> None:
-    """Raise HarnessError if one of the options was typed: it would be ignored, for the `reason`."""
+    """Raise HarnessError with the `reason` if one of the options was typed, because it would be ignored."""
     for name in names:
         if name in typed():
             raise HarnessError(f"{name}: {reason}")
@@ -98,17 +98,17 @@ def add_edition(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> No
 
 
 def positive(text: str) -> int:
-    """Return an argument's whole number above 0."""
+    """Parse an argument as a whole number above 0."""
     return _at_least(1, text, "positive")
 
 
 def natural(text: str) -> int:
-    """Return an argument's whole number from 0."""
+    """Parse an argument as a whole number of at least 0."""
     return _at_least(0, text, "a count")
 
 
 def amount(text: str) -> float:
-    """Return an argument's finite number above 0."""
+    """Parse an argument as a finite number above 0."""
     value = float(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
@@ -116,7 +116,7 @@ def amount(text: str) -> float:
 
 
 def duration(text: str) -> float:
-    """Return an argument's number from 0, infinity included."""
+    """Parse an argument as a number of at least 0, possibly infinite."""
     value = float(text)
     if not value >= 0:
         raise argparse.ArgumentTypeError(f"{text} is not a duration")

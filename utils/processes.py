@@ -9,9 +9,9 @@ SET_PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
 
 def end_with_parent(parent: int | None = None) -> None:
-    """Have the kernel kill this process when its parent is gone, however that ended (Linux; prctl(2)).
+    """Have the kernel kill this process when its parent ends for any reason (Linux; prctl(2)).
 
-    If `parent`, its pid, is gone already, this process ends at once.
+    `parent` is the parent's pid. If that process has already ended, exit at once.
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)

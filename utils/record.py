@@ -1,10 +1,10 @@
-"""The results record: everything measured is written here once; tables, pages and scores are views of it.
+"""The results record: every result is written here once. Tables, pages and scores are views of it.
 
 A results file is JSON: {"schema": 4, "models": {KEY: record}, "incomplete": {KEY: record}}. KEY is `ModelEntry.key`:
-where the model comes from, never its name, which two models may share. A model that is being measured, or whose
-measurement stopped, stands under "incomplete" until it is complete; an older complete record of it stays under "models"
-meanwhile. The classes below are the schema, read and written here alone. An infinite PSNR (identical images) is stored
-as the string "inf".
+it says where the model comes from. It is never the name, because two models may share one. While a model is being
+measured, or after its measurement has stopped, its record is under "incomplete"; an older complete record stays under
+"models". The classes below are the schema, which only this module reads and writes. An infinite PSNR (identical
+images) is stored as the string "inf".
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ from utils.files import locked, read_json, write_json
 
 SCHEMA = 4
 RECORDS_FILE = "records.json"  # not results.json, the name of the organizers' file
-BUSY_SHARE, BUSY_CORES = 0.05, 0.2  # of a pass's time, and of cores, from which on a machine is too busy to time on
+BUSY_SHARE, BUSY_CORES = 0.05, 0.2  # of a pass's time, and of cores; above both, a machine is too busy for timing
 
 
 class Status(StrEnum):
@@ -34,7 +34,7 @@ class Status(StrEnum):
 class Isolation(StrEnum):
     """Where a model's code runs."""
 
-    NONE = "none"  # in the process that measures: for trusted models alone
+    NONE = "none"  # in the process that measures: for trusted models only
     PROCESS = "process"  # in a worker process
     SANDBOX = "sandbox"  # in a worker process that sees nothing but its own files
 
@@ -55,9 +55,9 @@ class MemoryMethod(StrEnum):
 
 
 class WeightsInfo(Struct, kw_only=True):
-    """The way in which a model's weights were loaded.
+    """Details on the loading of a model's weights.
 
-    `sha256` is None without weights, and `missing_weights` says why; `ignored` is what lenient loading passed over;
+    Without weights, `sha256` is None and `missing_weights` says why. `ignored` names what lenient loading skipped.
     `notes` are lines on how the checkpoint was read.
     """
 
@@ -69,7 +69,7 @@ class WeightsInfo(Struct, kw_only=True):
 
 
 class ModelInfo(WeightsInfo, kw_only=True):
-    """The measured model. `slug` names its files; `file_sha256` is over all its sources if there are several.
+    """The measured model. `slug` names its files; `file_sha256` covers all its sources if there are several.
 
     `variant_of` is the id of the model whose function it computes in another way, or None.
     """
@@ -118,10 +118,10 @@ class DatasetInfo(Struct, kw_only=True):
 
 
 class Images(Struct, kw_only=True):
-    """One value per image, in order. `psnr` [dB] and `ssim`, on RGB, may be None, and so may those on luma.
+    """One value per image, in order. `psnr` [dB] and `ssim` are on RGB. They and the values on luma may be None.
 
-    `tile` is the LR side of the tiles [pixels] where memory ran out on the whole image, else None; `nan` says whether
-    the output held NaN, which counts as 0.
+    `tile` is the LR side of the tiles [pixels] if memory ran out on the whole image, else None. `nan` says whether the
+    output contained NaN, which counts as 0.
     """
 
     name: list[str] = field(default_factory=list)
@@ -149,10 +149,11 @@ class SteadyRuntime(Struct, kw_only=True):
 class Runtime(Struct, kw_only=True):
     """The runtime of each image [ms], as the model's process reports it.
 
-    `runs` holds one list per run, one value per image; `processes` shared the images; with `busy_cpu`, images were read
-    and scored on the same CPU meanwhile; `parts` is 1, and one more for each time that the measurement was resumed.
-    `host_runs` and `host_steady` are the host's own times, where those that are reported cannot be true. `others_cores`
-    counts the cores that other processes used meanwhile, on average, where a CPU in this process was timed.
+    `runs` holds one list per run, with one value per image. `processes` is the number of processes that shared the
+    images. With `busy_cpu`, images were read and scored on the same CPU meanwhile. `parts` is 1 plus the number of
+    times that the measurement was resumed. `host_runs` and `host_steady` are the host's own times if the reported ones
+    cannot be true. `others_cores` is the average number of cores that other processes used meanwhile; it is known only
+    for a model that was timed on a CPU in the measuring process.
     """
 
     clock: Clock
@@ -167,12 +168,12 @@ class Runtime(Struct, kw_only=True):
 
     @property
     def trusted_runs(self) -> list[list[float]]:
-        """The runs that tables and scores use."""
+        """Return the runs that tables and scores use."""
         return self.host_runs or self.runs
 
     @property
     def trusted_steady(self) -> SteadyRuntime | None:
-        """The steady runtime that tables and scores use."""
+        """Return the steady runtime that tables and scores use."""
         return self.host_steady or self.steady
 
 
@@ -195,9 +196,9 @@ class Counts(Struct, kw_only=True):
 class Computed(Struct, kw_only=True):
     """The computation of a network as torch's dispatcher sees it; utils/measure/counting.py explains the terms.
 
-    `macs` is on random values, as the protocol counts, `photograph_macs` on a part of an image of the data, of the same
-    size; `traced_macs` is what fvcore's trace has if the convolutions that it passes over are counted. `values` counts
-    the numbers that a pass reads, parameters and hidden ones, in units of 32 bits.
+    `macs` is counted on random values, as in the protocol. `photograph_macs` is counted on a crop of the same size from
+    an image of the data. `traced_macs` is the count of fvcore's trace, including convolutions that fvcore skips.
+    `values` counts the numbers that a pass reads, parameters and hidden ones, in units of 32 bits.
     """
 
     macs: int
@@ -215,19 +216,19 @@ class Computed(Struct, kw_only=True):
 
     @property
     def flops(self) -> int:
-        """All multiply-accumulates of a pass, on that input where there are more."""
+        """Return all multiply-accumulates of a pass, on random values or the photograph, whichever needs more."""
         return max(self.macs, self.photograph_macs) + self.summed_products
 
 
 class Complexity(Counts, kw_only=True):
-    """The counts on an input of `input_shape`; `computed` is None if the dispatcher cannot look, and of variants."""
+    """The counts on an input of `input_shape`; `computed` is None for variants, or if the dispatcher sees nothing."""
 
     input_shape: list[int]
     computed: Computed | None = None
 
 
 class Tiles(Struct, kw_only=True):
-    """Where tiles were used: their overlap, and how far the network looks [LR pixels]."""
+    """The overlap of the tiles, if tiles were used, and the network's reach [LR pixels]."""
 
     overlap: int
     reach: int
@@ -236,7 +237,7 @@ class Tiles(Struct, kw_only=True):
 class Waiting(Struct, frozen=True):
     """The load of the machine: the share of their time that passes waited, and the cores that other processes used.
 
-    They wait for their own threads, too, and for their caller; it takes others to make a machine busy.
+    Passes also wait for their own threads and their caller. A machine is busy only if other processes use its cores.
     """
 
     share: float
@@ -244,15 +245,16 @@ class Waiting(Struct, frozen=True):
 
     @property
     def is_too_much(self) -> bool:
-        """Return whether times say nothing, because they may be the others' doing."""
+        """Return whether times mean nothing, because other processes may have caused them."""
         return self.share > BUSY_SHARE and self.others_cores > BUSY_CORES
 
 
 class Audit(Struct, kw_only=True):
     """The findings about a model in a worker process.
 
-    `sandbox` says which, or why none; `findings` are accusations, a line each (none: clean); `busy` is set where other
-    processes had too many cores to check times; `figures` is what the host saw (utils/isolation/audit.py names them).
+    `sandbox` names the sandbox, or says why there is none. `findings` are accusations, one line each; without any, the
+    model is clean. `busy` is set if other processes used too many cores to check times. `figures` holds what the host
+    saw (utils/isolation/audit.py names them).
     """
 
     sandbox: str
@@ -294,38 +296,38 @@ class Record(Struct, kw_only=True):
 
     @property
     def counts(self) -> Complexity:
-        """The counts of a complete record."""
+        """Return the counts of a complete record."""
         assert self.complexity is not None, "an incomplete record has no counts"
         return self.complexity
 
     @property
     def psnr_db(self) -> float | None:
-        """Mean PSNR over the images [dB]; None without weights or HR images."""
+        """Return the mean PSNR over the images [dB], or None without weights or HR images."""
         return mean(self.images.psnr)
 
     @property
     def ssim(self) -> float | None:
-        """Mean SSIM over the images; None without weights or HR images."""
+        """Return the mean SSIM over the images, or None without weights or HR images."""
         return mean(self.images.ssim)
 
     @property
     def luma_psnr_db(self) -> float | None:
-        """Mean PSNR on luma over the images [dB]; None if it was not measured, too."""
+        """Return the mean PSNR on luma over the images [dB], or None if it was not measured."""
         return mean(self.images.luma_psnr)
 
     @property
     def luma_ssim(self) -> float | None:
-        """Mean SSIM on luma over the images; None if it was not measured, too."""
+        """Return the mean SSIM on luma over the images, or None if it was not measured."""
         return mean(self.images.luma_ssim)
 
     @property
     def runtime_ms(self) -> float | None:
-        """The organizers' runtime [ms]: the mean over images of each run, averaged over the runs."""
+        """Return the organizers' runtime [ms]: the mean over images of each run, averaged over the runs."""
         return mean(mean(run) for run in self.runtime.trusted_runs if run)
 
     @property
     def incomplete_because(self) -> str:
-        """Why the record is incomplete, in words."""
+        """Return in words why the record is incomplete."""
         return self.reason or "still running, or killed"
 
 
@@ -338,7 +340,7 @@ class Results(Struct, kw_only=True):
 
 
 def read_file(path: Path | str) -> Results:
-    """Return a results file; one that does not exist holds nothing.
+    """Return the contents of a results file; a missing file counts as empty.
 
     Raise HarnessError if the file is not a results file, or has another schema.
     """
@@ -361,7 +363,7 @@ def read_results(path: Path | str) -> dict[str, Record]:
 
 
 def read_incomplete(path: Path | str) -> dict[str, Record]:
-    """Return {key: record} of the measurements in a results file that are under way, were stopped, or failed."""
+    """Return {key: record} of the running, stopped and failed measurements in a results file."""
     return read_file(path).incomplete
 
 
@@ -369,7 +371,7 @@ def store_record(path: Path | str, key: str, record: Record) -> None:
     """Set one model's record in a results file, keeping all others. Safe against crashes and other writers."""
     with locked(path):
         for partial in Path(path).parent.glob(f".{Path(path).name}.*.partial"):
-            partial.unlink()  # of a writer that was killed: nobody else writes under this lock
+            partial.unlink()  # left by a killed writer: nobody else writes under this lock
         results = read_file(path)
         results.incomplete.pop(key, None)
         (results.models if record.is_complete else results.incomplete)[key] = record
@@ -377,18 +379,18 @@ def store_record(path: Path | str, key: str, record: Record) -> None:
 
 
 def records_by_name(path: Path | str) -> dict[str, Record]:
-    """Return {name: record} of all records, complete or not, of a file in which no two models share a name."""
+    """Return {name: record} of all records, complete or not. No two models in the file may share a name."""
     results = read_file(path)
     return {record.model.name: record for record in (results.models | results.incomplete).values()}
 
 
 def current_records(path: Path | str, keys: Iterable[str]) -> list[Record]:
-    """Return the models' records in a results file, in order; an incomplete one goes before an older complete one."""
+    """Return the records of `keys`, in order. An incomplete record takes precedence over an older complete one."""
     results = read_file(path)
     return [results.incomplete.get(key) or results.models[key] for key in keys]
 
 
-# What tells models of one name apart in a table; the first that differs for all of them is shown.
+# Labels that distinguish models of one name in a table; the first one that differs for all of them is shown.
 LABELS = (
     lambda model: Path(model.checkpoint).name if model.origin == "registry" else model.origin,
     lambda model: f"id {model.id}",
@@ -401,9 +403,9 @@ LABELS = (
 
 
 def with_distinct_names(records: list[Record]) -> list[Record]:
-    """Return the records, in order, with names that tell them apart: of models that share one, each gets a label.
+    """Return the records, in order, with distinct names: models that share a name get a label.
 
-    The registry's own model keeps its name. The records given stay as they are.
+    The registry's own model keeps its name. The given records are not changed.
     """
     shown = []
     for record in records:
@@ -424,7 +426,7 @@ def _is_registered(model: ModelInfo) -> bool:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Return the plain mean, None for no values or missing ones."""
+    """Return the plain mean, or None if there are no values or one of them is None."""
     present, count = [], 0
     for value in values:
         count += 1

@@ -1,6 +1,6 @@
-"""What a command line asks for, as declared types, and the registry entries that it means.
+"""A command line's request as declared types, and the registry entries that it selects.
 
-The command-line files make a request; what is below them knows no arguments.
+The command-line files make a request. The modules that they call know nothing of arguments.
 """
 
 import ast
@@ -26,10 +26,10 @@ from utils.zoo.registry import (
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which models: `ids` of the registry (all if there are none), a model `file`, or an organizers' `repository`.
+    """The chosen models: `ids` of the registry (all if empty), a model `file`, or an organizers' `repository`.
 
-    `checkpoint` replaces the weights of the one model named; `register` is the id under which a file's model is written
-    to the registry; `backend` and `precision` choose a variant, None the plain form.
+    `checkpoint` replaces the weights of the one model named. `register` is the id under which a file's model is written
+    to the registry. `backend` and `precision` choose a variant; without either, the plain form is used.
     """
 
     ids: tuple[int, ...] = ()
@@ -44,7 +44,7 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class DataChoice:
-    """Which images: a data folder, or an HR and an LR folder; the sample if there is none of them."""
+    """The chosen images: a data folder, or an HR and an LR folder. Without any, `open_data` takes the default."""
 
     data_dir: Path | None = None
     hr: Path | None = None
@@ -54,7 +54,7 @@ class DataChoice:
 
 @dataclass(frozen=True)
 class IsolationChoice:
-    """The sandbox and the limits of untrusted code; `always`: isolate trusted code, too."""
+    """The sandbox and the limits of untrusted code; With `always`, trusted code is isolated too."""
 
     always: bool = False
     sandbox: str = "auto"
@@ -63,9 +63,9 @@ class IsolationChoice:
 
 @dataclass(frozen=True)
 class Request:
-    """The request of an `eval.py` command. `edition` is the year of the score; `show`: measure nothing.
+    """The request of an `eval.py` command. `edition` is the year of the score. With `show`, nothing is measured.
 
-    `jobs` models are measured at once, on a GPU each.
+    `jobs` is the number of models that are measured at once, each on its own GPU.
     """
 
     models: ModelChoice
@@ -83,11 +83,11 @@ class Request:
 
 
 def submitted_entry(file: Path, checkpoint: Path | None = None) -> ModelEntry:
-    """Return the entry of a model file; naming it is the consent to run it.
+    """Return the entry of a model file. By naming the file, the user consents to running it.
 
-    `file` is a TOML file with the keys of ModelTable, or a Python file: with such a file of the same stem beside it, or
-    with one network, no arguments, and a checkpoint of the same stem. `checkpoint` replaces the table's. Raises
-    HarnessError if something is missing.
+    `file` is a TOML file with the keys of ModelTable, or a Python file. A TOML file of the same stem may lie beside the
+    Python file. Otherwise, the Python file must have one network without arguments, and a checkpoint of the same stem.
+    `checkpoint` replaces the checkpoint found there. Raise HarnessError if something is missing.
     """
     table = _table_of(file)
     if checkpoint is None and not table.checkpoint:
@@ -110,10 +110,10 @@ def _table_of(file: Path) -> ModelTable:
 
 
 def network_class(file: Path) -> str:
-    """Return the name of the class of a Python file that is the network, without running it.
+    """Return the name of the network's class in a Python file, without running the file.
 
-    It is the only class that no other class of the file uses, or the one that the file is named after. Raises
-    HarnessError if that does not tell.
+    This is the class that the file is named after, or else the only class that no other class of the file uses. Raise
+    HarnessError unless there is exactly one.
     """
     try:
         tree = ast.parse(file.read_bytes())
@@ -139,7 +139,7 @@ def network_class(file: Path) -> str:
 
 
 def one_entry(models: ModelChoice) -> ModelEntry:
-    """Return the one entry that an id or a file names. Raise HarnessError unless it is one of them."""
+    """Return the entry that an id or a file names. Raise HarnessError unless exactly one of them is given."""
     if (len(models.ids) == 1) == (models.file is not None):
         raise HarnessError("name one model, by --model_id or by --model_file")
     if models.file:
@@ -181,9 +181,9 @@ def named_entries(models: ModelChoice, registry: list[ModelEntry]) -> list[Model
 def with_variants(
     entries: list[ModelEntry], models: ModelChoice, registry: list[ModelEntry], fastest: dict[str, ModelEntry]
 ) -> list[ModelEntry]:
-    """Return the variants that a choice asks for, then the plain forms that are not among them.
+    """Return the requested variants, then the plain forms that are not among them.
 
-    `fastest` has the variant that `--backend auto` takes, by the key of each entry.
+    `fastest` maps the key of each entry to the variant that `--backend auto` takes.
     """
     if models.backend or models.precision:
         chosen = [
@@ -193,7 +193,7 @@ def with_variants(
             for entry in entries
         ]
         entries = [*chosen, *(entry for entry in entries if entry not in chosen)]
-    if models.checkpoint and models.ids:  # it belongs to the one model that is named, in each of its variants
+    if models.checkpoint and models.ids:  # it belongs to the one named model and to each of its variants
         entries = [with_checkpoint(entry, models.checkpoint) for entry in entries]
     return entries
 

@@ -1,4 +1,4 @@
-"""One model measured into a results file, here or by a worker: resumed after a stop, with a reason if it fails."""
+"""Measure one model into a results file, here or in a worker. Resume after a stop, and record why it failed."""
 
 import math
 import time
@@ -23,14 +23,14 @@ from utils.isolation.sandbox import choose_sandbox
 from utils.record import Isolation, Record, Status, read_incomplete, read_results, store_record
 from utils.zoo.registry import ModelEntry, Origin, load_model, sources_sha256
 
-STORING_SHARE = 0.05  # of the time that may go into storing what there is so far
+STORING_SHARE = 0.05  # of the time, at most, for storing partial results
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The conditions of untrusted models: folder of the logs, limits, sandbox, and the repository they come from.
+    """The rules for running untrusted models: log folder, limits, sandbox, and the repository they come from.
 
-    `keeps_complete`: complete records are not measured again while model, data and machine are the same.
+    With `keeps_complete`, a complete record is not measured again while model, data and machine are the same.
     """
 
     logs: Path
@@ -46,7 +46,7 @@ class Rules:
 
 @contextmanager
 def opened_runner(entry: ModelEntry, device: torch.device, rules: Rules | None) -> Iterator[ModelRunner]:
-    """Give the runner of an entry: a worker process if there are `rules` for it, this process if they are None."""
+    """Yield the runner of an entry: a worker process with `rules`, this process if they are None."""
     if rules is None:
         yield Runner(load_model(entry, device), device)
         return
@@ -78,15 +78,15 @@ class ResumableMeasurement:
     def measure(
         self, world: World, on_pass: Callable[[], object] = lambda: None, patience_s: float | None = None
     ) -> str | None:
-        """Measure the model; return None, or the reason, in a line, why there is no complete record.
+        """Measure the model. Return None, or one line on why there is no complete record.
 
-        An incomplete record of an earlier run is resumed, unless the measurement is to be `fresh`. PostponedError is
-        raised if it would take longer than `patience_s`.
+        Resume an incomplete record of an earlier run, unless `fresh` is set. Raise PostponedError if the measurement
+        would take longer than `patience_s`.
         """
         store = self.store if world.is_first else lambda record: None
         rules, hurried = self.rules, False
         if rules and patience_s is not None and patience_s < (rules.limits.pass_seconds or math.inf):
-            hurried = True  # the first pass alone may take forever
+            hurried = True  # even the first pass may take forever
             rules = replace(rules, limits=replace(rules.limits, pass_seconds=patience_s))
         try:
             with opened_runner(self.entry, self.device, rules) as runner:
@@ -102,7 +102,7 @@ class ResumableMeasurement:
         except Exception as error:
             if self.rules is None:
                 raise
-            # A fault of this project's, which untrusted code came upon; it shall not cost the others their results.
+            # A bug in this project that untrusted code triggered. It must not cost the other models their results.
             with open(self.rules.log_of(self.entry), "a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
             reason = f"the host failed ({in_one_line(error)})"
@@ -114,10 +114,10 @@ class ResumableMeasurement:
         return reason
 
     def measured_before(self) -> str | None:
-        """Return the name of a complete record that `measure` would only repeat, if the rules keep such, else None.
+        """Return the name of a complete record that `measure` would only repeat, else None.
 
-        The entry's code and weights, the data, the machine, the sandbox and the plan are the record's, and its restored
-        images still exist.
+        The rules must keep complete records. The record must match the entry's code and weights, the data, the machine,
+        the sandbox and the plan, and its restored images must still exist.
         """
         if self.fresh or not (self.rules and self.rules.keeps_complete):
             return None
@@ -140,9 +140,9 @@ class ResumableMeasurement:
         return start_record(self.entry, self.dataset, self.plan, self.device, isolation)
 
     def store(self, record: Record) -> None:
-        """Store a record; one that still grows, only as often as takes `STORING_SHARE` of the time.
+        """Store a record. While it still grows, spend at most `STORING_SHARE` of the time on storing it.
 
-        It is needed if this process is killed, and a file of sixty models takes as long to write as some passes.
+        A killed run resumes from the stored record, but writing a file of sixty models takes as long as some passes.
         """
         self.begun = record
         start = time.monotonic()

@@ -1,4 +1,4 @@
-"""Values from files and other processes as declared types: what does not fit costs a line."""
+"""Convert values from files and other processes to declared types, with a one-line error if they do not fit."""
 
 from typing import Annotated, Any, TypeVar
 
@@ -17,7 +17,7 @@ Texts = Annotated[list[Text], Meta(max_length=LONGEST)]
 
 
 def converted(values: Any, kind: type[T], source: object, remedy: str = "") -> T:
-    """Return plain values, as TOML or JSON has them, as a dataclass or Struct.
+    """Convert plain values, as read from TOML or JSON, to a dataclass or Struct.
 
     Raise HarnessError naming `source`, the key and what was expected there; `remedy` says what to do.
     """

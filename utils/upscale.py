@@ -24,7 +24,7 @@ from utils.zoo.registry import find_entry, read_registry
 from utils.zoo.registry import load_model as load_entry
 
 UNCHANGED = cv2.IMREAD_UNCHANGED
-TILE = 512  # LR side [pixels]; a network needs some GB for such a tile at most
+TILE = 512  # LR side [pixels]; a network needs at most some GB for such a tile
 
 __all__ = ["load_model", "read_photograph", "upscale", "write_png"]
 
@@ -79,8 +79,8 @@ def load_model(model_id: int, device: torch.device | str = "cpu") -> nn.Module:
 def read_photograph(path: Path | str) -> np.ndarray:
     """Read an image file as H x W x 3 uint8 RGB.
 
-    Turn it as its EXIF data says, round 16 bits to 8, repeat grey three times, and leave out transparency, which is
-    told on the terminal. Raise HarnessError if it is not an image.
+    Rotate it as its EXIF data says, round 16 bits to 8, repeat grey three times, and drop transparency. Rounding and
+    dropped transparency are reported on the terminal. Raise HarnessError if it is not an image.
     """
     if not Path(path).is_file():
         raise HarnessError(f"{path}: no such file; check the path")
@@ -97,7 +97,7 @@ def read_photograph(path: Path | str) -> np.ndarray:
 
 @torch.no_grad()
 def upscale(model: nn.Module, image: np.ndarray, tile: int = TILE, data_range: float = 1.0) -> np.ndarray:
-    """Return H x W x 3 uint8 RGB upscaled to 4H x 4W x 3 uint8; images larger than a tile in overlapping tiles."""
+    """Upscale H x W x 3 uint8 RGB to 4H x 4W x 3 uint8, in overlapping tiles if the image is larger than a tile."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     lr = to_tensor(image, data_range).to(device)
     output = forward_in_tiles(model, lr, tile).output if max(image.shape) > tile else model(lr)

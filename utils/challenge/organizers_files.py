@@ -1,4 +1,4 @@
-"""The files that the organizers' own `test_demo.py` leaves: results.json, results.txt and the lines of its log."""
+"""The files that the organizers' `test_demo.py` writes: results.json, results.txt and the lines of its log."""
 
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def complexity_results(complexity: Counts) -> dict[str, Any]:
 
 
 def read_challenge_results(path: Path) -> dict[str, Any]:
-    """Return {full name: object} of a results.json, none if there is no file. Raise HarnessError for another file."""
+    """Return {full name: object} of a results.json, empty without a file. Raise HarnessError for any other file."""
     models = read_json(path) or {}
     if not all(isinstance(values, dict) and "flops" in values for values in models.values()):
         raise HarnessError(f"{path}: not a results file of test_demo.py; move it away")
@@ -66,7 +66,7 @@ def merge_results(path: Path, full_name: str, values: dict[str, Any]) -> dict[st
 
 
 def write_results_txt(path: Path, models: dict[str, Any], include_test: bool) -> None:
-    """Write the organizers' tab-separated table of all models in results.json that hold the splits it shows."""
+    """Write the organizers' tab-separated table of the models in results.json that have all splits shown."""
     splits = ["valid", "test"] if include_test else ["valid"]
     header = ["Model", *(f"{PREFIXES[split]} PSNR" for split in splits)]
     header += [f"{PREFIXES[split]} Time [ms]" for split in splits]

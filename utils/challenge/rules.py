@@ -1,7 +1,7 @@
 """The challenge's editions: thresholds, baselines, and the score, as data and arithmetic.
 
-Source: the NTIRE 2025 and 2026 Efficient SR rules. The score of one figure is exp(2 figure / baseline's figure), the
-final score their weighted sum: lower is better, and the baseline itself scores exp(2) = 7.3891.
+Source: the NTIRE 2025 and 2026 Efficient SR rules. The score of one figure is exp(2 figure / baseline's figure). The
+final score is their weighted sum. Lower is better; the baseline itself scores exp(2) = 7.3891.
 """
 
 import math
@@ -14,7 +14,7 @@ SUB_TRACKS = ("runtime", "flops", "params")
 
 @dataclass(frozen=True)
 class Figures:
-    """The rules of an edition. `psnr` maps a split, "valid" or "test", to dB."""
+    """The figures that the rules score. `psnr` maps a split, "valid" or "test", to dB."""
 
     runtime_ms: float
     flops_g: float
@@ -61,8 +61,8 @@ EDITIONS = {
 class Score:
     """Ratios to the baseline and scores of runtime, FLOPs and params, in this order.
 
-    `margin` holds PSNR above what is to be reached [dB] per split; `passed` compares at the two decimals in which
-    results are published, where 26.896 stands as 26.90.
+    `margin` is the PSNR above the required one [dB] per split. `passed` compares at two decimals, as results are
+    published: 26.896 counts as 26.90.
     """
 
     ratios: tuple[float, float, float]
@@ -87,8 +87,8 @@ def allowed_distance(edition: Edition, split: str) -> float:
 def score(figures: Figures, baseline: Figures, edition: Edition, estimate: bool = False) -> Score:
     """Score `figures` against the `baseline`'s, both measured on one machine, by an edition's rules.
 
-    The thresholds hold for the challenge's images alone. With `estimate`, for other images, a model has to reach the
-    baseline's PSNR on the same images less the distance that the rules allow.
+    The thresholds apply only to the challenge's images. With `estimate`, for other images, a model must reach the
+    baseline's PSNR on the same images minus the distance that the rules allow.
     """
     ratios = (
         figures.runtime_ms / baseline.runtime_ms,
@@ -113,7 +113,7 @@ def score(figures: Figures, baseline: Figures, edition: Edition, estimate: bool 
 
 
 def rank(scores: dict[str, Score], track: str | None = None) -> list[str]:
-    """Return names in order, best first: those that pass by final score, or by one of `SUB_TRACKS`; then the others.
+    """Return the names, best first, by final score or by one of `SUB_TRACKS`. Models that do not pass come last.
 
     `scores` maps names to Score.
     """

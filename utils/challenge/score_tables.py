@@ -1,4 +1,4 @@
-"""Tables of scores: a view of measured records, or of results as published, by one edition's rules.
+"""Score tables of measured records or of published results, by one edition's rules.
 
 python -m utils.challenge.score_tables docs/ntire2026.csv [--edition 2026] [--computed] scores a table as published.
 """
@@ -20,11 +20,11 @@ HEADER = ("Place", "Model", "PSNR", "Runtime", "FLOPs", "Params", "S runtime", "
 
 @dataclass(frozen=True)
 class Scoring:
-    """Scores by model name, and what they rest on.
+    """Scores by model name, and their basis.
 
-    `estimate` is None on the challenge's images; elsewhere it names the images, by the distances on which PSNR is
-    scored. `published_weights` says whether the baseline has those to which its published PSNR belongs. `not_clean`
-    names the models about whom the audit found something.
+    `estimate` is None on the challenge's images. On other images, it names them, and PSNR is scored by the distance to
+    the baseline. `published_weights` says whether the baseline has the weights of its published PSNR. `not_clean` names
+    the models with audit findings.
     """
 
     scores: dict[str, Score]
@@ -34,7 +34,7 @@ class Scoring:
     not_clean: tuple[str, ...] = ()
 
     def placed(self, track: str | None = None) -> list[str]:
-        """Return the names that have a place, best first: they pass, and the audit found nothing about them."""
+        """Return the names with a place, best first. These models pass and have no audit findings."""
         names = rank(self.scores, track)
         return [name for name in names if self.scores[name].passed and name not in self.not_clean]
 
@@ -51,10 +51,10 @@ def figures_from_record(record: Record) -> Figures:
 
 
 def score_records(records: list[Record], edition: Edition) -> Scoring:
-    """Score records measured in one run, the edition's baseline, which is the registry's, among them.
+    """Score records measured in one run, which must include the registry's baseline of the edition.
 
-    The records have distinct names. Without quality (no weights, no HR images) a model is scored but counts as not
-    passed. Raise HarnessError if the baseline is missing or a record comes from another machine or data set than the
+    The records must have distinct names. Without quality (no weights or no HR images), a model is scored but does not
+    pass. Raise HarnessError if the baseline is missing, or if a record is from another machine or data set than the
     baseline's.
     """
     reference = _baseline_of(records, edition)
@@ -76,7 +76,7 @@ def score_records(records: list[Record], edition: Edition) -> Scoring:
 
 
 def _baseline_of(records: list[Record], edition: Edition) -> Record | None:
-    """Return the record of the edition's baseline, by its id; with the published weights if there is one."""
+    """Return the record of the edition's baseline, preferably one with the published weights."""
     registered = [record for record in records if record.model.origin == "registry"]
     own = [record for record in registered if record.model.id == edition.baseline_id]
     published = [record for record in own if record.model.sha256 == edition.baseline_sha256]
@@ -115,7 +115,7 @@ def score_published(path: Path, edition: Edition, baseline: str, computed: bool 
 def read_published(path: str | Path, computed: bool = False) -> dict[str, Figures]:
     """Return {name: Figures} of a results table as published (CSV); runtime is the mean of valid and test.
 
-    With `computed`, the figures hold the FLOPs that the protocol's counter left out, of entries where they are known.
+    With `computed`, the figures include FLOPs that the protocol's counter left out, for entries where they are known.
     Raise HarnessError if the file is not such a table.
     """
     try:
@@ -155,7 +155,7 @@ def _score(value: float) -> str:
 
 
 def _psnr(split: str, margin: float, scoring: Scoring) -> str:
-    """Return the distance to the threshold, or, where that does not hold, to the baseline."""
+    """Return the distance to the threshold, or to the baseline if the threshold does not apply."""
     if margin == -math.inf:
         return f"{split} none"
     distance = margin + (allowed_distance(scoring.edition, split) if scoring.estimate else 0)
@@ -202,7 +202,7 @@ def score_text(scoring: Scoring) -> str:
 
 
 def score_notes(scoring: Scoring) -> list[str]:
-    """Return the notes under a score table: its rules, and who has no place."""
+    """Return the notes under a score table: its rules, and the models without a place."""
     edition = scoring.edition
     weights = " + ".join(
         f"{weight:g} S {name}" for weight, name in zip(edition.weights, ("runtime", "FLOPs", "params"), strict=True)

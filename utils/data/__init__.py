@@ -1,4 +1,4 @@
-"""Images and data folders: how an image is read, shrunk and converted, which ones are pairs, the built-in sample.
+"""Images and data folders: reading, downscaling and converting images, finding pairs, and the built-in sample.
 
-It uses no other room.
+It uses no other subpackage.
 """

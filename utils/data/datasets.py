@@ -1,4 +1,4 @@
-"""Data folders: image pairs in the challenge's layout or in others that public sets come in, and their labels."""
+"""Data folders: image pairs in the layouts of the challenge and of public data sets, and their labels."""
 
 import hashlib
 import json
@@ -18,8 +18,8 @@ from utils.protocol import SCALE, SHAVE, SSIM_WINDOW
 
 CHALLENGE_IMAGES = 200  # in DIV2K_LSDIR_valid
 SMALLEST = -(-(SSIM_WINDOW + 2 * SHAVE) // SCALE)  # side of an LR image whose SR image has room for SSIM's window
-# HR and LR folders below a data folder: the challenge's, plain ones, those of DIV2K and Flickr2K as they are
-# downloaded, and of the benchmarks that EDSR, BasicSR, LSDIR and SelfExSR are measured on.
+# HR and LR folders below a data folder: the challenge's, plain ones, DIV2K and Flickr2K as downloaded, and the
+# benchmarks that EDSR, BasicSR, LSDIR and SelfExSR are measured on.
 LAYOUTS = (
     ("DIV2K_LSDIR_{split}_HR", "DIV2K_LSDIR_{split}_LR"),
     ("HR", "LR"),
@@ -30,7 +30,7 @@ LAYOUTS = (
     ("HR/val", "X4/val"),
     ("image_SRF_4", "image_SRF_4"),
 )
-# What stands behind the part that the names of a pair have in common.
+# The suffix after the part that the names of a pair share.
 SUFFIX = re.compile(r"(?:[_-]?(?:x4|4x)|[_-](?:lr4?|hr|gt|srf[_-]?4|bicubic|bic))+$", re.IGNORECASE)
 LR_SUFFIX = re.compile(r"(?:x4|4x|[_-]lr4?)$", re.IGNORECASE)
 LABEL_FILE = "dataset.json"  # {"label": …} in a data folder names it in every table
@@ -38,9 +38,9 @@ LABEL_FILE = "dataset.json"  # {"label": …} in a data folder names it in every
 
 @dataclass(frozen=True)
 class Pair:
-    """One image: `name` is the HR file's name; `hr` is None where participants have LR only.
+    """An image pair. `name` is the HR file's name. `hr` is None where participants have only LR images.
 
-    `lr` is None where there is HR only: then the LR image is made from it.
+    `lr` is None if there is only an HR image; the LR image is then made from it.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Pair:
 
     @property
     def place(self) -> Path:
-        """The file to name in a message about the LR image."""
+        """Return the file to name in a message about the LR image."""
         return self.lr or self.hr_path
 
     @property
     def hr_path(self) -> Path:
-        """The HR file of a pair that has one."""
+        """Return the HR file of a pair that has one."""
         assert self.hr is not None, f"{self.name} has no HR image"
         return self.hr
 
@@ -80,10 +80,10 @@ class Dataset:
 
     @cached_property
     def sha256(self) -> str:
-        """The hex digest of all images, the same wherever they lie: that of what `sha256sum` prints of them.
+        """Return the hex digest of all images, whatever their folder. It is the digest of `sha256sum`'s output.
 
-        In bytewise order of their names, first the HR images', then the LR ones': `(cd HR; sha256sum *.png; cd ../LR;
-        sha256sum *.png) | sha256sum`. Raise HarnessError for an image that cannot be read.
+        The HR images come first, then the LR images, each in bytewise order of their names: `(cd HR; sha256sum *.png;
+        cd ../LR; sha256sum *.png) | sha256sum`. Raise HarnessError for an image that cannot be read.
         """
         paths = [
             *sorted(pair.hr for pair in self.pairs if pair.hr),
@@ -106,9 +106,9 @@ def challenge_folders(folder: Path, split: str) -> tuple[Path, Path]:
 def open_dataset(folder: Path | str, split: str = "valid") -> Dataset:
     """List the pairs of a data folder in one of the LAYOUTS, for `split` where a layout has splits.
 
-    The HR folder may be absent as a whole (LR only), or the LR folder (HR only, LR images are made from them). A single
-    HR or LR image may not. Raise HarnessError for a missing folder, no images, two files of one name, or an image
-    without its partner.
+    The whole HR folder may be missing (LR only), or the whole LR folder (LR images are then made from the HR images).
+    A single image may not be missing. Raise HarnessError for a missing folder, no images, two files of one name, or an
+    image without its partner.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -136,7 +136,7 @@ def open_dataset(folder: Path | str, split: str = "valid") -> Dataset:
 
 
 def open_folders(hr: Path | None, lr: Path | None, split: str = "valid") -> Dataset:
-    """List the pairs of an HR and an LR folder, one of which may be None; names are paired by what they have in common.
+    """List the pairs of an HR and an LR folder, matched by the common part of their names. One folder may be None.
 
     Raise HarnessError as `open_dataset` does.
     """
@@ -156,7 +156,7 @@ def _has_images(folder: Path) -> bool:
 
 
 def _told_apart(paths: list[Path]) -> tuple[list[Path], list[Path] | None]:
-    """Return (HR, LR) images of one folder: an LR image's name ends like one, and an HR image shares the rest of it.
+    """Return the (HR, LR) images of one folder. An LR name has an LR suffix; its HR name shares the rest.
 
     LR is None if there is no such pair.
     """
@@ -190,7 +190,7 @@ def _is_jpeg(path: Path) -> bool:
         with open(path, "rb") as file:
             return file.read(len(JPEG_SIGNATURE)) == JPEG_SIGNATURE
     except OSError:
-        return False  # whoever reads it says so
+        return False  # reading the image reports it
 
 
 def _pair(hr_paths: list[Path] | None, lr_paths: list[Path] | None) -> list[Pair]:
@@ -208,7 +208,7 @@ def _pair(hr_paths: list[Path] | None, lr_paths: list[Path] | None) -> list[Pair
 
 
 def _by_base(paths: list[Path]) -> dict[str, Path]:
-    """Files by the part of their names that a pair has in common. Raise HarnessError if two have the same."""
+    """Return {shared part of a pair's names: file}. Raise HarnessError if two files have the same part."""
     found: dict[str, Path] = {}
     for path in paths:
         if (twin := found.setdefault(_base(path.stem), path)) != path:
@@ -217,12 +217,12 @@ def _by_base(paths: list[Path]) -> dict[str, Path]:
 
 
 def is_challenge(label: str, split: str) -> bool:
-    """Return whether a dataset's label says that it is the challenge's whole set, for which the thresholds hold."""
+    """Return whether a label names the challenge's complete set, to which the thresholds apply."""
     return label == f"DIV2K_LSDIR_{split} ({CHALLENGE_IMAGES} images)"
 
 
 def shown(name: str) -> str:
-    """Return a file's name as text that can be written anywhere: bytes that are not UTF-8 as escapes."""
+    """Return a file's name as text that can be written anywhere, with bytes that are not UTF-8 escaped."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 

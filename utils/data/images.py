@@ -13,14 +13,14 @@ from utils.errors import HarnessError, one_line
 from utils.files import writing
 from utils.protocol import SCALE
 
-STRIP_BYTES = 1 << 20  # of float32 grey levels that are rounded at once: they stay in the cache
+STRIP_BYTES = 1 << 20  # of float32 grey levels that are rounded at once, so that they stay in the cache
 JPEG_SIGNATURE, PNG_SIGNATURE = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 
 
 def image_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """Return the files of a folder with one of the suffixes (".png", in any case), sorted; hidden ones are left out.
+    """Return a folder's files with one of the suffixes (".png", in any case), sorted and without hidden files.
 
-    A copy from macOS has a hidden `._NAME.png` beside every image, which is none.
+    A copy from macOS has a hidden `._NAME.png` beside every image, which is not an image.
     """
     files = (path for path in folder.iterdir() if path.suffix.lower() in suffixes)
     return sorted(path for path in files if not path.name.startswith("."))
@@ -57,7 +57,7 @@ def read_rgb(path: Path | str) -> np.ndarray:
 
 
 def _png_is_whole(data: bytes) -> bool:
-    """Return whether a PNG's chunks go on to its end; what lies behind that is nobody's concern."""
+    """Return whether a PNG has all its chunks up to IEND. Data after that chunk is ignored."""
     at = len(PNG_SIGNATURE)
     while at + 12 <= len(data):  # a chunk: length, type, data, check sum
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
@@ -70,7 +70,7 @@ def _png_is_whole(data: bytes) -> bool:
 def _decode_jpeg(data: bytes, path: Path) -> np.ndarray | None:
     """Return a JPEG as H x W x 3 uint8 RGB; None for one in CMYK, which OpenCV converts.
 
-    Raise HarnessError if libjpeg warns of it: through OpenCV it says nothing of missing or damaged data.
+    Raise HarnessError if libjpeg warns about missing or damaged data. OpenCV does not pass on these warnings.
     """
     try:
         in_cmyk = simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK")
@@ -103,7 +103,7 @@ def to_tensor(image: np.ndarray, data_range: float = 1.0) -> torch.Tensor:
 def to_image(tensor: torch.Tensor, data_range: float = 1.0) -> np.ndarray:
     """Turn 1 x 3 x H x W in [0, data_range] (clamped to it) into H x W x 3 uint8, rounded as the protocol does.
 
-    NaN gives 0, which NumPy's conversion gives on most processors.
+    NaN becomes 0, as in NumPy's conversion on most processors.
     """
     chw = tensor.detach().squeeze(0)
     _, height, width = chw.shape
@@ -146,8 +146,8 @@ def bicubic_downscale(image: np.ndarray, scale: int = SCALE) -> np.ndarray:
     """Shrink H x W x 3 uint8 by 1/scale as MATLAB's `imresize(image, 1/scale)` does, bit for bit at scale 4.
 
     Antialiased cubic kernel (a = -0.5), mirrored borders, the vertical pass first, rounding half up to uint8 after
-    each pass. At scale 4 every weight is a multiple of 2**-12, so that float32 sums are exact in any order.
-    Raises ValueError if a side is not a multiple of `scale` or is shorter than its border.
+    each pass. At scale 4 every weight is a multiple of 2**-12, which makes float32 sums exact in any order.
+    Raise ValueError if a side is not a multiple of `scale` or is shorter than its border.
     """
     if image.shape[0] % scale or image.shape[1] % scale:
         raise ValueError(f"shape {image.shape[:2]} is not a multiple of {scale}")

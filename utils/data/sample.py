@@ -51,7 +51,7 @@ def ensure_sample(folder: Path = SAMPLE_DIR) -> Path:
 
 
 def default_data_dir() -> Path:
-    """Return `../` if the challenge lies there (the organizers' default), else the sample, made if need be."""
+    """Return `../`, the organizers' default, if the challenge's data is there; else the sample, made if needed."""
     parent = Path("..")
     return parent if challenge_folders(parent, "valid")[1].is_dir() else ensure_sample()
 

@@ -1,4 +1,4 @@
-"""A model over a data set: PSNR and SSIM, one image after the other, and the record of everything.
+"""Evaluation of a model on a data set, image by image: PSNR, SSIM and the complete record.
 
-`evaluation` runs a model over images, `measurement` makes one record of it. It uses `data`, `zoo` and `measure`.
+`evaluation` runs a model on images. `measurement` makes one record of it. It uses `data`, `zoo` and `measure`.
 """

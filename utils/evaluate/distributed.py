@@ -11,7 +11,7 @@ import torch.distributed.nn.functional  # noqa: F401  see process_group
 
 from utils.data.datasets import Dataset
 
-TORCHRUN = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}  # what it sets, and the default without it
+TORCHRUN = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}  # variables that torchrun sets, and their defaults
 T = TypeVar("T")
 
 
@@ -29,7 +29,7 @@ class World:
         return self.rank == 0
 
     def part_of(self, dataset: Dataset) -> Dataset:
-        """Return the dataset with this process's images; the last processes' may be none."""
+        """Return the dataset with only this process's images. The last processes may have none."""
         return replace(dataset, pairs=dataset.pairs[self.rank :: self.size])
 
     def gather(self, value: T) -> list[T] | None:
@@ -49,26 +49,26 @@ class World:
         return values[0]
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes have reached this point."""
         if self.size > 1:
             dist.barrier()
 
 
 @contextmanager
 def joined_world() -> Iterator[World]:
-    """Join the processes that torchrun started, if it did; give the World."""
+    """Join the processes that torchrun started, if any, and yield the World."""
     rank, size, local_rank = (int(os.environ.get(key, default)) for key, default in TORCHRUN.items())
-    with process_group("gloo", size):  # figures travel, no tensors
+    with process_group("gloo", size):  # records are exchanged, not tensors
         yield World(rank, size, local_rank)
 
 
 @contextmanager
 def process_group(backend: str, size: int) -> Iterator[None]:
-    """Join torch's group of `size` processes, if they are several, for as long as the context lasts.
+    """Join torch's group of `size` processes while the context lasts. Do nothing for a single process.
 
-    Functions of `torch.distributed.nn` have the group of the moment of their import as a default argument. Imported
-    later, as by the first optimizer, they would keep it beyond its end, and its threads with it: one that asked for
-    the GIL while Python ended has killed a finished process by SIGABRT.
+    Functions of `torch.distributed.nn` have the group at the time of their import as a default argument. If the first
+    optimizer imported them later, they would keep the group and its threads alive after its end. A thread that asked
+    for the GIL while Python was shutting down has killed a finished process by SIGABRT.
     """
     if size > 1:
         dist.init_process_group(backend)

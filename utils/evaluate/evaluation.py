@@ -1,4 +1,4 @@
-"""Running a network over a data set: restore every image, time the forward pass, score the result."""
+"""Run a network over a data set: restore every image, time the forward pass, score the result."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +23,10 @@ from utils.measure.runtime import Pass, check_output
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image: `psnr` [dB] and `ssim`, on RGB and on luma, are None where there is no HR, no weights, or no request.
+    """The result of one image. `psnr` [dB] and `ssim`, on RGB and luma, are None without HR, weights or a request.
 
     `tile` is the LR side of the tiles [pixels] if memory ran out on the whole image, else None. `nan` says whether the
-    network's output holds NaN, which counts as 0.
+    network's output contains NaN, which counts as 0.
     """
 
     name: str
@@ -41,7 +41,7 @@ class ImageResult:
 
 
 class Restored(NamedTuple):
-    """A restored image, 4H x 4W x 3 uint8; the rest is that of ImageResult."""
+    """A restored image, 4H x 4W x 3 uint8. The other fields are those of ImageResult."""
 
     sr: np.ndarray
     runtime_ms: float
@@ -57,15 +57,16 @@ def evaluate(
     workers: int = 0,
     with_luma: bool = False,
 ) -> Iterator[ImageResult]:
-    """Yield an ImageResult per pair, in order, restored by a Runner; images go to `save_dir` under the HR's name.
+    """Restore the images with a Runner and yield an ImageResult per pair, in order.
 
-    With `workers` threads, images are decoded ahead, scored and written while the network runs, at most
-    2 `workers` of each at a time. On a GPU that leaves the timed forward pass alone on its device; on a CPU it does
-    not, and runtimes are those of a busy machine. Without workers nothing runs beside a forward pass: between two of
-    them an image is scored and written and the next one decoded, all at once. The results are the same.
+    Images are saved in `save_dir` under the HR image's name. With `workers` threads, images are decoded ahead, scored
+    and written while the network runs, at most 2 `workers` of each at a time. On a GPU, the timed forward pass still
+    has its device to itself. On a CPU it does not, and runtimes are those of a busy machine. Without workers, nothing
+    runs beside a forward pass: between two passes, one image is scored and written while the next one is decoded. The
+    results are the same.
 
-    Raise HarnessError at an image that cannot be read, does not fit its partner, or is restored to another size than
-    4x; what was yielded before stays good.
+    Raise HarnessError for an image that cannot be read, does not fit its partner, or is not restored to 4x its size.
+    Results yielded before remain valid.
     """
     scored = dataset.has_hr and not runner.weights.missing_weights
 
@@ -80,7 +81,7 @@ def evaluate(
         restored: Restored,
         start: Callable[..., Callable[[], Any]] = partial,
     ) -> ImageResult:
-        """`start(function, *arguments)` returns what, called, gives the result."""
+        """Score and save an image. `start(function, *arguments)` returns a callable that gives the result."""
         sr = restored.sr
         similarity = start(ssim, sr, hr) if scored and with_ssim else None
         quality = start(psnr, sr, hr) if scored else None
@@ -110,22 +111,22 @@ def evaluate(
 
 
 def default_workers(device: torch.device) -> int:
-    """Return 8 on a GPU, which never has to wait then; 0 on a CPU, where they would slow the timed pass down."""
+    """Return 8 on a GPU, so that it never waits, and 0 on a CPU, where threads would slow the timed pass down."""
     return 8 if device.type == "cuda" else 0
 
 
 def time_dataset(runner: ModelRunner, dataset: Dataset, workers: int = 0) -> Iterator[float]:
-    """Yield the runtime [ms] of each image's forward pass, in order, scoring nothing; `workers` decode ahead."""
+    """Yield the runtime [ms] of each image's forward pass, in order, without scoring. `workers` decode ahead."""
     with ThreadPoolExecutor(workers) if workers else nullcontext() as pool:
         for name, lr in ahead(pool, lambda pair: (pair.name, pair.read_lr()), dataset.pairs, 2 * workers):
             yield restore(runner, lr, name).runtime_ms
 
 
 def restore(runner: ModelRunner, lr: np.ndarray, name: str | None = None) -> Restored:
-    """Upscale H x W x 3 uint8 to 4H x 4W x 3 uint8, converted as the protocol does; an error tells the image's `name`.
+    """Upscale H x W x 3 uint8 to 4H x 4W x 3 uint8, converted as in the protocol. An error names the image's `name`.
 
-    When GPU memory runs out the image is restored in tiles of `tile` x `tile` LR pixels, and the runtime is the sum of
-    theirs; otherwise `tile` is None. `nan`: whether the network's output holds NaN.
+    If GPU memory runs out, the image is restored in tiles of `tile` x `tile` LR pixels, and the runtime is the sum over
+    the tiles. Otherwise `tile` is None. `nan` says whether the network's output contains NaN.
     """
     entry = runner.entry
     output, runtime_ms, tile = forward(runner, to_tensor(lr, entry.data_range), name)
@@ -137,7 +138,7 @@ def restore(runner: ModelRunner, lr: np.ndarray, name: str | None = None) -> Res
 
 
 def forward(runner: ModelRunner, lr: Tensor, name: str | None = None) -> Pass:
-    """Run `runner.forward` on a 1 x 3 x H x W tensor. Raise HarnessError for whatever that raises."""
+    """Run `runner.forward` on a 1 x 3 x H x W tensor. Turn any exception into a HarnessError."""
     image = f"an LR image of {lr.shape[3]} x {lr.shape[2]}{f', {name}' if name else ''}"
     try:
         return runner.forward(lr)
@@ -151,5 +152,5 @@ def forward(runner: ModelRunner, lr: Tensor, name: str | None = None) -> Pass:
 
 
 def largest_lr(dataset: Dataset, lr_pixels: Sequence[int]) -> np.ndarray:
-    """Read the LR image with the most pixels, given the count of each, in order: H x W x 3 uint8."""
+    """Read the largest LR image as H x W x 3 uint8. `lr_pixels` holds the number of pixels of each image, in order."""
     return dataset.pairs[int(np.argmax(lr_pixels))].read_lr()

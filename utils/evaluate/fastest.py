@@ -1,4 +1,4 @@
-"""`--backend auto`: which variant of a model is fastest here, found by timing them, never by the processor's name."""
+"""`--backend auto`: find a model's fastest variant here by timing all of them, never by the processor's name."""
 
 import math
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from utils.measure.runtime import timed_forward
 from utils.zoo.registry import ModelEntry, load_model, sources_sha256, variants_of
 
 FASTEST_FILE = "fastest.json"  # in the results folder
-ROUNDS, WARMUP, COUNTED = 2, 3, 2  # the variants take turns; passes of a turn that do not count, and that do
-SLOW_MS = 100.0  # where a pass takes longer, it is on a CPU, and one is enough to warm up
-KEEPS = {  # the number types that keep at least a precision
+ROUNDS, WARMUP, COUNTED = 2, 3, 2  # turns of each variant; uncounted and counted passes of a turn
+SLOW_MS = 100.0  # a slower pass is on a CPU, where one pass is enough to warm up
+KEEPS = {  # for each precision, the number types that are at least as precise
     "float32": {"float32"},
     "float16": {"float32", "float16"},
     "bfloat16": {"float32", "bfloat16", "float16"},
@@ -30,7 +30,7 @@ KEEPS = {  # the number types that keep at least a precision
 
 @dataclass(frozen=True)
 class Choice:
-    """The fastest variant's entry; the median time of every variant by its name [ms]; why others are not there."""
+    """The fastest variant's entry, each variant's median time by its name [ms], and why others are missing."""
 
     entry: ModelEntry
     times_ms: dict[str, float]
@@ -54,10 +54,10 @@ def fastest_variant(
     device: torch.device,
     cache: Path,
 ) -> Choice:
-    """Return the Choice among `entry` and its variants in `registry` that keep `precision`, None for float32.
+    """Return the Choice among `entry` and its variants in `registry` that keep `precision`; None means float32.
 
-    `lr` is 1 x 3 x H x W float32 as the data have it; times are kept in the file `cache` per machine and class of size,
-    a power of two of pixels. Raise HarnessError if `entry` itself cannot be built.
+    `lr` is a 1 x 3 x H x W float32 image of the data. Times are cached in the file `cache` per machine and image size,
+    rounded to a power of two of pixels. Raise HarnessError if `entry` itself cannot be built.
     """
     keeps = KEEPS[precision or "float32"]
     variants = {variant.name: variant for variant in variants_of(entry, registry) if variant.precision in keeps}
@@ -81,7 +81,7 @@ class Times(Struct):
 
 
 def _read(cache: Path) -> dict[str, Times]:
-    """Return the times kept in a file; one that cannot be read is not a loss."""
+    """Return the times cached in a file. An unreadable file counts as empty."""
     try:
         return msgspec.json.decode(cache.read_bytes(), type=dict[str, Times])
     except (OSError, msgspec.DecodeError):
@@ -95,7 +95,7 @@ def _time(variants: dict[str, ModelEntry], lr: Tensor, device: torch.device) -> 
     for name, variant in variants.items():
         try:
             runner = Runner(load_model(variant, device), device)
-            forward(runner, lr)  # one may be for another device, or miss its compiler only now
+            forward(runner, lr)  # fails only now if it is for another device or lacks its compiler
             models[name] = runner.model
         except HarnessError as error:
             if not variant.variant:
@@ -109,7 +109,7 @@ def _time(variants: dict[str, ModelEntry], lr: Tensor, device: torch.device) -> 
 
 
 def _turn(model: nn.Module, lr: Tensor) -> list[float]:
-    """Return the times of counted passes [ms], after those that find or make memory, or a CUDA graph."""
+    """Return the times of the counted passes [ms], after warm-up passes that set up memory or a CUDA graph."""
     slow = timed_forward(model, lr).runtime_ms > SLOW_MS
     for _ in range(0 if slow else WARMUP - 1):
         timed_forward(model, lr)

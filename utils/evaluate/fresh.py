@@ -1,4 +1,4 @@
-"""Inputs that no network has seen: an image with imperceptible changes, others in every pass, so that nothing keeps."""
+"""Inputs that no network has seen: an image with new imperceptible changes in every pass, to defeat caches."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ def changed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def fresh_inputs(image: np.ndarray, data_range: float, rng: np.random.Generator | None = None) -> Iterator[Tensor]:
-    """Yield 1 x 3 x H x W float32 inputs without end, each another `changed` version of an H x W x 3 uint8 image."""
-    rng = rng or np.random.default_rng()  # unseeded: nobody can know what comes
+    """Yield 1 x 3 x H x W float32 inputs without end, each a new `changed` version of an H x W x 3 uint8 image."""
+    rng = rng or np.random.default_rng()  # unseeded, so that nobody can predict the inputs
     while True:
         yield to_tensor(changed(image, rng), data_range)

@@ -1,4 +1,4 @@
-"""Measuring one model completely: quality, runtime in both forms, memory and complexity, as one results record."""
+"""Measure one model completely: quality, runtime in both forms, memory and complexity, as one results record."""
 
 import math
 import os
@@ -43,16 +43,16 @@ from utils.record import (
 from utils.zoo.registry import ModelEntry, sources_sha256
 
 ALONE = World()
-# What of the environment must not change in a measurement.
+# Parts of the environment that must not change during a measurement.
 MACHINE = ("device", "gpu", "cpu", "threads", "libraries", "isolation")
 
 
 @dataclass(frozen=True)
 class MeasurementPlan:
-    """The amount of measuring: timed `runs` over the data set, and the steady runtime's `warmup` and `repeats`.
+    """The extent of a measurement: timed `runs` over the data set, and the steady runtime's `warmup` and `repeats`.
 
-    `workers` threads read, score and write beside the network; None means `default_workers`. `luma`: take PSNR and SSIM
-    on luma, too.
+    `workers` threads read, score and write beside the network; None means `default_workers`. With `luma`, PSNR and SSIM
+    are also measured on luma.
     """
 
     runs: int = 5
@@ -62,7 +62,7 @@ class MeasurementPlan:
     luma: bool = False
 
     def passes(self, images: int) -> int:
-        """Return how many forward passes a measurement over so many images does."""
+        """Return the number of forward passes of a measurement over `images` images."""
         return self.runs * images + self.warmup + self.repeats
 
     def workers_on(self, device: torch.device) -> int:
@@ -70,14 +70,14 @@ class MeasurementPlan:
         return default_workers(device) if self.workers is None else self.workers
 
     def is_done_by(self, record: Record) -> bool:
-        """Return whether a complete record holds as much as this asks for, and no more."""
+        """Return whether a complete record holds exactly what this plan asks for."""
         steady = record.runtime.steady
         as_planned = steady is None or (steady.warmup, steady.repeats) == (self.warmup, self.repeats)
         # Tiles have no steady time.
         return len(record.runtime.runs) == self.runs and as_planned and self.has_metrics_of(record)
 
     def has_metrics_of(self, record: Record) -> bool:
-        """Return whether a record's images were scored by the metrics that this asks for."""
+        """Return whether a record's images were scored by the metrics of this plan."""
         images, scored = record.images, len(record.runtime.runs[0]) if record.runtime.runs else 0
         return all(
             (on_luma is not None) == (self.luma and on_rgb is not None)
@@ -86,7 +86,7 @@ class MeasurementPlan:
 
 
 class PostponedError(Exception):
-    """Raised by a measurement that would take longer than others shall wait: about so many `seconds`."""
+    """A measurement would take about `seconds`, longer than the other models should wait."""
 
     def __init__(self, seconds: float):
         takes = f"it takes about {time_words(seconds)}" if seconds < math.inf else "a pass alone takes minutes"
@@ -107,16 +107,16 @@ def measure(
 ) -> Record:
     """Measure a model and return its record.
 
-    If the first pass tells that all will take longer than `patience_s`, the static figures are counted, and
-    PostponedError is raised.
+    If the first pass shows that the measurement will take longer than `patience_s`, count the static figures and raise
+    PostponedError.
 
-    `on_pass()` is called after each forward pass, `on_progress(record)` with what there is after each image of each
-    run and at the end. When anything stops the measurement, the record so far, marked as stopped with the reason, is
-    given to `on_progress` before the exception is raised again. `earlier` is such a record: if it was measured under
-    the same circumstances, this one continues where it stopped.
+    Call `on_pass()` after each forward pass, and `on_progress(record)` with the partial record after each image of each
+    run and at the end. If anything stops the measurement, mark the record as stopped with the reason and pass it to
+    `on_progress` before raising the exception again. `earlier` is such a record. If it was measured under the same
+    circumstances, continue it where it stopped.
 
-    In a `world` of several processes each measures its part of the images; the record of the first one ends with all of
-    them, that of the others stays incomplete and is only returned.
+    In a `world` of several processes, each process measures its part of the images. The first process's record ends up
+    with all of them. The records of the other processes stay incomplete and are only returned.
     """
     record = start_record(runner.entry, dataset, plan, runner.device, runner.isolation, runner.weights)
     record.repository, record.environment.threads = runner.repository, runner.threads
@@ -165,7 +165,7 @@ def measure(
 
 
 def own_core_use() -> CoreUse:
-    """Return the use of the cores so far; this process, and all that it has started, are the own ones."""
+    """Return the CoreUse so far. Its own processes are this one and all that it has started."""
     ended_s = sum(os.times()[2:4])
     return core_use(psutil.Process().children(recursive=True), ended_s)
 
@@ -178,7 +178,7 @@ def start_record(
     isolation: Isolation,
     weights: WeightsInfo | None = None,
 ) -> Record:
-    """Return the record of a model before anything is measured; without `weights`, of one that was not loaded."""
+    """Return a model's record before anything is measured. Without `weights`, the model has not been loaded."""
     weights = weights or WeightsInfo(sha256=None, provenance=entry.provenance)
     environment = describe_environment(device)
     environment.isolation = isolation
@@ -233,7 +233,7 @@ def _go_on(record: Record, earlier: Record, plan: MeasurementPlan, on_pass: Call
     runs = record.runtime.runs = deepcopy(earlier.runtime.runs[: plan.runs])
     scored = len(runs[0]) if runs else 0  # an image whose entry was interrupted is scored again
     for key in Images.__struct_fields__:
-        values = getattr(earlier.images, key) or [None] * scored  # of a version that did not know this key
+        values = getattr(earlier.images, key) or [None] * scored  # None if an older version did not know this key
         setattr(record.images, key, values[:scored])
     record.runtime.parts = earlier.runtime.parts + 1
     record.runtime.others_cores = earlier.runtime.others_cores
@@ -281,7 +281,7 @@ def _run_over_images(
 
 
 def _measure_steady(runner: ModelRunner, dataset: Dataset, plan: MeasurementPlan, record: Record) -> None:
-    """Time the largest image that was restored as a whole; without one there is no steady time."""
+    """Time the largest image that was restored as a whole. Without such an image there is no steady time."""
     images = record.images
     whole = [0 if tile else pixels for tile, pixels in zip(images.tile, images.lr_pixels, strict=True)]
     if any(whole):
@@ -292,7 +292,7 @@ def _measure_steady(runner: ModelRunner, dataset: Dataset, plan: MeasurementPlan
 
 
 def photograph_of(dataset: Dataset, lr_pixels: list[int]) -> np.ndarray:
-    """Return the middle of the largest LR image, as large as what the protocol counts on, continued by mirroring."""
+    """Return the middle of the largest LR image, cropped to the protocol's input size and mirrored if too small."""
     image = largest_lr(dataset, lr_pixels)
     for axis, side in enumerate(INPUT_SHAPE[2:]):
         missing = max(side - image.shape[axis], 0)

@@ -18,10 +18,10 @@ C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 
 
 def psnr(sr: np.ndarray, hr: np.ndarray, shave: int = SHAVE) -> float:
-    """Peak signal-to-noise ratio [dB] of H x W x 3 uint8 images: 10 log10(255^2 / MSE), float64.
+    """Return the peak signal-to-noise ratio [dB] of H x W x 3 uint8 images: 10 log10(255^2 / MSE), float64.
 
-    The mean squared error runs over all pixels and channels, `shave` pixels left out at each side; identical images
-    give inf. Raises ValueError for other types, unequal shapes, or nothing left inside the border.
+    The mean squared error is over all pixels and channels, without `shave` pixels at each side. Identical images give
+    inf. Raise ValueError for other types, unequal shapes, or nothing left inside the border.
     """
     sr, hr = _shaved(sr, hr, shave)
     mse = cv2.norm(sr, hr, cv2.NORM_L2SQR) / sr.size  # a sum of whole numbers
@@ -29,10 +29,10 @@ def psnr(sr: np.ndarray, hr: np.ndarray, shave: int = SHAVE) -> float:
 
 
 def ssim(sr: np.ndarray, hr: np.ndarray, shave: int = SHAVE) -> float:
-    """Structural similarity of H x W x 3 uint8 images, in [-1, 1] (Wang et al., 2004), float64.
+    """Return the structural similarity of H x W x 3 uint8 images, in [-1, 1] (Wang et al., 2004), float64.
 
-    Gaussian 11 x 11 window, sigma 1.5, valid area only, K1 0.01, K2 0.03, L 255, population covariance; the mean
-    over pixels and channels, `shave` pixels left out at each side. Raises ValueError as `psnr` does, and for images
+    Gaussian 11 x 11 window, sigma 1.5, valid area only, K1 0.01, K2 0.03, L 255, population covariance. The mean
+    is over pixels and channels, without `shave` pixels at each side. Raise ValueError as `psnr` does, and for images
     smaller than the window inside the border.
     """
     sr, hr = _shaved_for_ssim(sr, hr, shave)
@@ -64,7 +64,7 @@ def luma_ssim(sr: np.ndarray, hr: np.ndarray, shave: int = SHAVE) -> float:
 
 
 def _similarity_in_strips(sr: np.ndarray, hr: np.ndarray) -> float:
-    """Return the sum over all places of the window, and over channels if there are any."""
+    """Return the summed similarity over all positions of the window, and over channels if there are any."""
     total, height = 0.0, sr.shape[0] - WINDOW + 1
     for top in range(0, height, STRIP):
         rows = slice(top, min(top + STRIP, height) + WINDOW - 1)

@@ -1,4 +1,4 @@
-"""Who runs a model: this process, for trusted models; `utils/isolation` has the same interface for untrusted ones."""
+"""Run a trusted model in this process. `utils/isolation` has the same interface for untrusted models."""
 
 from typing import Protocol
 
@@ -21,8 +21,8 @@ from utils.zoo.registry import LoadedModel, ModelEntry, build_model, plain_entry
 class ModelRunner(Protocol):
     """The interface that a measurement needs of a model, in whichever process its code runs.
 
-    `weights` says how the weights were loaded, `repository` from which organizers' checkout the model comes, if it
-    does; `threads` are those of the network.
+    `weights` says how the weights were loaded. `repository` is the organizers' checkout that the model comes from, or
+    None. `threads` is the network's number of threads.
     """
 
     entry: ModelEntry
@@ -45,11 +45,11 @@ class ModelRunner(Protocol):
         ...
 
     def reach(self) -> int:
-        """Return how far the network looks [LR pixels]."""
+        """Return the network's reach [LR pixels]; see `utils.measure.tiles.reach`."""
         ...
 
     def computed(self, photograph: np.ndarray) -> Computed | None:
-        """Return what torch's dispatcher sees of passes, one over H x W x 3 uint8; None if it cannot look."""
+        """Return what torch's dispatcher sees of passes, one over H x W x 3 uint8, or None if it cannot see them."""
         ...
 
     def reset_peak(self) -> None:
@@ -65,20 +65,20 @@ class ModelRunner(Protocol):
         ...
 
     def audit(self, record: Record, dataset: Dataset) -> Audit | None:
-        """Return what was found amiss while the record's figures were taken; None where nobody looked."""
+        """Return the audit of the record's figures, or None if there was no audit."""
         ...
 
 
 def counted_network(entry: ModelEntry, network: nn.Module, device: torch.device) -> nn.Module:
-    """Return the network that is counted for an entry: its own, or of a variant the plain one, without its weights.
+    """Return the network to count for an entry: its own, or the plain one without weights for a variant.
 
-    A variant computes another network's function by other means, of which FLOPs and activations say nothing.
+    A variant computes another network's function by other means, which FLOPs and activations do not describe.
     """
     return build_model(plain_entry(entry)).eval().to(device) if entry.variant else network
 
 
 def computed(noise: Watched, photograph_macs: int, traced: int, parameter_values: int) -> Computed:
-    """Return what was seen of passes as a record has it."""
+    """Return the counts of watched passes in the form of a record."""
     return Computed(
         macs=noise.macs,
         photograph_macs=photograph_macs,
@@ -128,7 +128,7 @@ class Runner:
             macs = watched_pass(self.model, lr)[0].macs
             seen, _ = watched_pass(self.model, noise)
             return computed(seen, macs, traced_macs(self.model, noise), stored_values(self.model))
-        except Exception:  # what a network computes by other means, compiled say, is not an error
+        except Exception:  # a network that cannot be watched, such as a compiled one, is not an error
             return None
 
     def reset_peak(self) -> None:

@@ -1,5 +1,5 @@
-"""Untrusted code and the figures it gets: the host, who holds data, clock and record, the sandbox, and the audit.
+"""Measuring untrusted code: the host, which holds data, clock and record; the sandbox; and the audit.
 
-`host` runs a model in a worker process, `audit` looks for what its figures hide.
+`host` runs a model in a worker process. `audit` checks whether its figures hide anything.
 It uses `data`, `zoo`, `measure`, `worker` and `evaluate`.
 """

@@ -1,7 +1,7 @@
-"""What a worker may answer: types and bounds of every answer, checked before the host believes it.
+"""Types and bounds of a worker's answers, which the host checks before it believes them.
 
-Whoever rewrites the worker's process can send anything that is JSON. What is not of the shape that a request asks for
-ends that worker, never the host.
+Untrusted code can make the worker's process send any JSON. An answer of the wrong shape ends that worker, never the
+host.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from utils.typed import Amount, Count, Text, Texts
 
 
 class Answer(Struct, kw_only=True, forbid_unknown_fields=True):
-    """An answer with values by name; all of them are there."""
+    """An answer with named values, all of them required."""
 
 
 class LoadAnswer(Answer, kw_only=True):
-    """The way in which the weights were loaded; see `utils.record.WeightsInfo`."""
+    """Details on the loading of the weights; see `utils.record.WeightsInfo`."""
 
     sha256: Text | None
     provenance: Text
@@ -90,9 +90,9 @@ ANSWERS: dict[str, Any] = {  # by request
 
 
 def checked(do: str, answer: Any, on_gpu: bool = False) -> Any:
-    """Return the answer to the request `do` as its type in ANSWERS. Raise HarnessError if it is something else.
+    """Convert the answer to the request `do` to its type in ANSWERS. Raise HarnessError if it does not fit.
 
-    On a GPU a pass's answer has the peak of its memory.
+    On a GPU, the answer for a pass must contain its peak memory.
     """
     try:
         value = msgspec.convert(answer, ANSWERS[do])

@@ -1,9 +1,14 @@
-"""The audit of a record: does the worker do forevery input what its figures say? After MLPerf's audits.
+"""Audit a record: check whether the worker does for every input what its figures say. After MLPerf's audits.
 
-A finding is a line beside the figures; it never hides them. Times accuse nobody where the machine was busy with other
-work: then the record says so. What is checked, and by what: the worker's clock by the
-host's; what it might keep by inputs that it has not seen; its quality by images mirrored; fvcore's counts by torch's
-dispatcher, at two sizes; the time outside of torch's operators; and what it has changed or started.
+A finding is a line beside the figures; it never hides them. If the machine was busy with other work, times accuse
+nobody, and the record says so. The audit checks
+
+- the worker's clock against the host's,
+- cached results, by inputs that the worker has not seen,
+- quality, by mirrored images,
+- fvcore's counts against torch's dispatcher, at two sizes,
+- the time outside of torch's operators,
+- changes in the worker's process, and processes that it has started.
 """
 
 from dataclasses import dataclass
@@ -28,30 +33,30 @@ from utils.protocol import SCALE
 from utils.record import Audit, Complexity, Computed, Record, Waiting, WeightsInfo
 from utils.zoo.registry import ModelEntry
 
-# How far honest figures lie apart on busy machines; docs/lab/untrusted.md has the spread that was measured.
+# Tolerances for honest figures on busy machines; docs/lab/untrusted.md has the measured spread.
 CLOCK_SHARE, CLOCK_MS = 0.10, 1.0  # host's clock against the worker's, of the time and per pass
-MEAN_SHARE, MEAN_MS = 0.25, 4.0  # the same of the mean, which one moment of a busy machine can move
+MEAN_SHARE, MEAN_MS = 0.25, 4.0  # the same for the mean, which one busy moment can shift
 SEEN_SHARE, SEEN_MS = 1.3, 1.0  # the fastest pass on a new input against the fastest on a seen one
-ANSWER_GREY_LEVELS = 6.0  # root mean square by which an output may follow a change of one grey level
+ANSWER_GREY_LEVELS = 6.0  # allowed root mean square change of an output after a change of one grey level
 MIRROR_DB = 1.0  # PSNR lost on a mirrored image
 COUNT_SHARE = 0.05  # fvcore's count against the dispatcher's, and the latter's per pixel at two sizes
-# A network of windows pads its input. A size that any window divides, larger than an image's, needs the most work that
-# padding explains; and 256, which not every window divides, may have taken a tenth more for each pixel.
+# A network of windows pads its input. Padding explains at most the work on the next multiple of WINDOWS, which any
+# window divides. Not every window divides 256, so a pass on 256 x 256 may have taken a tenth more for each pixel.
 WINDOWS, PADDED_SHARE = 192, 0.10
 HIDDEN_VALUES, HIDDEN_SHARE = 1024, 0.02  # numbers that are not parameters; a mean, or a fixed kernel, is not a finding
-STORED_SHARE = 0.01  # of parameters, above which they hold more numbers than they are
+STORED_SHARE = 0.01  # of parameters; a larger excess of numbers in them is a finding
 PRODUCT_SHARE = 0.05  # of multiply-accumulates, in element-wise products that are summed
 OUTSIDE_SHARE, OUTSIDE_MS = 0.15, 5.0  # of a pass, outside of torch's operators
 SLOWER_THAN_COUNTED, SLOWER_MS = 1.6, 5.0  # a plain pass against the counted one
 EXACT_DB = 60.0  # no network restores a photograph that well
-EASY_DB = 40.0  # of bicubic upscaling, from which on an image is not a photograph with anything to restore
-LEAD = 4  # images of the protocol's order before the drawn one comes again
-PAIRS, MORE_PAIRS = 2, 4  # passes on a seen and a new input in turn; more of them before anybody is accused
+EASY_DB = 40.0  # of bicubic upscaling; above it, an image has nothing to restore
+LEAD = 4  # images in the protocol's order, the drawn one last
+PAIRS, MORE_PAIRS = 2, 4  # passes on a seen and a new input in turn; more of them before a finding
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One pass: what the worker says that it took, and what the host's clock says, transfers left out [ms]."""
+    """The time of one pass by the worker's report, and by the host's clock without transfers [ms]."""
 
     reported_ms: float
     host_ms: float
@@ -76,17 +81,17 @@ class AuditedRunner(Protocol):
 
 
 class Auditor:
-    """Audits a worker whose record is complete but for this; `result()` gives what the record holds."""
+    """Audits a worker whose record is otherwise complete. `result()` returns the Audit for the record."""
 
     def __init__(self, worker: AuditedRunner, record: Record, dataset: Dataset, rng: np.random.Generator | None = None):
         self.worker, self.record, self.dataset = worker, record, dataset
-        self.rng = rng or np.random.default_rng()  # unseeded: nobody can know what is drawn
+        self.rng = rng or np.random.default_rng()  # unseeded, so that nobody can predict the draws
         self.findings: list[str] = []
         self.notes: list[str] = []
         self.figures: dict[str, float] = {}
 
     def result(self) -> Audit:
-        """Return the audit; where the worker's clock is wrong, the host's times are set in the record beside it."""
+        """Return the audit. If the worker's clock is wrong, add the host's times to the record."""
         steps = (self._clock, self._new_inputs, self._mirrored, self._counts, self._processes, self._changes)
         try:
             for step in steps:
@@ -104,7 +109,7 @@ class Auditor:
         )
 
     def _is_busy(self) -> bool:
-        """Return whether other processes had the cores: passes take longer and answers come late for that alone."""
+        """Return whether other processes used the cores, which by itself makes passes slower and answers late."""
         return self.worker.waiting().is_too_much
 
     def _clock(self) -> None:
@@ -136,9 +141,9 @@ class Auditor:
             runtime.host_steady = msgspec.structs.replace(steady, **times)
 
     def _reported_is_possible(self) -> bool:
-        """Return whether the fastest passes by the host's clock, on some images, take no longer than was reported.
+        """Return whether, on a few images, the fastest passes by the host's clock take no longer than reported.
 
-        On a machine with other work every answer may come late, the fastest of a few hardly.
+        On a busy machine any answer may come late, but hardly the fastest of several.
         """
         runs, possible, reported = self.record.runtime.runs, [], []
         for number in self.rng.permutation(len(self.dataset.pairs))[:LEAD]:
@@ -151,13 +156,13 @@ class Auditor:
         return bool(np.mean(possible) <= np.mean(reported) + max(CLOCK_SHARE * np.mean(possible), CLOCK_MS))
 
     def _new_inputs(self) -> None:
-        """A drawn image as it is and with imperceptible changes, in turn: time and output must be of the same kind."""
+        """Compare time and output of a drawn image with those of imperceptibly changed versions, in turn."""
         number = int(self.rng.integers(len(self.dataset.pairs)))
         lr = self.dataset.pairs[number].read_lr()
         seen_ms, new_ms, differences = self._in_turn(lr, PAIRS)
         if min(new_ms) > SEEN_SHARE * min(seen_ms) + SEEN_MS:  # is it the machine?
             seen_ms, new_ms, _ = self._in_turn(lr, MORE_PAIRS)
-        answer = float(np.max(differences))  # NaN, if the new image alone gives any
+        answer = float(np.max(differences))  # NaN if an output contains NaN
         self.figures |= {"seen_ms": min(seen_ms), "new_ms": min(new_ms), "answer_grey_levels": answer}
         if min(*seen_ms, *new_ms) <= 0:
             self.notes.append("a pass took less than its transfers: times of seen and new images were not compared")
@@ -171,7 +176,7 @@ class Auditor:
             self.findings.append(f"an image changed by one grey level gives an output {answer:.3g} grey levels away")
 
     def _repeated(self, number: int, new_ms: float) -> None:
-        """The repeated runs took no less for this image than a new input does, when their order comes again."""
+        """Check that repeated runs were not faster than a new input. If they were, repeat their order to make sure."""
         repeated = [run[number] for run in self.record.runtime.runs[1:] if len(run) > number]
         if not repeated or new_ms <= SEEN_SHARE * float(np.median(repeated)) + SEEN_MS:
             return
@@ -227,7 +232,7 @@ class Auditor:
             self.findings.append(f"{quality[number]:.2f} dB on {pair.name}, {mirrored:.2f} dB on the same mirrored")
 
     def _is_easy(self, number: int) -> bool:
-        """Return whether bicubic upscaling restores an image nearly: a flat one, or a ramp, hides nothing."""
+        """Return whether bicubic upscaling nearly restores an image. A flat image or a ramp hides nothing."""
         pair = self.dataset.pairs[number]
         lr = pair.read_lr()
         bicubic = cv2.resize(lr, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
@@ -252,9 +257,9 @@ class Auditor:
         self._time_outside(square)
 
     def _computed(self, counts: Complexity, computed: Computed) -> None:
-        """Name what is computed or stored beyond what the protocol's counters see, with the figure that is meant.
+        """Report computation and storage that the protocol's counters do not see, with the figure concerned.
 
-        Convolutions that are not modules are not a fault: the table's note on what is computed names them.
+        Convolutions that are not modules are not a finding. The table's note on computed figures names them.
         """
         macs, traced, shown = computed.macs, computed.traced_macs, computed.photograph_macs
         if abs(traced - macs) > COUNT_SHARE * max(macs, traced):
@@ -294,7 +299,11 @@ class Auditor:
         return self.worker.watch(height, width).macs
 
     def _is_padding(self, per_pixel: float, macs: int, height: int, width: int) -> bool:
-        """Return whether `macs` are no more than on the next size that needs no padding, which is as 256 x 256 is."""
+        """Return whether padding explains `macs`.
+
+        They must not exceed those of the next larger size that needs no padding. That size must take about as many for
+        each pixel as 256 x 256.
+        """
         height, width = (-(-side // WINDOWS) * WINDOWS for side in (height, width))
         padded = self._macs(height, width)
         share = padded / (height * width) / max(per_pixel, 1)

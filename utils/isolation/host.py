@@ -1,4 +1,4 @@
-"""The host's side of a worker: it has the methods of `Runner`, and takes the time itself."""
+"""The host's side of a worker: it has the methods of `Runner` and measures time itself."""
 
 import hashlib
 import os
@@ -39,21 +39,21 @@ from utils.zoo.registry import ModelEntry, source_files
 
 ECHO_SIDES = (64, 128, 256, 384, 512)  # of the images by which transfers are timed [LR pixels]
 ECHOES = 5
-ERROR_LENGTH = 1000  # of what is told of an error
-LOOKS, LOOK = 128, 4096  # parts of an output that are looked at again, and their size
-SAMPLES, SAME_GREY_LEVELS = 1024, 1.0  # values of an output, and how far they may move when it comes again
-PAUSE_S = 0.005  # after which an output must still be what it was
-PASSED_ON = ("PATH", "LANG", "LD_LIBRARY_PATH", "CC", "HIP_VISIBLE_DEVICES")  # of the environment; and what begins with
+ERROR_LENGTH = 1000  # of an error message, at most
+LOOKS, LOOK = 128, 4096  # parts of an output that are checked again, and their size
+SAMPLES, SAME_GREY_LEVELS = 1024, 1.0  # values of an output, and their tolerance when the image comes again
+PAUSE_S = 0.005  # after which an output must still be unchanged
+PASSED_ON = ("PATH", "LANG", "LD_LIBRARY_PATH", "CC", "HIP_VISIBLE_DEVICES")  # of the environment, then prefixes
 PASSED_ON_PREFIXES = ("OMP_", "MKL_", "KMP_", "CUDA", "NVIDIA", "TORCH", "PYTORCH", "MALLOC_", "DNNL_", "ONEDNN_")
-PYTHON = {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}  # what is printed is in the log when it crashes
+PYTHON = {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}  # after a crash, the log has all output
 
 
 class IsolatedRunner:
-    """A model in a worker process, run and timed from here; a ModelRunner. As a context manager it is `load`ed.
+    """A ModelRunner that runs and times a model in a worker process. As a context manager, it also calls `load`.
 
-    If it is `for_memory`, it keeps nothing freed, and transfers count as passes: the images by which they are timed
-    would be the peak of the process's memory. Raise HarnessError, with the reason in a line, whenever the process
-    fails, breaks its limits, or sends an invalid reply.
+    With `for_memory`, the process keeps no freed memory, and transfers count as part of passes, because the images for
+    timing them would set the peak of the process's memory. Raise HarnessError with a one-line reason whenever the
+    process fails, breaks its limits, or sends an invalid reply.
     """
 
     def __init__(
@@ -78,20 +78,20 @@ class IsolatedRunner:
         self.samples: dict[bytes, tuple[Tensor, Tensor]] = {}
         self.numbers = iter(range(1, 1 << 62))
         self.taken: list[Tensor | None] = [None, None]
-        # The output taken last, as it was, its LR size, and when.
+        # The last output as it was taken, its LR size, and the time.
         self.last: tuple[Tensor, tuple[int, int], float] | None = None
-        # Sizes [LR pixels] and what a pass takes there besides the network [s].
+        # Sizes [LR pixels], and the time that a pass on them takes outside the network [s].
         self.transfers: tuple[Sequence[int], Sequence[float]] = (1,), (0.0,)
         self.peak_mib: float | None = None
         self.loaded = False
         self.waited_s, self.asked_s = 0.0, 0.0  # in requests that run the network
-        self.ended_s = 0.0  # of cores that a process for memory used
+        self.ended_s = 0.0  # core time of the processes for memory
         self.sandbox = choose_sandbox(sandbox)
         self.isolation = self.sandbox.isolation
         self.own_threads = torch.get_num_threads()
         self.threads = threads or self.own_threads  # of the network
         self._start()
-        if self.device.type == "cpu":  # OpenMP's threads wait awake for some milliseconds, on cores that a pass needs
+        if self.device.type == "cpu":  # idle OpenMP threads spin for some milliseconds on cores that a pass needs
             torch.set_num_threads(1)
         try:
             self._prepare(for_memory)
@@ -140,7 +140,7 @@ class IsolatedRunner:
         return [*source_files(self.entry), self.entry.checkpoint_path]
 
     def _prepare(self, for_memory: bool) -> None:
-        """Set the process up and time the transfers, before any of the untrusted code is in it."""
+        """Set up the process and time the transfers before any untrusted code is loaded."""
         self.ask("prepare", threads=self.threads, device=str(self.device), for_memory=for_memory)
         if not for_memory:
             self.transfers = self._time_transfers()
@@ -151,14 +151,14 @@ class IsolatedRunner:
     def _time_transfers(self) -> tuple[list[int], list[float]]:
         pixels: list[int] = []
         seconds: list[float] = []
-        for side in reversed(ECHO_SIDES):  # the largest first: memory is touched for the first time
+        for side in reversed(ECHO_SIDES):  # the largest first, because it touches new memory
             times = [self._timed_ask("echo", height=side, width=side)[1] for _ in range(1 + ECHOES)]
             pixels.append(side * side)
-            seconds.append(min(times[1:]))  # what a busy moment adds, subtracted, would hide as much of a pass
+            seconds.append(min(times[1:]))  # subtracting a busy moment's delay would hide as much of a pass
         return pixels[::-1], seconds[::-1]
 
     def load(self) -> None:
-        """Build the model in the process; from here on, the untrusted code is there."""
+        """Build the model in the process, which contains untrusted code from here on."""
         self.used_before = self._core_use()
         if self.folder:
             entry, folder = self.entry, str(self.folder)
@@ -174,7 +174,7 @@ class IsolatedRunner:
         return self._timed_ask(do, **arguments)[0]
 
     def _watched_ask(self, do: str, **arguments: Any) -> tuple[Any, float]:
-        """Ask for something that runs the network, and note how long it waited for a core meanwhile."""
+        """Send a request that runs the network, and note how long it waited for a core meanwhile."""
         before, start = self._waited_s(), time.perf_counter()
         reply = self._timed_ask(do, **arguments)
         self.asked_s += time.perf_counter() - start
@@ -182,14 +182,14 @@ class IsolatedRunner:
         return reply
 
     def _waited_s(self) -> float:
-        """Return what the process has waited, and this thread, which has to take the answer."""
+        """Return how long the process and this thread, which receives the answer, have waited for a core [s]."""
         return waited_s(self.pid) + waited_s(thread=threading.get_native_id())
 
     def _core_use(self) -> CoreUse:
         return core_use(self.watched.processes(), self.ended_s)
 
     def waiting(self) -> Waiting:
-        """Return how the network had to share the cores with other processes, since it was loaded."""
+        """Return how much the network had to share the cores with other processes since it was loaded."""
         share = min(self.waited_s / self.asked_s, 1.0) if self.asked_s else 0.0  # several threads may wait at once
         return Waiting(share, self._core_use().others_since(self.used_before))
 
@@ -223,7 +223,7 @@ class IsolatedRunner:
         return checked(do, reply.get("answer"), self.device.type == "cuda"), seconds
 
     def _waited_for(self, do: str, arguments: dict[str, Any]) -> tuple[str, float | None]:
-        """Return what a request waits for, in words, and how long it may take [s], None as long as all may."""
+        """Return in words what a request waits for, and its time limit [s], or None for the overall limit."""
         if do == "forward":
             return f"for a pass on {arguments['width']} x {arguments['height']}", self.limits.pass_seconds
         return f"for the answer to {do!r}", None
@@ -231,14 +231,14 @@ class IsolatedRunner:
     def forward(self, lr: Tensor) -> Pass:
         """Run a pass as `Runner.forward` does.
 
-        The runtime is the worker's word; the host's is beside it in `timings`. The output's memory is used again
-        by the pass after the next one.
+        The runtime is reported by the worker; `timings` has the host's beside it. The pass after the next one reuses
+        the output's memory.
         """
         self.check_last()
         height, width = lr.shape[2:]
         self.channel.lr(height, width).copy_(lr)
         answer, seconds = self._watched_ask("forward", height=height, width=width)
-        output = self._taken(self.channel.sr(height, width))  # at once: what comes later does not count
+        output = self._taken(self.channel.sr(height, width))  # at once: later changes do not count
         self.peak_mib = answer.gpu_peak_mib
         self.timings.append(Timing(answer.runtime_ms, 1000 * max(seconds - self.transfer_s(height, width), 0.0)))
         self._compare_with_before(lr, output)
@@ -246,7 +246,7 @@ class IsolatedRunner:
         return Pass(output, answer.runtime_ms, answer.tile)
 
     def _taken(self, output: Tensor) -> Tensor:
-        """Copy a shared image into one of two arrays that are kept: fresh memory would cost as much as the copy."""
+        """Copy a shared image into one of two reused arrays, because new memory would cost as much as the copy."""
         self.taken.reverse()
         kept = self.taken[0]
         if kept is None or kept.numel() < output.numel():
@@ -254,7 +254,7 @@ class IsolatedRunner:
         return kept[: output.numel()].view(output.shape).copy_(output)
 
     def _compare_with_before(self, lr: Tensor, output: Tensor) -> None:
-        """Note it if an image restored before comes out otherwise; what is compared are values at drawn places."""
+        """Add a finding if an image is restored differently than before, comparing values at drawn places."""
         key = hashlib.sha256(lr.numpy().data).digest()
         places = torch.randint(output.numel(), (SAMPLES,)) if key not in self.samples else self.samples[key][0]
         values = output.view(-1)[places]
@@ -263,10 +263,10 @@ class IsolatedRunner:
             self.findings.append("gives another output for an image that it has restored before")
 
     def transfer_s(self, height: int, width: int) -> float:
-        """Return what a pass over an image of this size takes besides the network, by the echoes [s].
+        """Return the time that a pass over an image of this size takes outside the network, from the echoes [s].
 
-        Between two of their sizes by a line: one line through all would take images that leave the processor's cache
-        for the rule, and subtract milliseconds too many from those that fit.
+        Interpolate linearly between two of their sizes. One line through all sizes would be governed by images that
+        exceed the processor's cache, and would subtract milliseconds too many from those that fit.
         """
         pixels, seconds = self.transfers
         return float(np.interp(height * width, pixels, seconds)) * max(1.0, height * width / pixels[-1])
@@ -277,7 +277,7 @@ class IsolatedRunner:
         return len(self.watched.family.keys() - self.own_family)
 
     def check_last(self) -> None:
-        """Note it if the output handed over last has changed since."""
+        """Add a finding if the last output has changed since it was handed over."""
         if self.last is None:
             return
         output, size, since = self.last
@@ -293,7 +293,7 @@ class IsolatedRunner:
         self.last = None
 
     def count(self) -> Counts:
-        """Return the network's Complexity, as the worker counts it; a variant's is counted as `Runner` does."""
+        """Return the network's Counts from the worker; count a variant as `Runner` does."""
         if self.entry.variant:  # the registry's, whose code is trusted
             return measure_complexity(counted_network(self.entry, nn.Identity(), self.device))
         return Counts(**msgspec.structs.asdict(self.ask("count")))
@@ -306,11 +306,11 @@ class IsolatedRunner:
         return self.ask("architecture", data_range=self.entry.data_range)
 
     def reach(self) -> int:
-        """Return how far the network looks [LR pixels]."""
+        """Return the network's reach [LR pixels]; see `utils.measure.tiles.reach`."""
         return self.ask("reach", data_range=self.entry.data_range)
 
     def computed(self, photograph: np.ndarray) -> Computed | None:
-        """Return what torch's dispatcher sees of passes, one over H x W x 3 uint8; None of a variant."""
+        """Return what torch's dispatcher sees of passes, one over H x W x 3 uint8, or None for a variant."""
         if self.entry.variant:
             return None
         height, width = photograph.shape[:2]
@@ -320,10 +320,10 @@ class IsolatedRunner:
         return computed(seen, shown.macs, traced.macs, traced.values)
 
     def _watch_as_ever(self, lr: Tensor) -> WatchAnswer:
-        """Return what torch's dispatcher sees in a pass over an image whose output is that of a pass before."""
+        """Return what torch's dispatcher sees in a pass over an image. Its output must equal an unwatched pass's."""
         height, width = lr.shape[2:]
         self.forward(lr)
-        self.timings.pop()  # of the measurement's passes alone
+        self.timings.pop()  # which are for the measurement's passes only
         self.check_last()
         self.channel.lr(height, width).copy_(lr)
         answer = self.watch(height, width, shared=True)
@@ -335,15 +335,15 @@ class IsolatedRunner:
         self.ask("reset_peak")
 
     def gpu_peak_mib(self) -> float | None:
-        """Peak GPU memory [MiB] since `reset_peak`; None on a CPU."""
+        """Return the peak GPU memory [MiB] since `reset_peak`; None on a CPU."""
         return self.peak_mib
 
     def cpu_peak_mib(self, lr_shape: tuple[int, ...]) -> float:
-        """Return the peak resident growth [MiB] of a fresh worker in one pass over 1 x 3 x H x W, seen from here."""
+        """Return the peak resident growth [MiB] of a fresh worker in a pass over 1 x 3 x H x W, as the host sees it."""
         log = self.log_path.with_suffix(".memory.log")
         how = self.limits, self.sandbox_mode, self.folder
         with IsolatedRunner(self.entry, self.device, log, *how, for_memory=True, threads=self.threads) as fresh:
-            fresh.ask("echo", height=lr_shape[2], width=lr_shape[3])  # the shared images are not the network's
+            fresh.ask("echo", height=lr_shape[2], width=lr_shape[3])  # the shared images do not belong to the network
             fresh.forward(torch.rand(1, 3, 16, 16) * self.entry.data_range)
             reset_high_water(fresh.pid)
             before = psutil.Process(fresh.pid).memory_info().rss
@@ -353,7 +353,7 @@ class IsolatedRunner:
         return max(peak - before, 0) / 2**20
 
     def audit(self, record: Record, dataset: Dataset) -> AuditResult:
-        """Look for what makes the record's figures untrue; see `utils/isolation/audit.py`."""
+        """Check whether the record's figures are true; see `utils/isolation/audit.py`."""
         return Auditor(self, record, dataset).result()
 
 

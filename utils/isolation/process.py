@@ -1,4 +1,4 @@
-"""A process that may do anything, hang, crash, eat memory, print or fork without end, watched until it is gone."""
+"""Watch a process until it is gone. It may hang, crash, use up memory, print or fork without end."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ from utils.progress import time_words
 LOG_BYTES = 1 << 20  # of a process's output that are kept
 POLL_S = 0.05
 CHILDREN_ARE_TOLD = Path("/proc/thread-self/children").exists()
-start_process = subprocess.Popen  # which tests replace by what forks
+start_process = subprocess.Popen  # tests replace it by a function that forks
 ENDING_S = 5
 TOLD_AFTER_S = 30.0
 
@@ -33,7 +33,7 @@ TOLD_AFTER_S = 30.0
 class Limits:
     """The limits of a process and its descendants: time [s], resident memory [bytes], number of processes.
 
-    `pass_seconds` is the limit of one forward pass [s]; None: no other limit than `seconds`.
+    `pass_seconds` is the limit of one forward pass [s]; with None, only `seconds` applies.
     """
 
     seconds: float = 3600.0
@@ -44,7 +44,7 @@ class Limits:
 
 @dataclass
 class Task:
-    """Something that is waited for: what, since when, until when, and when it is told next, by the monotonic clock."""
+    """Something to wait for, with its start, its deadline and the time of the next message, by the monotonic clock."""
 
     what: str
     since_s: float
@@ -55,8 +55,8 @@ class Task:
 class WatchedProcess:
     """A command in its own session. Its output, cut after `LOG_BYTES`, goes to a log; breaking a limit kills it.
 
-    `broken` is the limit that it broke, in a line, else None. `close` kills it and all that it has started. Raises
-    HarnessError if there cannot be a log.
+    `broken` is a line on the limit that it broke, else None. `close` kills it and all that it has started. Raise
+    HarnessError if the log cannot be written.
     """
 
     def __init__(self, command: Sequence[object], log_path: Path | str, limits: Limits, **options: Any):
@@ -86,9 +86,9 @@ class WatchedProcess:
 
     @contextlib.contextmanager
     def task(self, what: str, seconds: float | None = None) -> Iterator[None]:
-        """Tell the user, while something lasts, what is waited for; kill the command if it takes more than `seconds`.
+        """Tell the user now and then what the block waits for. Kill the command if it takes more than `seconds`.
 
-        Then `too_slow` is set, beside `broken`.
+        In that case, set `too_slow` in addition to `broken`.
         """
         now = time.monotonic()
         self._task = Task(what, now, now + seconds if seconds else math.inf, now + TOLD_AFTER_S)
@@ -122,20 +122,20 @@ class WatchedProcess:
         self._kill()
         self.process.wait()
         self._watcher.join(timeout=5)
-        self._reader.join(timeout=5)  # a process that got away may hold the pipe open; it is not waited for
+        self._reader.join(timeout=5)  # an escaped process may hold the pipe open; do not wait for it
 
     def end_by_itself(self) -> None:
-        """Give the command a moment to end, which it was seen to do, so that its own reason counts; then close."""
+        """Give a command that is about to end a moment to do so, so that its own reason counts; then close."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=ENDING_S)
         self.close()
 
     def reason(self) -> str | None:
-        """Return why the command, which has ended, is taken to have failed; None if it ended with status 0."""
+        """Return why the command, which must have ended, failed, or None if it ended with status 0."""
         if self.broken:
             return self.broken
         status = self.process.returncode
-        number = -status if status < 0 else status - 128  # as a shell, or the sandbox, tells it
+        number = -status if status < 0 else status - 128  # as a shell or the sandbox reports it
         if number in {*signal.Signals}:
             return f"killed by {signal.Signals(number).name}"
         if status < 0:
@@ -152,7 +152,7 @@ class WatchedProcess:
             time.sleep(POLL_S)
 
     def _tell(self) -> None:
-        """Say what is waited for, less and less often."""
+        """Tell the user what the task waits for, less and less often."""
         task, now = self._task, time.monotonic()
         if task and now >= task.tell_at_s:
             left = time_words(min(task.deadline_s, self._deadline) - now)
@@ -182,20 +182,20 @@ class WatchedProcess:
         with contextlib.suppress(ProcessLookupError):  # nobody is left
             os.killpg(self.process.pid, signal.SIGKILL)
         for member in list(self.family.values()):
-            with contextlib.suppress(psutil.Error):  # its pid may be another's by now, which psutil notices
+            with contextlib.suppress(psutil.Error):  # psutil notices if another process has its pid by now
                 member.kill()
 
 
 def descendants_of(pid: int) -> list[psutil.Process]:
-    """Return the processes that descend from one, in the order of their generations.
+    """Return the descendants of a process, generation by generation.
 
-    psutil reads every process of the machine to find them, at each look as long as a pass of a small network takes;
-    Linux knows the children of each thread. Raises psutil.NoSuchProcess.
+    To find them, psutil reads every process of the machine, which takes as long as a pass of a small network. Linux
+    lists the children of each thread instead. Raise psutil.NoSuchProcess.
     """
     if not CHILDREN_ARE_TOLD:
         return psutil.Process(pid).children(recursive=True)
     found, waiting = [], [pid]
-    for parent in waiting:  # which grows meanwhile
+    for parent in waiting:  # the list grows meanwhile
         with contextlib.suppress(OSError):  # the process ended meanwhile
             for task in os.listdir(f"/proc/{parent}/task"):
                 with contextlib.suppress(OSError):  # the thread did
@@ -207,7 +207,7 @@ def descendants_of(pid: int) -> list[psutil.Process]:
 
 
 def run_isolated(command: Sequence[str], log_path: Path, limits: Limits | None = None, **options: Any) -> str | None:
-    """Run a command; return None if it ended with status 0, else the reason in a line. All it has started is killed."""
+    """Run a command. Return None if it ended with status 0, else a one-line reason. Kill all that it has started."""
     watched = WatchedProcess(command, log_path, limits or Limits(), **options)
     try:
         watched.process.wait()
@@ -228,6 +228,6 @@ def _keep_beginning(stream: io.BufferedReader, file: IO[bytes]) -> None:
 
 
 def _last_line(path: Path) -> str:
-    """Return the last line of a log, without its "error: "; bytes that are not text are shown as such."""
+    """Return the last line of a log without its "error: ", with bytes that are not text escaped."""
     lines = path.read_text(encoding="utf-8", errors="backslashreplace").strip().splitlines()
     return one_line(lines[-1].removeprefix("error: "), 300) if lines else ""

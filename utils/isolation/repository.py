@@ -1,4 +1,4 @@
-"""A whole organizers' repository: the entries that its test_demo.py names, read from its syntax tree, not run."""
+"""The entries of an organizers' repository, read from the syntax tree of its test_demo.py without running it."""
 
 import ast
 import hashlib
@@ -14,14 +14,14 @@ from utils.record import Repository
 from utils.zoo.registry import ModelEntry, Origin
 
 PROGRAM, FUNCTION = "test_demo.py", "select_model"
-NAME_CHARACTERS = re.compile(r"[^\w.+-]+")  # what a row's name, which is a folder's too, does not hold
+NAME_CHARACTERS = re.compile(r"[^\w.+-]+")  # characters not allowed in a row's name, which is also a folder's
 NAME_LENGTH = 60
 
 
 def repository_entries(folder: Path | str, trust_checkpoint: bool = False) -> list[ModelEntry]:
     """Return a ModelEntry for each model id that an organizers' `select_model` compares `model_id` with, in order.
 
-    `folder` is the checkout. Raise HarnessError if it is none.
+    `folder` is the checkout. Raise HarnessError if it is not one.
     """
     folder = Path(folder).resolve()
     return [
@@ -41,9 +41,9 @@ def repository_entries(folder: Path | str, trust_checkpoint: bool = False) -> li
 
 
 def described(entry: ModelEntry, answer: RepositoryAnswer) -> tuple[ModelEntry, Repository, list[str]]:
-    """Return a repository's entry with what the built model said of itself, its fingerprint, and notes.
+    """Return a repository's entry, completed by the built model's answer, with its fingerprint and notes.
 
-    `answer` is the worker's word: it is taken for nothing but names, and a range.
+    `answer` comes from the worker and is not trusted: only names and a range are taken from it.
     """
     data_range = answer.data_range
     if data_range not in (1.0, 255.0):
@@ -62,17 +62,17 @@ def described(entry: ModelEntry, answer: RepositoryAnswer) -> tuple[ModelEntry, 
 
 
 def unnamed(model_id: int) -> str:
-    """Return the name of a row whose model has none in its branch."""
+    """Return a row's name for a model whose branch does not name it."""
     return f"model_{model_id}"
 
 
 def clean_name(text: str) -> str:
-    """Return a text as a row's name."""
+    """Turn a text into a valid name of a row."""
     return NAME_CHARACTERS.sub("_", text).strip("._")[:NAME_LENGTH]
 
 
 def fingerprint(entry: ModelEntry, files: Iterable[str]) -> Repository:
-    """Return what must stay the same for a repository's entry to be the same: its branch, and each file's sha256."""
+    """Return the identity of a repository's entry: its branch's sha256 and that of each file."""
     folder = Path(entry.file).parent
     branch = _branches(folder).get(entry.id, [])
     source = "\n".join(ast.unparse(node) for node in branch)

@@ -1,4 +1,4 @@
-"""Where an untrusted process sees nothing but what it needs: bubblewrap's namespaces, if this machine has them."""
+"""A sandbox in which an untrusted process sees only what it needs: bubblewrap's namespaces, if available."""
 
 import functools
 import os
@@ -22,7 +22,7 @@ SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternative
 HARDWARE = ("/sys/devices/system/cpu", "/sys/devices/system/node")  # what libraries read to choose their code
 GPU = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset", "/dev/dri", "/dev/kfd")
 GPU_SYSTEM = ("/sys", "/proc/driver")
-HARNESS = (  # of this project, what a worker needs
+HARNESS = (  # the part of this project that a worker needs
     *("utils/__init__.py", "utils/errors.py", "utils/files.py", "utils/processes.py", "utils/protocol.py"),
     *("utils/record.py", "utils/typed.py", "utils/zoo", "utils/measure", "utils/worker", "models/__init__.py"),
 )
@@ -36,7 +36,7 @@ class Sandbox(NamedTuple):
 
     @property
     def isolation(self) -> Isolation:
-        """Return what a record says of it."""
+        """Return the Isolation to write into a record."""
         return Isolation.SANDBOX if self.works else Isolation.PROCESS
 
 
@@ -72,10 +72,11 @@ def sandboxed(
     folder: Path | str = "/tmp",
     writable: Iterable[Path] = (),
 ) -> list[str]:
-    """Return the command that runs `command` where it sees a read-only system, Python, the worker's part of this
-    project, the `readable` paths, the `writable` ones, and its own empty /tmp; no network, no other process.
+    """Return the command that runs `command` in the sandbox.
 
-    `folder` is its working directory. With `gpu` the GPU's device files are there.
+    It sees a read-only system, Python, the worker's part of this project, the `readable` and `writable` paths, and its
+    own empty /tmp. It sees no network and no other process. With `gpu`, it also sees the GPU's device files. Its
+    working directory is `folder`.
     """
     words = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     words += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
@@ -95,13 +96,13 @@ def sandboxed(
 
 
 def with_what_is_hidden(message: str, folder: Path) -> str:
-    """Return a model's error message; if what the model misses is there, but not shown inside, with a word on that.
+    """Return a model's error message, with a hint if a missing file exists but is hidden by the sandbox.
 
     `folder` is that of the model's file.
     """
     for path, module in MISSED.findall(message):
         places = [path] if path else [Path(folder) / f"{module}.py", Path(folder) / module / "__init__.py"]
-        if any(map(os.path.exists, places)):  # not Path.exists, to which a name may be too long
+        if any(map(os.path.exists, places)):  # not Path.exists, which fails if a name is too long
             return (
                 f"{message}; it is there, but hidden: a model is shown its file and its checkpoint alone. Put it into "
                 "them, or name the checkout that they are from by --repository"
@@ -110,7 +111,7 @@ def with_what_is_hidden(message: str, folder: Path) -> str:
 
 
 def run_apart(command: Sequence[str], folder: Path, log_path: Path, mode: str = "auto") -> str | None:
-    """Run a command in a folder that it may write to, in a sandbox by `mode`; return None or why it failed."""
+    """Run a command in a folder that it may write to, sandboxed by `mode`. Return None, or why it failed."""
     if choose_sandbox(mode).works:
         command = sandboxed(command, [], folder=folder, writable=[folder])
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -118,7 +119,7 @@ def run_apart(command: Sequence[str], folder: Path, log_path: Path, mode: str = 
 
 
 def compiler_folders() -> list[str]:
-    """Return the folder of the compiler that CC names, if it is one of /opt's: Triton and torch.compile need it."""
+    """Return the folder of the compiler that CC names, if it is in /opt. Triton and torch.compile need it."""
     parts = Path(shutil.which(os.environ.get("CC", "")) or "/").parts
     return [str(Path(*parts[:3]))] if parts[:2] == ("/", "opt") else []
 

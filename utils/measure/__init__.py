@@ -1,4 +1,4 @@
-"""A model alone: its runtime, memory, FLOPs and activations, and the machine that they were measured on.
+"""A model by itself: runtime, memory, FLOPs and activations, and the machine that they were measured on.
 
 It uses `zoo`.
 """

@@ -1,4 +1,4 @@
-"""The C library's allocator, told what to do with memory that was freed; glibc's alone can be told."""
+"""Control what the C library's allocator does with freed memory; this works only with glibc."""
 
 import contextlib
 import ctypes
@@ -9,19 +9,19 @@ SMALL = 2**16  # bytes
 
 
 def keep_freed_memory() -> None:
-    """Keep large arrays in the heap instead of mapping them again in every pass; does nothing without glibc.
+    """Keep large arrays in the heap instead of mapping them again in every pass; do nothing without glibc.
 
-    glibc gives arrays of some size back to the kernel when they are freed, and the kernel clears every page again when
-    the next pass asks for them. Both thresholds count: raising one alone leaves the other way open.
+    glibc returns large freed arrays to the kernel, which clears every page again when the next pass asks for it. Both
+    thresholds must be raised, because memory is returned in two ways.
     """
     _set(M_MMAP_THRESHOLD, LARGEST)
     _set(M_TRIM_THRESHOLD, LARGEST)
 
 
 def give_back_freed_memory() -> None:
-    """Map every array by itself, so that a process holds what is in use and little else; does nothing without glibc.
+    """Map every array separately, so that a process holds little more than it uses; do nothing without glibc.
 
-    By itself glibc learns, from what is freed first, which arrays to keep: that let the peak of one network differ by a
+    By default, glibc learns from the arrays freed first which ones to keep. The peak of one network then differed by a
     quarter from process to process.
     """
     _set(M_MMAP_THRESHOLD, SMALL)

@@ -1,4 +1,4 @@
-"""The data flow among a network's blocks, seen in one pass: what a diagram of its architecture is drawn from."""
+"""The data flow among a network's blocks, traced in one pass, from which its diagram is drawn."""
 
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
@@ -18,9 +18,9 @@ Sources = Annotated[list[Annotated[int, Meta(ge=INPUT, lt=MOST_BLOCKS)]], Meta(m
 class Block(Struct, kw_only=True, forbid_unknown_fields=True):
     """A call of a block: a child of the network, or of a Sequential or ModuleList in it.
 
-    `kind` is its class; `in_channels` and `out_channels` are those of the first tensors; `scale` is its output's side,
-    in those of the network's input; `convs` and `params` count what it holds; `sources` are the calls, by their place,
-    whose outputs reach it by no other block, INPUT for the network's input.
+    `kind` is its class. `in_channels` and `out_channels` are those of its first input and output. `scale` is the side
+    of its output relative to the network's input. `convs` and `params` count its contents. `sources` are the indices
+    of the calls whose outputs reach it without passing another block; INPUT is the network's input.
     """
 
     name: Annotated[str, Meta(max_length=200)]
@@ -34,7 +34,7 @@ class Block(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Architecture(Struct, kw_only=True, forbid_unknown_fields=True):
-    """A pass through a network: its blocks in the order of their calls, and those that its output is made of."""
+    """A pass through a network: its blocks in the order of their calls, and the sources of its output."""
 
     blocks: Annotated[list[Block], Meta(max_length=MOST_BLOCKS)]
     sources: Sources
@@ -43,7 +43,7 @@ class Architecture(Struct, kw_only=True, forbid_unknown_fields=True):
 def traced_architecture(network: nn.Module, device: torch.device, data_range: float = 1.0) -> Architecture:
     """Return the architecture of a network that takes 1 x 3 x H x W in [0, data_range].
 
-    Which outputs reach a block is read from the autograd graph; where that is cut, the call before is taken.
+    The sources of a block are read from the autograd graph. Where the graph is cut, the previous call is the source.
     """
     blocks: list[Block] = []
     makers: dict[Any, int] = {}  # the autograd node of an output, and the call that it came from
@@ -103,7 +103,7 @@ def traced_architecture(network: nn.Module, device: torch.device, data_range: fl
 
 
 def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield (name, module) of the children, and of those of the containers among them in their place."""
+    """Yield (name, module) of the children, with containers replaced by their own children."""
     for name, child in module.named_children():
         if type(child) in (nn.Sequential, nn.ModuleList, nn.ModuleDict):
             yield from _blocks(child, f"{prefix}{name}.")

@@ -46,7 +46,7 @@ def _count_convolutions(model: nn.Module, lr: Tensor) -> tuple[int, int]:
 
 @torch.no_grad()
 def traced_macs(model: nn.Module, lr: Tensor) -> int:
-    """Return the multiply-accumulates of a trace; convolutions that the protocol's counter leaves out are in it."""
+    """Return the multiply-accumulates of a trace, including convolutions that the protocol's counter leaves out."""
     return _count_flops(model, lr, {"aten::_convolution_mode": _convolution_mode})
 
 

@@ -1,8 +1,8 @@
-"""What a network computes as torch's dispatcher sees it, beside what the protocol's counters see.
+"""Count what a network computes as torch's dispatcher sees it, to complement the protocol's counters.
 
-fvcore counts a trace, and hooks count calls of modules. A network may notice that it is traced, hold values that are no
-parameters, or compute by other means than modules. The dispatcher sees every operator of an ordinary pass, the tensors
-that it reads, and what takes time between two operators.
+fvcore counts a trace, and hooks count calls of modules. A network may notice that it is traced, hold values that are
+not parameters, or compute by other means than modules. The dispatcher sees every operator of an ordinary pass, the
+tensors that it reads, and the time between two operators.
 """
 
 import math
@@ -22,16 +22,16 @@ from utils.typed import Amount, Count, Texts
 
 CALIBRATION_CALLS = 200
 NAMED = 5  # values and operators that an answer names
-OWN_OPERATORS = ("aten", "prims", "prim", "profiler", "c10d")  # namespaces of operators that are PyTorch's
+OWN_OPERATORS = ("aten", "prims", "prim", "profiler", "c10d")  # namespaces of PyTorch's operators
 CONVOLUTIONS = {"convolution", "_convolution", "convolution_overrideable", "cudnn_convolution", "mkldnn_convolution"}
 PRODUCTS = {"mul", "mul_", "div", "div_", "addcmul", "addcmul_"}  # element by element
 SUMS = {"sum", "mean", "cumsum", "nansum", "avg_pool2d", "_adaptive_avg_pool2d"}
 ADDITIONS = {"add", "add_", "sub", "sub_"}
-UNPACKING = {  # makes several numbers out of one
+UNPACKING = {  # operators that make several numbers out of one
     "bitwise_and", "bitwise_right_shift", "bitwise_left_shift", "__rshift__", "__lshift__", "__and__",
     "floor", "trunc", "frac", "round", "remainder", "fmod", "floor_divide",
 }  # fmt: skip
-# Of operators that multiply and that PyTorch's own registry does not count: multiply-accumulates by their tensors.
+# Operators that multiply but are not in PyTorch's registry: multiply-accumulates follow from their tensors.
 MATRIX_PRODUCTS = {"_int_mm", "_weight_int8pack_mm", "mkldnn_linear", "_mkldnn_linear_pointwise"}
 VECTOR_PRODUCTS = {"mv", "addmv", "dot", "vdot", "ger", "addr", "outer"}
 STATISTICS = {
@@ -47,11 +47,11 @@ WEIGHTED = {*CONVOLUTIONS, "mm", "addmm", "bmm", "baddbmm"}
 class Watched(Struct, kw_only=True):
     """Counts of one pass.
 
-    `macs` are multiply-accumulates, those of `summed_products` not among them, which are element-wise products that are
-    summed up afterwards; `convs` and `activations` count convolutions and their outputs, modules' or not.
-    `hidden_values` are numbers read that are neither parameters nor statistics of a batch norm, and `hidden` names some
-    of them; `made_weights` are weights of convolutions and matrix products that come from neither parameters, nor such
-    values, nor the image; `unpacked_weights` are those that come out of parameters that hold several numbers each.
+    `macs` are multiply-accumulates without `summed_products`, which are element-wise products that are summed up
+    afterwards. `convs` and `activations` count convolutions and their outputs, whether they are modules or not.
+    `hidden_values` are numbers read that are neither parameters nor statistics of a batch norm; `hidden` names some of
+    them. `made_weights` are weights of convolutions and matrix products that come from neither parameters, hidden
+    values nor the image. `unpacked_weights` are weights that come from parameters holding several numbers each.
     `unknown` names operators that no counter knows, with the sizes of their tensors.
     """
 
@@ -65,7 +65,7 @@ class Watched(Struct, kw_only=True):
     unpacked_weights: Count = 0
     unknown: Texts = []
     operators_ms: Amount = 0.0
-    outside_ms: Amount = 0.0  # less the watching
+    outside_ms: Amount = 0.0  # without the time for watching
 
 
 # Where a tensor's values come from.
@@ -73,7 +73,7 @@ PARAMETER, IMAGE, HIDDEN, CONSTANT, UNPACKED = 1, 2, 4, 8, 16
 
 
 class OperatorWatch(TorchDispatchMode):
-    """Sees what runs inside. `watching_s` is the time spent in this class, operators included."""
+    """A context that watches the operators run in it. `watching_s` is the time spent here, operators included."""
 
     def __init__(self, device: torch.device, model: nn.Module | None = None, lr: Tensor | None = None):
         super().__init__()
@@ -85,7 +85,7 @@ class OperatorWatch(TorchDispatchMode):
         self.sums: set[int] = set()  # storages to which products have been added
         self.names: dict[int, str] = {}
         self.hidden: list[tuple[int, str]] = []  # how many numbers, and what holds them
-        self.known: dict[int, StorageWeakRef] = {}  # as long as one is kept, its address stands for nothing else
+        self.known: dict[int, StorageWeakRef] = {}  # while a reference is kept, no other storage gets its address
         if model is not None:
             for parameter in model.parameters():
                 self._note(parameter, PARAMETER)
@@ -101,7 +101,7 @@ class OperatorWatch(TorchDispatchMode):
             with self:
                 composed = func.decompose(*args, **kwargs)
             if composed is not NotImplemented:
-                return composed  # of operators that have been seen
+                return composed  # its operators have been seen
         start = time.perf_counter()
         output = func(*args, **kwargs)
         if self.device.type == "cuda":
@@ -140,7 +140,7 @@ class OperatorWatch(TorchDispatchMode):
         if name in MATRIX_PRODUCTS and outputs:
             self.flops += 2 * inputs[0].numel() * outputs[0].shape[-1]
         if name == "im2col":
-            self.seen.convs += 1  # whose products are counted as those of matrices
+            self.seen.convs += 1  # its products are counted as those of matrices
         if "fft" in name and outputs:
             numbers = max(tensor.numel() for tensor in [*inputs, *outputs])
             self.flops += 2 * int(2.5 * numbers * math.log2(max(numbers, 2)))  # 5 n log2 n operations
@@ -155,7 +155,7 @@ class OperatorWatch(TorchDispatchMode):
             self.origins[address] = shared | origin or CONSTANT
 
     def _weigh(self, weight: Tensor) -> None:
-        """Count weights that come from neither parameters, nor other values, nor the image, and those unpacked."""
+        """Count unpacked weights, and weights that come from neither parameters, hidden values nor the image."""
         origin = self._origin(weight)
         if not origin & (PARAMETER | IMAGE | HIDDEN):
             self.seen.made_weights += weight.numel()
@@ -163,9 +163,9 @@ class OperatorWatch(TorchDispatchMode):
             self.seen.unpacked_weights += weight.numel()
 
     def _follow_products(self, name: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        """Count element-wise products of two tensors when they are summed, whatever views lie between.
+        """Count element-wise products of two tensors when they are summed, even through views.
 
-        One product that is added to something is a residual, or an attention; from the second on it is a sum.
+        A single product added to something is a residual or an attention. From the second product on, it is a sum.
         """
         if name in PRODUCTS and len(inputs) > 1 and min(tensor.numel() for tensor in inputs[:2]) > 1:
             for tensor in outputs:
@@ -185,7 +185,7 @@ class OperatorWatch(TorchDispatchMode):
                 self.products[self._address(outputs[0])] = found
 
     def _add_products(self, addresses: list[int], outputs: list[Tensor]) -> None:
-        """Follow an addition of what lies at `addresses`: count its products if they are not the first of a sum."""
+        """Follow an addition of the storages at `addresses`. Count its products unless they are the first of a sum."""
         target = self._address(outputs[0])
         added = sum(self.products.pop(address, 0) for address in {*addresses, target})
         summed = any(address in self.sums for address in addresses) or (
@@ -197,7 +197,7 @@ class OperatorWatch(TorchDispatchMode):
             self.sums.add(target)
 
     def _origin(self, tensor: Tensor) -> int:
-        """Return where a tensor's values come from; count them if nobody has said."""
+        """Return where a tensor's values come from. If the origin is unknown, count them as hidden."""
         address = self._address(tensor)
         origin = self.origins.get(address)
         if origin is None:
@@ -226,9 +226,9 @@ class OperatorWatch(TorchDispatchMode):
 
 
 def stored_values(model: nn.Module) -> int:
-    """Return how many numbers of 32 bits the parameters hold: a complex parameter holds two, one of 64 bits two.
+    """Return how many 32-bit numbers the parameters hold. A complex64 or 64-bit parameter holds two.
 
-    A parameter of less than 32 bits counts as one number, as the protocol counts it.
+    A parameter of less than 32 bits counts as one number, as in the protocol.
     """
     return sum(parameter.numel() * max(1, 8 * parameter.element_size() // 32) for parameter in model.parameters())
 

@@ -1,4 +1,4 @@
-"""What a figure was measured on: machine, GPU, library versions, date."""
+"""Describe the environment of a measurement: machine, GPU, library versions, date."""
 
 import contextlib
 import datetime
@@ -18,7 +18,7 @@ from utils.errors import HarnessError
 from utils.files import project_version
 from utils.record import Environment
 
-# As /proc/cpuinfo calls them, x86's and ARM's.
+# Names in /proc/cpuinfo on x86 and ARM, and names to show.
 INSTRUCTION_SETS = {
     "avx2": "AVX2",
     "avx512f": "AVX-512",
@@ -35,10 +35,10 @@ LIBRARIES = {"torch": torch, "numpy": numpy, "opencv": cv2, "fvcore": fvcore, "s
 
 
 def choose_device(name: str = "auto", index: int = 0) -> torch.device:
-    """Return the torch device for "auto", "cpu" or "cuda"; `index`: which GPU, by torchrun's count.
+    """Return the torch device for "auto", "cpu" or "cuda"; `index` is the GPU as torchrun counts.
 
-    PyTorch starts a thread for each core of the machine; from here on it has no more than `processors`, unless the
-    user has set their number. Raise HarnessError if "cuda" is asked for in vain, or for fewer GPUs than processes.
+    By default, PyTorch starts a thread for each core of the machine. Limit their number to `processors()`, unless the
+    user has set it. Raise HarnessError if "cuda" is requested without a GPU, or with fewer GPUs than processes.
     """
     if not THREADS_SET_BY & os.environ.keys() and torch.get_num_threads() > (most := processors()):
         torch.set_num_threads(most)
@@ -78,10 +78,10 @@ def machine_line(environment: Environment) -> str:
 
 
 def memory_bytes(cgroups: Path = CGROUPS, root: Path = CGROUP_ROOT) -> int:
-    """Return the bytes of memory that this process may use: the machine's, or what a container or a batch job has.
+    """Return the memory that this process may use [bytes]: the machine's, or the limit of a container or batch job.
 
-    No library serves for this and for `processors`: psutil knows the machine alone, and those that know quotas look at
-    the root of the control groups, where a batch job has none.
+    No library provides this or `processors`. psutil knows only the machine. Libraries that know quotas look at the root
+    of the control groups, where a batch job has none.
     """
     limits = [psutil.virtual_memory().total]
     for group in _groups("memory", cgroups, root):
@@ -92,10 +92,10 @@ def memory_bytes(cgroups: Path = CGROUPS, root: Path = CGROUP_ROOT) -> int:
 
 
 def processors(cgroups: Path = CGROUPS, root: Path = CGROUP_ROOT) -> int:
-    """Return how many processors this process may keep busy: those it is bound to, or what a container has of them.
+    """Return how many processors this process may keep busy: those it is bound to, or a container's share.
 
-    A container may have a share of the time of all of them, `docker run --cpus 4`: with more threads than that, all are
-    stopped again and again until their next share.
+    A container may have a share of the time of all processors, as with `docker run --cpus 4`. With more threads than
+    that, all threads are stopped again and again until their next share.
     """
     counts = [len(os.sched_getaffinity(0))]
     for group in _groups("cpu", cgroups, root):
@@ -108,7 +108,7 @@ def processors(cgroups: Path = CGROUPS, root: Path = CGROUP_ROOT) -> int:
 
 
 def _groups(controller: str, cgroups: Path, root: Path) -> Iterator[Path]:
-    """Yield the folders of this process's control groups that limit what `controller` is for, and those around them."""
+    """Yield the folders of this process's control groups for `controller`, and their parent folders."""
     for line in cgroups.read_text().splitlines() if cgroups.exists() else []:
         _, controllers, group = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
@@ -119,9 +119,9 @@ def _groups(controller: str, cgroups: Path, root: Path) -> Iterator[Path]:
 
 
 def cpu_name(cpuinfo: Path = CPUINFO) -> str:
-    """Return the processor's name, which may say little, and those of its instruction sets that decide about speed.
+    """Return the processor's name and the instruction sets that matter for speed.
 
-    Linux gives no names of ARM's, but numbers for who made it and which it is: 0x41 and 0xd40 are ARM's Neoverse V1.
+    Linux does not name ARM processors. It gives numbers for maker and model: 0x41 and 0xd40 are ARM's Neoverse V1.
     """
     facts, name = _cpu_facts(cpuinfo), platform.processor() or platform.machine()
     if "CPU part" in facts:
@@ -131,14 +131,14 @@ def cpu_name(cpuinfo: Path = CPUINFO) -> str:
 
 
 def has_bfloat16(device: torch.device, cpuinfo: Path = CPUINFO) -> bool:
-    """Return whether a device computes in bfloat16 by itself. PyTorch emulates it elsewhere, many times as slow."""
+    """Return whether a device supports bfloat16 natively. Elsewhere PyTorch emulates it, many times slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return not BFLOAT16_SETS.isdisjoint(_instruction_sets(_cpu_facts(cpuinfo)))
 
 
 def _cpu_facts(cpuinfo: Path) -> dict[str, str]:
-    """Return what Linux says of the last processor, by name."""
+    """Return {name: value} of what Linux says about the last processor."""
     if not cpuinfo.exists():
         return {}
     facts = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)

@@ -1,4 +1,4 @@
-"""Peak memory: of the GPU over a whole run, or on a CPU the growth of a fresh process during one forward pass."""
+"""Peak memory: a GPU's over a whole run, or on a CPU the growth of a fresh process during one forward pass."""
 
 import multiprocessing
 import resource
@@ -15,7 +15,7 @@ from utils.measure.allocator import give_back_freed_memory
 from utils.record import MemoryMethod
 from utils.zoo.registry import LoadedModel, ModelEntry, load_model
 
-RESET_PEAK = "5"  # what Linux takes for it in /proc/PID/clear_refs
+RESET_PEAK = "5"  # the value to write to /proc/PID/clear_refs on Linux
 
 
 def memory_method(device: torch.device) -> MemoryMethod:
@@ -27,7 +27,7 @@ def memory_method(device: torch.device) -> MemoryMethod:
 
 
 def reset_high_water(pid: int | str) -> bool:
-    """Start a new peak of a process's resident memory; return whether the system lets us."""
+    """Reset the peak of a process's resident memory. Return whether the system allows it."""
     try:
         Path(f"/proc/{pid}/clear_refs").write_text(RESET_PEAK)
         return True
@@ -46,7 +46,7 @@ def gpu_peak_mib(device: torch.device) -> float | None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start a new peak on a GPU; on a CPU there is nothing to do."""
+    """Reset the peak memory of a GPU; do nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -55,8 +55,8 @@ def reset_peak(device: torch.device) -> None:
 def cpu_peak_mib(entry: ModelEntry, lr_shape: tuple[int, ...]) -> float:
     """Return the peak resident growth [MiB] of a fresh process in a pass of a network over a random `lr_shape`.
 
-    A separate process, since memory that an allocator kept from earlier work would hide the growth; and none is kept
-    there, as a GPU's peak counts none. Raise HarnessError if that process dies.
+    This needs a separate process, because memory that an allocator kept from earlier work would hide the growth. That
+    process keeps no freed memory, just as a GPU's peak counts none. Raise HarnessError if it dies.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -79,12 +79,12 @@ def cpu_peak_mib(entry: ModelEntry, lr_shape: tuple[int, ...]) -> float:
 
 @torch.no_grad()
 def _measure_in_child(entry: ModelEntry, lr_shape: tuple[int, ...], threads: int, sender: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent is interrupted, too, and ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent is also interrupted, and ends it
     torch.set_num_threads(threads)
     give_back_freed_memory()
     model = load_model(entry, torch.device("cpu")).model
     lr = torch.rand(lr_shape)
-    model(lr[:, :, :16, :16])  # what the libraries set up once is not the network's
+    model(lr[:, :, :16, :16])  # the libraries' one-time setup does not belong to the network
     reset_high_water("self")  # a network may have taken more while it was built
     before = psutil.Process().memory_info().rss
     model(lr)
@@ -92,7 +92,7 @@ def _measure_in_child(entry: ModelEntry, lr_shape: tuple[int, ...], threads: int
 
 
 def peak_rss_bytes() -> int:
-    """Return the peak resident memory of this process so far."""
+    """Return the peak resident memory of this process so far [bytes]."""
     peak = high_water_bytes("self")
     if peak is not None:
         return peak
@@ -100,7 +100,7 @@ def peak_rss_bytes() -> int:
 
 
 def high_water_bytes(pid: int | str) -> int | None:
-    """Return the peak resident memory of a process so far, None where the system does not tell."""
+    """Return the peak resident memory of a process so far [bytes], or None if the system does not report it."""
     # ru_maxrss of a process on Linux starts at its parent's; VmHWM is its own.
     status = Path(f"/proc/{pid}/status")
     if not status.exists():

@@ -1,4 +1,4 @@
-"""Number types: which one is fast on a device, and what one costs that is emulated there."""
+"""Number types: the fast one on a device, and the cost of an emulated one."""
 
 import time
 from typing import Literal
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from utils.measure.environment import has_bfloat16
 
-COSTLY = 1.2  # times as long as in float32, from which on a number type is worth a warning
+COSTLY = 1.2  # ratio to the time in float32 from which a number type gets a warning
 ROUNDS = 5
 
 
@@ -18,9 +18,9 @@ def fast_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
 
 
 def convolution_cost(device: torch.device, precision: str) -> float:
-    """Return how many times as long a convolution takes as in float32, timed for a moment.
+    """Return the ratio of a convolution's time to that in float32, from a short timing.
 
-    A 3x3 convolution of 48 channels on 64 x 64 pixels, each type's fastest of some passes, which take turns.
+    Time a 3x3 convolution of 48 channels on 64 x 64 pixels. The types take turns, and each one's fastest pass counts.
     """
     x, weight = torch.rand(1, 48, 64, 64, device=device), torch.rand(48, 48, 3, 3, device=device)
     types = {"float32": torch.float32, precision: getattr(torch, precision)}
@@ -37,7 +37,7 @@ def convolution_cost(device: torch.device, precision: str) -> float:
 
 
 def cost_line(device: torch.device, precision: str) -> str | None:
-    """Return a line that says what a number type costs on a device where it is slow, else None."""
+    """Return a line on the cost of a number type if it is slow on the device, else None."""
     cost = 1.0 if precision == "float32" else convolution_cost(device, precision)
     if cost < COSTLY:
         return None

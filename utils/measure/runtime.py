@@ -1,4 +1,4 @@
-"""Runtime of a forward pass, in two honest forms: as the organizers take it, and steady."""
+"""Runtime of a forward pass in two honest forms: measured as the organizers do, and steady."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +12,7 @@ from utils.errors import HarnessError
 from utils.protocol import SCALE
 from utils.record import Clock, SteadyRuntime
 
-IDLE_MS = 0.1  # in which an idle GPU surely says that it is
+IDLE_MS = 0.1  # in which an idle GPU surely reports that it is idle
 CLOCKS = {"cuda": Clock.CUDA_EVENTS, "cpu": Clock.WALL}  # by type of device
 
 
@@ -28,7 +28,7 @@ class Pass(NamedTuple):
 def timed_forward(model: nn.Module, lr: Tensor) -> Pass:
     """Time one forward pass on 1 x 3 x H x W, by CUDA events or a monotonic clock.
 
-    On a GPU, work that is still going on when the second event has passed, on a stream that no event waits for, counts.
+    On a GPU, work on a stream that no event waits for also counts if it is still running after the second event.
     """
     if lr.device.type != "cuda":
         start = time.perf_counter()
@@ -48,7 +48,7 @@ def timed_forward(model: nn.Module, lr: Tensor) -> Pass:
 def check_output(output: Tensor, lr_size: Sequence[int], file: str, batch: int = 1) -> None:
     """Raise HarnessError unless a network's output for LR images of (H, W) is a plain tensor of batch x 3 x 4H x 4W.
 
-    A subclass of torch.Tensor could compute when it is read, after the clock has stopped.
+    A subclass of torch.Tensor is refused, because it could compute when it is read, after the clock has stopped.
     """
     expected = (batch, 3, SCALE * lr_size[0], SCALE * lr_size[1])
     plain = type(output) is torch.Tensor
@@ -61,7 +61,7 @@ def check_output(output: Tensor, lr_size: Sequence[int], file: str, batch: int =
 def measure_steady_runtime(
     forward_ms: Callable[[Tensor], float], inputs: Iterable[Tensor], warmup: int, repeats: int
 ) -> SteadyRuntime:
-    """Time `repeats` passes after `warmup` passes that do not count, each on the next of `inputs`, of one size.
+    """Time `repeats` passes after `warmup` uncounted ones, each on the next of `inputs`, which all have one size.
 
     `forward_ms(lr)` runs a pass over 1 x 3 x H x W and returns its runtime [ms].
     """

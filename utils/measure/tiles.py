@@ -1,4 +1,4 @@
-"""When GPU memory runs out on a whole image: the same network over overlapping tiles, joined without a seam."""
+"""Run a network in overlapping tiles, joined without a seam, if GPU memory runs out on a whole image."""
 
 import torch
 from torch import Tensor, nn
@@ -7,17 +7,17 @@ from utils.measure.runtime import Pass, timed_forward
 from utils.protocol import SCALE
 
 SIDES = (512, 256, 128, 64)  # of the tiles tried [LR pixels]
-# What surrounds a tile and is thrown away [LR pixels]. A pixel of NanoSR's output depends on 27 around it, one for each
-# 3x3 convolution in a row: with at least as many, tiles give what the whole image would have given.
+# The border of a tile that is thrown away [LR pixels]. A pixel of NanoSR's output depends on 27 pixels around it, one
+# for each 3x3 convolution in a row. With at least as wide a border, tiles give the same result as the whole image.
 OVERLAP = 32
 REACH_SIDE = 129  # of the image on which a network's reach is measured [LR pixels]
 
 
 @torch.no_grad()
 def reach(model: nn.Module, device: torch.device, data_range: float = 1.0, side: int = REACH_SIDE) -> int:
-    """Return how far from an LR pixel a network's output changes with it [LR pixels], up to about half of `side`.
+    """Return how far an LR pixel affects a network's output [LR pixels], up to about half of `side`.
 
-    One pixel in the middle of a random image is changed, and the farthest output that differs counts.
+    Change one pixel in the middle of a random image, and take the distance of the farthest output that differs.
     """
     lr = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device) * data_range
     middle, other = side // 2, lr.clone()
@@ -29,7 +29,7 @@ def reach(model: nn.Module, device: torch.device, data_range: float = 1.0, side:
 def forward_within_memory(model: nn.Module, lr: Tensor) -> Pass:
     """Run a network on 1 x 3 x H x W: the whole image at once, or the largest tiles that fit.
 
-    `tile` is None for the whole image, and the runtime of tiles is their sum. Raises torch.OutOfMemoryError if not even
+    `tile` is None for the whole image. The runtime of tiles is their sum. Raise torch.OutOfMemoryError if not even
     the smallest tiles fit.
     """
     try:
@@ -49,7 +49,7 @@ def forward_within_memory(model: nn.Module, lr: Tensor) -> Pass:
 
 
 def forward_in_tiles(model: nn.Module, lr: Tensor, side: int, overlap: int = OVERLAP) -> Pass:
-    """Run a network on 1 x 3 x H x W in tiles of at most `side` x `side`, with `overlap` around."""
+    """Run a network on 1 x 3 x H x W in tiles of at most `side` x `side`, with `overlap` LR pixels around each."""
     height, width = lr.shape[2:]
     sr = lr.new_empty(1, 3, SCALE * height, SCALE * width, dtype=torch.float32, device="cpu")
     runtime_ms = 0.0

@@ -1,6 +1,6 @@
-"""Was the machine busy with other work? How long threads waited for a core, and how many cores others had meanwhile.
+"""The load of the machine by other work: how long threads waited for a core, and how many cores others used.
 
-Both are the kernel's own accounts (Linux). Where it keeps none, nothing waits and nobody else works.
+Both come from the kernel's accounts (Linux). Where the kernel keeps none, both are 0.
 """
 
 import contextlib
@@ -30,21 +30,21 @@ def waited_s(pid: int | str = "self", thread: int | None = None) -> float:
 
 @dataclass(frozen=True)
 class CoreUse:
-    """The use of the cores up to a moment [s]: of all cores that this process may use, and by some processes."""
+    """The core time used up to `at_s` [s]: by all on the cores open to this process, and by its own processes."""
 
     at_s: float
     all_s: float
     own_s: float
 
     def others_since(self, earlier: "CoreUse") -> float:
-        """Return how many cores other processes, or other virtual machines, have had on average since."""
+        """Return how many cores other processes or virtual machines have used on average since `earlier`."""
         elapsed_s = self.at_s - earlier.at_s
         others_s = (self.all_s - earlier.all_s) - (self.own_s - earlier.own_s)
         return max(others_s / elapsed_s, 0.0) if elapsed_s > 0 else 0.0
 
 
 def used_s(process: psutil.Process) -> float:
-    """Return the seconds of cores that a process has used, with its ended children; 0 if it is gone itself."""
+    """Return the core time that a process and its ended children have used [s], or 0 if the process is gone."""
     with contextlib.suppress(psutil.Error):
         times = process.cpu_times()
         return times.user + times.system + times.children_user + times.children_system
@@ -52,7 +52,7 @@ def used_s(process: psutil.Process) -> float:
 
 
 def core_use(processes: Iterable[psutil.Process], ended_s: float = 0.0) -> CoreUse:
-    """Return the CoreUse of this moment; this process and `processes` are the own ones, and what has ended of them.
+    """Return the current CoreUse. Its own time is that of this process and `processes`, plus `ended_s` of ended ones.
 
     Source: /proc/stat, whose numbers for each core are ticks: user, nice, system, idle, iowait, irq, softirq, steal.
     """

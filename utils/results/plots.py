@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 
 from utils.record import Record
 
-# Text stays text, and an untrusted model's name is not a formula; no date, so that equal records give equal pages.
+# Text stays text, and an untrusted model's name is not parsed as a formula. With a fixed salt and no date, equal
+# records give equal pages.
 STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "report", "text.parse_math": False, "font.size": 9}
 MARKERS = "osD^vP*X<>"
 
 
 def trade_offs(records: list[Record]) -> str:
-    """PSNR against runtime, FLOPs and parameters, with the Pareto front: no other model is better in both."""
+    """Plot PSNR against runtime, FLOPs and parameters, with the Pareto front: no other model is better in both."""
     axes: tuple[tuple[str, Callable[[Record], Any]], ...] = (
         ("runtime [ms]", lambda record: record.runtime_ms),
         ("FLOPs [G]", lambda record: record.counts.flops / 1e9),
@@ -26,7 +27,7 @@ def trade_offs(records: list[Record]) -> str:
     for plot, (label, cost) in zip(plots, axes, strict=True):
         points = [(cost(record), record.psnr_db or 0.0) for record in records]
         for number, ((x, y), record, marker) in enumerate(zip(points, records, _markers(records), strict=True)):
-            # Hollow, and each smaller than the one before: variants of a model share their place on two of the plots.
+            # Hollow markers of decreasing size, because variants of a model share their place in two of the plots.
             size = max(5, 12 - 2 * number)
             plot.plot(x, y, marker, markersize=size, fillstyle="none", mew=2, label=record.model.name)
         front = sorted(points[index] for index in pareto_front(points))
@@ -39,7 +40,7 @@ def trade_offs(records: list[Record]) -> str:
 
 
 def pareto_front(points: list[tuple[float, float]]) -> list[int]:
-    """Return the indices of (cost, quality) points that no other point beats in one figure and equals in the other."""
+    """Return the indices of the (cost, quality) points that no other point dominates."""
     return [
         index
         for index, (cost, quality) in enumerate(points)
@@ -51,7 +52,7 @@ def pareto_front(points: list[tuple[float, float]]) -> list[int]:
 
 
 def psnr_distribution(records: list[Record]) -> str:
-    """Per-image PSNR of each model: one point per image over a box from the first to the third quartile."""
+    """Plot each model's PSNR per image: one point per image over a box from the first to the third quartile."""
     figure, (plot,) = _figure(12, 0.6 * len(records) + 1.4, 1)
     values = [np.array(record.images.psnr, float) for record in records]
     names = [record.model.name for record in records]
@@ -66,7 +67,7 @@ def psnr_distribution(records: list[Record]) -> str:
 
 
 def psnr_difference(first: Record, second: Record) -> str:
-    """PSNR of the first model above the second, one bar per image, sorted."""
+    """Plot the PSNR of the first model minus the second's, one bar per image, sorted."""
     figure, (plot,) = _figure(12, 3, 1)
     difference = np.subtract(*(np.array(record.images.psnr, float) for record in (first, second)))
     order = np.argsort(difference)
@@ -80,7 +81,7 @@ def psnr_difference(first: Record, second: Record) -> str:
 
 
 def runtime_by_size(records: list[Record]) -> str:
-    """Runtime of every image, the mean of its runs, against its LR pixels."""
+    """Plot the runtime of every image, the mean of its runs, against its LR pixels."""
     figure, (plot,) = _figure(12, 3.4, 1)
     for record, marker in zip(records, _markers(records), strict=True):
         runs = np.mean([run for run in record.runtime.trusted_runs if run], axis=0)

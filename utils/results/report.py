@@ -22,7 +22,7 @@ from utils.results.tables import columns, notes, rows
 
 SIDE = 96  # of a crop [HR pixels]
 SHOWN = 6  # images with crops
-Version = tuple[str, np.ndarray]  # of an image: whose, and H x W x 3 uint8
+Version = tuple[str, np.ndarray]  # of an image: the model's name, and H x W x 3 uint8
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class CropRow:
 
 @dataclass(frozen=True)
 class Section:
-    """A table of the page beside the factsheet's: `rows` of cells, the first one its head, and notes."""
+    """A table of the page in addition to the factsheet's: `rows` of cells, the first one the header, and notes."""
 
     title: str
     rows: list[list[str]]
@@ -59,8 +59,8 @@ def write_report(
 ) -> list[str]:
     """Write the page for complete records measured on one dataset; return the names of the models without crops.
 
-    `images_dir`/SLUG/NAME.png are the restored images of each model; a model whose images are not all there has no
-    crops. Raise HarnessError if an image cannot be read, or if a record is of other data.
+    `images_dir`/SLUG/NAME.png are the restored images of each model. A model with missing images has no crops. Raise
+    HarnessError if an image cannot be read, or if a record is of other data.
     """
     for record in records:
         if record.dataset.sha256 != dataset.sha256:
@@ -110,7 +110,7 @@ def crop_rows(records: list[Record], dataset: Dataset, images_dir: Path) -> list
 
 
 def _compared(versions: list[Version]) -> list[Version]:
-    """Return the models' images; bicubic, which comes first, only beside a single model."""
+    """Return the models' images, with the bicubic one, which comes first, only if there is a single model."""
     return versions[1:] if len(versions) > 2 else versions
 
 

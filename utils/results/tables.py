@@ -20,7 +20,7 @@ COLUMNS = (
 LUMA_COLUMNS = ("Val PSNR-Y", "Val SSIM-Y")  # after the SSIM, if a model was scored on luma
 AFTER_SSIM = COLUMNS.index("Val SSIM") + 1
 DASH = "-"
-LEFT_OUT_SHARE = 0.005  # of a figure, from which on a note names what is not counted
+LEFT_OUT_SHARE = 0.005  # of a figure; a note names larger parts that are not counted
 LATEX = {character: f"\\{character}" for character in "_%&#${}"} | {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
 }  # fmt: skip
@@ -77,7 +77,7 @@ def _any_luma(records: list[Record]) -> bool:
 def notes(records: list[Record], short: bool = False) -> list[str]:
     """Return the notes under a table: data, machine, method, and what is special about each model.
 
-    The `short` ones, for a terminal, leave out the method of memory, who was not audited, and the steady times.
+    `short` notes, for a terminal, leave out the memory method, models without an audit, and steady times.
     """
     lines = []
     for data in dict.fromkeys(_data(record) for record in records):
@@ -174,7 +174,7 @@ def _busy(others_cores: float) -> str:
 
 
 def _as_computed(complexity: Complexity | None) -> str | None:
-    """Say which figures would differ if all was counted that a pass computes and reads, None if none would."""
+    """Name the figures that would differ if everything that a pass computes and reads was counted, or return None."""
     if complexity is None or complexity.computed is None:
         return None
     computed = complexity.computed
@@ -236,7 +236,7 @@ def text_table(records: list[Record], short: bool = False) -> str:
 
 
 def reasons_table(records: list[Record]) -> str:
-    """Return a table of the models that have no complete record, and why, as text."""
+    """Return a text table of the models without a complete record, and the reasons."""
     rows = [("No row", "Reason"), *((record.model.name, record.incomplete_because) for record in records)]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name.ljust(width)}  {reason}" for name, reason in rows]
@@ -256,7 +256,7 @@ def markdown_table(records: list[Record]) -> str:
 def latex_table(records: list[Record], fit: bool = False) -> str:
     """Return the table as a LaTeX `table` environment with the notes as comments.
 
-    It needs no package, unless it is to `fit` the line's width: then graphicx.
+    With `fit`, scale it to the line's width, which needs graphicx. Otherwise it needs no package.
     """
     head = columns(records)
     lines = [
@@ -280,7 +280,7 @@ def latex_table(records: list[Record], fit: bool = False) -> str:
 def write_tables(folder: Path, records: list[Record]) -> str:
     """Write the table of the complete records as factsheet.txt, .md and .tex into a folder.
 
-    Models without one follow in the text, with the reason. Return the text with short notes.
+    In the text, models without a complete record follow with the reason. Return the text with short notes.
     """
     complete = [record for record in records if record.is_complete]
     others = [record for record in records if not record.is_complete]
@@ -295,7 +295,7 @@ def write_tables(folder: Path, records: list[Record]) -> str:
 
 
 def latex(text: str) -> str:
-    """Return a text, or a cell, as LaTeX shows it."""
+    """Return a text or a cell, escaped for LaTeX."""
     return "--" if text == DASH else "".join(LATEX.get(character, character) for character in text)
 
 

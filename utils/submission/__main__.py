@@ -151,7 +151,7 @@ def breaks_rules(entry: ModelEntry, args: argparse.Namespace) -> bool:
 
 def pack_submission(entry: ModelEntry, args: argparse.Namespace) -> int:
     """Check, write the zip, and put the model into a checkout if there is one."""
-    record = measured(entry, args.results)  # better known before the checks
+    record = measured(entry, args.results)  # fail before the checks if it is missing
     if breaks_rules(entry, args):
         return 1
     path = args.out_file or SUBMISSIONS / f"{Path(entry.file).stem}.zip"
@@ -244,7 +244,7 @@ def rules_of(entry: ModelEntry, folder: Path, args: argparse.Namespace) -> Rules
 
 
 def measured(entry: ModelEntry, folder: Path) -> Record:
-    """Return the entry's complete record. Raise HarnessError if there is none of this file with these weights."""
+    """Return the entry's complete record. Raise HarnessError if there is none with this code and these weights."""
     path = folder / RECORDS_FILE
     record = read_results(path).get(entry.key)
     way = f"--model_id {entry.id}" if entry.origin == Origin.REGISTRY else "--model_file …"

@@ -1,4 +1,4 @@
-"""A submission's way into the organizers' repository: its files, its branch in `select_model`, and the steps left."""
+"""Insert a submission into the organizers' repository: its files, its branch in `select_model`, the steps left."""
 
 import ast
 import subprocess
@@ -17,17 +17,17 @@ NEEDED = ("os", "torch")  # modules that the branch uses
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the organizers' five; `done` is None where nobody can tell."""
+    """One of the organizers' five steps. `done` is None if it is unknown."""
 
     text: str
     done: bool | None
 
 
 def insert(entry: ModelEntry, checkout: Path) -> list[Path]:
-    """Copy an entry's files into a checkout, and add its branch to `select_model`; return the paths that it needs.
+    """Copy an entry's files into a checkout, and add its branch to `select_model`. Return the paths that it needs.
 
-    What is there already stays: twice is once. Raise HarnessError, before anything is written, if the id is taken, if
-    `select_model` is not as the organizers have it, or if the checkout has other changes that are not committed.
+    Inserting an entry again changes nothing. Before writing anything, raise HarnessError if the id is taken, if
+    `select_model` does not have the organizers' form, or if the checkout has other uncommitted changes.
     """
     files = {checkout / place: source for place, source in _places(entry)}
     program = checkout / PROGRAM
@@ -49,9 +49,9 @@ def insert(entry: ModelEntry, checkout: Path) -> list[Path]:
 
 
 def with_branch(source: bytes, entry: ModelEntry, program: Path) -> bytes:
-    """Return the text of a test_demo.py with an entry's branch in `select_model`; every other byte stays.
+    """Return the text of a test_demo.py with an entry's branch in `select_model`; change no other byte.
 
-    Raise HarnessError if the id belongs to another model, or if there is no branch after which it could stand.
+    Raise HarnessError if the id belongs to another model, or if there is no branch to insert it after.
     """
     try:
         tree = ast.parse(source)
@@ -89,7 +89,7 @@ def with_branch(source: bytes, entry: ModelEntry, program: Path) -> bytes:
 
 
 def _branches(function: ast.FunctionDef) -> list[ast.If]:
-    """Return the ifs and elifs of a function that compare a model id, in the order of the file; none inside others."""
+    """Return the ifs and elifs of a function that compare a model id, in the file's order, without nested ones."""
     found: list[ast.If] = []
     waiting = list(reversed(function.body))
     while waiting:
@@ -107,7 +107,7 @@ def _imports(tree: ast.Module) -> Iterator[ast.alias]:
 
 
 def steps(entry: ModelEntry, checkout: Path | None) -> list[Step]:
-    """Return the organizers' five steps in the order in which a team does them, as far as a checkout shows them."""
+    """Return the organizers' five steps in a team's order, marked as done as far as a checkout shows it."""
     places = dict(_places(entry))
     model, *_, checkpoint = places
     there: list[bool | None] = [None, None, None]
@@ -127,7 +127,7 @@ def steps(entry: ModelEntry, checkout: Path | None) -> list[Step]:
 
 
 def stage(checkout: Path, paths: Sequence[Path]) -> str:
-    """Add paths to the checkout's index and return what a commit would hold, as `git diff --stat` says it."""
+    """Add paths to the checkout's index and return the `git diff --stat` of what a commit would contain."""
     _git(checkout, "add", "--force", *(str(path.relative_to(checkout)) for path in paths))
     return _git(checkout, "diff", "--cached", "--stat")
 
@@ -156,7 +156,7 @@ def _read(program: Path) -> bytes:
 
 
 def _changed(checkout: Path) -> list[str]:
-    """Return the paths that a checkout has changed and not committed; untracked ones in folders of others, too."""
+    """Return the paths of a checkout's uncommitted changes, without untracked files."""
     lines = _git(checkout, "status", "--porcelain", "--untracked-files=no", "-z").split("\0")
     return [line[3:] for line in lines if line]
 

@@ -1,4 +1,4 @@
-"""The organizers' submission rules as a checklist: every rule passes, fails with the reason, or is skipped with one."""
+"""The organizers' submission rules as a checklist: each rule passes, fails with a reason, or is skipped with one."""
 
 import ast
 import math
@@ -35,7 +35,7 @@ SIZES = ((17, 23), (24, 25), (33, 32), (64, 48))  # H, W of LR images: odd ones,
 CLAIMS = {"params_m": ("params", 1e6), "flops_g": ("flops", 1e9), "activations_m": ("activations", 1e6)}
 PYTHON, TORCH = (3, 9), "1.13.1"  # the organizers'
 ENVIRONMENT = f"Python {PYTHON[0]}.{PYTHON[1]} with torch {TORCH}"
-NEWER = (  # names of torch that came after it
+NEWER = (  # names that torch added after this version
     "torch.compile",
     "torch.compiler",
     "torch.export",
@@ -52,7 +52,7 @@ NEWER = (  # names of torch that came after it
     "parametrizations.weight_norm",
 )
 PASS, FAIL, SKIP = "pass", "FAIL", "skip"
-START_S, IMAGE_S = 300, 60  # that the checks of a network may take, and each image on which its PSNR is scored
+START_S, IMAGE_S = 300, 60  # time limits of a network's checks, and of each image scored for PSNR
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ def check_submission(
     edition: Edition | None = None,
     sandbox: str = "auto",
 ) -> list[Check]:
-    """Return a list of Check for a registry entry, or one made by `entry_from_file`; its code is run, in a worker.
+    """Return a list of Check for an entry of the registry or of `entry_from_file`, running its code in a worker.
 
-    `requirements`: names of the packages that the organizers' repository installs, None if unknown. `dataset` and
-    `edition`: where, and by which threshold, PSNR is compared.
+    `requirements` are the names of the packages that the organizers' repository installs, or None if unknown. PSNR is
+    measured on `dataset` and compared with the threshold of `edition`.
     """
     return [
         _check("names and numbers", _names, entry),
@@ -96,10 +96,10 @@ def check_submission(
 def _checks_by_running(
     entry: ModelEntry, dataset: Dataset | None, edition: Edition | None, sandbox: str
 ) -> list[Check]:
-    """Return the checks that run the submission's code; if its process ends early, that is the first one's failure."""
+    """Return the checks that run the submission's code. If its process ends early, return only that failure."""
     limits = Limits(START_S + IMAGE_S * (len(dataset.pairs) if dataset else 0))
     with tempfile.TemporaryDirectory() as folder:
-        # Without its checkpoint a submission is an error; and the organizers take no prefix off its keys.
+        # A submission without its checkpoint is an error. The organizers take no prefix off its keys.
         checked = replace(with_checkpoint(entry, entry.checkpoint_path), exact=True)
         worker = IsolatedRunner(checked, torch.device("cpu"), Path(folder) / "log", limits, sandbox)
         try:
@@ -187,7 +187,7 @@ def _imported_names(path: Path) -> set[str]:
 
 
 def _environment(entry: ModelEntry) -> str:
-    """Look for what the organizers' Python cannot parse, and for names that their torch does not have."""
+    """Look for syntax that the organizers' Python cannot parse, and for names that their torch lacks."""
     try:
         tree = ast.parse((ROOT / entry.file).read_text(encoding="utf-8"), feature_version=PYTHON)
     except SyntaxError as error:

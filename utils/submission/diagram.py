@@ -1,4 +1,4 @@
-"""The diagram of a network's architecture, drawn from what one pass showed of it."""
+"""Draw the diagram of a network's architecture from the trace of one pass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ COLOURS = {"conv": "#d8e6f4", "block": "#fbe3c4", "other": "#e4e4e4"}
 
 @dataclass(frozen=True)
 class Box:
-    """Blocks that follow each other and are alike, one box in the diagram; `first` and `last` are their places."""
+    """Equal blocks in a row, drawn as one box. `first` and `last` are the indices of its blocks."""
 
     block: Block
     first: int
@@ -28,12 +28,12 @@ class Box:
 
     @property
     def repeats(self) -> int:
-        """The number of blocks."""
+        """Return the number of blocks."""
         return self.last - self.first + 1
 
 
 def boxes(architecture: Architecture) -> list[Box]:
-    """Return the boxes: equal blocks become one where nothing but the next block takes the output of each."""
+    """Return the boxes. Equal blocks become one box if only the next block takes the output of each."""
     takers = [*(block.sources for block in architecture.blocks), architecture.sources]
     found: list[Box] = []
     for place, block in enumerate(architecture.blocks):
@@ -55,7 +55,7 @@ def _look(block: Block) -> tuple[str, int, int, float, int, int]:
 
 
 def edges(drawn: Sequence[Box], architecture: Architecture) -> list[tuple[int, int]]:
-    """Return (from, to) of the connections, boxes counted from 0, INPUT the input, `len(drawn)` the output."""
+    """Return (from, to) of the connections: indices of boxes, INPUT for the input, `len(drawn)` for the output."""
     box_of = {place: number for number, box in enumerate(drawn) for place in range(box.first, box.last + 1)}
     box_of[INPUT] = INPUT
     into = [(number, box.block.sources) for number, box in enumerate(drawn)] + [(len(drawn), architecture.sources)]
@@ -128,7 +128,7 @@ def _draw_arrow(plot: Any, start: list[tuple[float, float]], x: float, y: float 
 
 
 def _levels(around: Sequence[tuple[int, int]]) -> list[int]:
-    """Return the height of each connection, so that those over the same boxes do not touch; short ones lie lowest."""
+    """Return the level of each connection. Those over the same boxes do not touch, and short ones are lowest."""
     levels: dict[tuple[int, int], int] = {}
     for edge in sorted(around, key=lambda edge: edge[1] - edge[0]):
         taken = {level for other, level in levels.items() if other[0] <= edge[1] and edge[0] <= other[1]}

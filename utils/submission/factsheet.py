@@ -23,8 +23,8 @@ from utils.submission.packing import complexity_paragraph
 from utils.submission.team import TeamFile
 
 ENGINES = ("pdflatex", "xelatex", "lualatex", "tectonic")
-ENGINE_S = 120  # that one pass of an engine may take
-LINK = re.compile(r"[\w:/.~?=&+@-]+", re.ASCII)  # what \url takes as it is
+ENGINE_S = 120  # time limit of one pass of an engine
+LINK = re.compile(r"[\w:/.~?=&+@-]+", re.ASCII)  # accepted by \url without escapes
 LOSSES = {"l1": "L1", "l2": "L2", "charbonnier": "Charbonnier", "l1+frequency": "L1 and L1 of the Fourier transform"}
 
 
@@ -42,7 +42,7 @@ def write_factsheet(
 ) -> Written:
     """Write the document, architecture.pdf and .png beside it, and the PDF.
 
-    `records`: the training form's, if it has been measured, and the submitted network's, in this order. Raise
+    `records` are the training form's, if it has been measured, and the submitted network's, in this order. Raise
     HarnessError if a file cannot be written, or if the engine fails.
     """
     record, written = records[-1], Written(tex)
@@ -90,7 +90,7 @@ def write_factsheet(
 
 
 def known_values(team: TeamFile, folder: Path) -> dict[str, Any]:
-    """Return what a team's file says, and what its training run does where the file is silent, as {"table.key": …}."""
+    """Return the values of a team's file as {"table.key": …}. Missing ones come from its training run."""
     values: dict[str, Any] = {"title": team.title, "references": team.references}
     for table in ("team", "method"):
         values |= {
@@ -102,7 +102,7 @@ def known_values(team: TeamFile, folder: Path) -> dict[str, Any]:
 
 
 def training_facts(run: Path) -> dict[str, Any]:
-    """Return what the recipe.toml and the log.csv of a training run say. Raise HarnessError without a recipe."""
+    """Return the facts in a training run's recipe.toml and log.csv. Raise HarnessError if they cannot be read."""
     try:
         recipe = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
         with open(run / "log.csv", newline="", encoding="utf-8") as file:
@@ -136,9 +136,9 @@ def training_facts(run: Path) -> dict[str, Any]:
 
 
 def compiled(tex: Path) -> Path | None:
-    """Make the PDF of a LaTeX file, and return its path; None if no engine is installed.
+    """Make the PDF of a LaTeX file. Return its path, or None if no engine is installed.
 
-    Raise HarnessError with the engine's first error. Its other files are removed.
+    Remove the engine's other files. Raise HarnessError with its first error.
     """
     engine = next(filter(shutil.which, ENGINES), None)
     if engine is None:

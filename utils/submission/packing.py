@@ -1,4 +1,4 @@
-"""The submission archive: what it holds, and the proof that it runs where nothing of this project is."""
+"""Pack the submission archive, and prove that it runs without this project."""
 
 import sys
 import tempfile
@@ -90,7 +90,7 @@ def pack(entry: ModelEntry, record: Record, path: Path, sandbox: str = "auto") -
 
 
 def without_folders(record: Record) -> Record:
-    """Return a record that names files and data without the folders of the machine that they lay on."""
+    """Return a record that names files and data without the machine's folders."""
     model, dataset = record.model, record.dataset
     return msgspec.structs.replace(
         record,
@@ -121,7 +121,7 @@ def branch_body(entry: ModelEntry) -> list[str]:
 
 
 def place_of(source: Path) -> str:
-    """Return where a source lies in the archive: as in this project's models/ and kernels/, else in models/ itself."""
+    """Return a source's place in the archive: as in this project if in models/ or kernels/, else in models/."""
     inside = any(source.is_relative_to(ROOT / folder) for folder in ("models", "kernels"))
     return str(source.relative_to(ROOT)) if inside else f"models/{source.name}"
 

@@ -39,9 +39,9 @@ def write_results(
 ) -> ServerResults:
     """Restore all LR images of a data set, write them into a zip, and read them back.
 
-    Images are named as their LR files without "x4", or with it if `keep_suffix`. Images of an interrupted run stay in a
-    folder beside the zip; they are used again if weights and data are the same. Raise HarnessError if an image
-    cannot be restored, or if the zip does not hold what it should.
+    Images are named like their LR files, without "x4" unless `keep_suffix` is set. Images of an interrupted run stay in
+    a folder beside the zip. They are reused if weights and data are the same. Raise HarnessError if an image cannot be
+    restored, or if the zip does not have the expected contents.
     """
     digest = f"{(runner.weights.sha256 or 'none')[:12]}-{dataset.sha256[:12]}"
     folder = path.with_suffix("") / digest
@@ -67,7 +67,7 @@ def write_results(
 
 
 def server_name(pair: Pair, keep_suffix: bool) -> str:
-    """Return the name of a restored image: 0801.png of 0801x4.png, or 0801x4.png."""
+    """Return the name of a restored image: 0801.png for 0801x4.png, or 0801x4.png with `keep_suffix`."""
     stem = pair.lr.stem if pair.lr else pair.hr_path.stem
     if keep_suffix:
         return f"{stem}.png"

@@ -1,6 +1,6 @@
-"""A team's file, TOML: what the results' readme.txt and the factsheet say that no measurement can tell.
+"""A team's TOML file: the facts in the results' readme.txt and the factsheet that cannot be measured.
 
-docs/team.toml is an example with all keys; each may be left out.
+docs/team.toml is an example with all keys. Each key may be left out.
 """
 
 import tomllib
@@ -16,7 +16,7 @@ Text = Annotated[str, Meta(max_length=10_000)]
 
 
 class Team(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who takes part. `username` is that on the evaluation server; the two entries are the best of their phase."""
+    """The participants. `username` is for the evaluation server. The two entries are the best of their phase."""
 
     name: Text = ""
     leader: Text = ""
@@ -33,8 +33,8 @@ class Team(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Method(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The method in the team's words, and how it was trained.
 
-    `run`, a folder that train.py wrote, relative to this file, tells what these keys leave open: `patches`, `batch`,
-    `optimizer`, `loss`, `learning_rate`, `schedule`, `iterations`, `duration`.
+    `run` is a folder that train.py wrote, relative to this file. It supplies these keys if they are missing: `patches`,
+    `batch`, `optimizer`, `loss`, `learning_rate`, `schedule`, `iterations`, `duration`.
     """
 
     architecture: Text = ""

@@ -1,5 +1,5 @@
-"""What runs in a worker's process: an untrusted network, answering the host, and nothing that is the host's.
+"""The code of a worker's process, which runs an untrusted network and answers the host.
 
-No images, metrics, clock or results that count are here; what this process says of itself is checked by the host.
+Images, metrics, clock and results that count stay with the host, which checks what this process says about itself.
 It uses `zoo` and `measure`.
 """

@@ -1,7 +1,7 @@
 """The worker's process: python -m utils.worker SOCKET LR SR, three inherited file descriptors.
 
-It answers the host's requests in turn until the socket closes. A request is {"do": NAME, "number": N, …}; the answer
-carries the number, and either "answer" or "error", a line, with "fixable" if it is a HarnessError's.
+It answers the host's requests in turn until the socket closes. A request is {"do": NAME, "number": N, …}. The answer
+has the number and either "answer" or a one-line "error", whose "fixable" says whether it is a HarnessError.
 """
 
 import os
@@ -41,7 +41,7 @@ class Worker:
         self.drawn: list[str] = []
 
     def prepare(self, threads: int, device: str, for_memory: bool) -> None:
-        """Set up this process, before any of the untrusted code is here; `for_memory`: to look at its memory alone."""
+        """Set up this process before any untrusted code is loaded. With `for_memory`, only its memory is measured."""
         torch.set_num_threads(threads)
         if for_memory:
             give_back_freed_memory()
@@ -49,7 +49,7 @@ class Worker:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
             torch.zeros(1, device=self.device)
-        # What counting sets up in torch once is not the untrusted code's doing.
+        # Count once now, because the untrusted code must not be blamed for what counting sets up in torch.
         tiny = torch.nn.Conv2d(3, 3, 3).to(self.device)
         measure_complexity(tiny, (1, 3, 8, 8))
         watched_pass(tiny, torch.zeros(1, 3, 8, 8, device=self.device))
@@ -64,7 +64,7 @@ class Worker:
         sr.copy_(self.blank)
 
     def load(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """Build the network of a ModelEntry and load its weights; what importing it draws at random is noted."""
+        """Build the network of a ModelEntry and load its weights; note whether importing it draws random numbers."""
         model_entry, self.blank = msgspec.convert(entry, ModelEntry), None
         before = state.random_states()
         import_model_quietly(model_entry)
@@ -77,19 +77,19 @@ class Worker:
         """Call the `select_model` of an organizers' repository; see `utils/worker/selection.py`."""
         self.model, answer = load_from_repository(folder, model_id, self.device, trust)
         self.name = f"{folder}, --model_id {model_id}"
-        self.before = state.snapshot()  # what their repository sets up is theirs to change, what the passes do is not
+        self.before = state.snapshot()  # a repository may change settings while it loads, but not in passes
         return answer
 
     @torch.no_grad()
     def forward(self, height: int, width: int) -> dict[str, Any]:
-        """Restore the shared LR image; the output is in the shared SR image when the answer goes."""
+        """Restore the shared LR image into the shared SR image before answering."""
         output, runtime_ms, tile = forward_within_memory(self.model, self._take(height, width))
         check_output(output, (height, width), self.name)
         self.channel.sr(height, width).copy_(output)
         return {"runtime_ms": runtime_ms, "tile": tile, "gpu_peak_mib": gpu_peak_mib(self.device)}
 
     def reach(self, data_range: float) -> int:
-        """Return how far the network looks [LR pixels]."""
+        """Return the network's reach [LR pixels]; see `utils.measure.tiles.reach`."""
         return reach(self.model, self.device, data_range)
 
     def architecture(self, data_range: float) -> dict[str, Any]:
@@ -107,11 +107,12 @@ class Worker:
 
     @torch.no_grad()
     def watch(self, height: int = INPUT_SHAPE[2], width: int = INPUT_SHAPE[3], shared: bool = False) -> dict[str, Any]:
-        """Return what torch's dispatcher sees of a pass, beside the time of a plain one.
+        """Return what torch's dispatcher sees of a pass, and the time of an unwatched one.
 
-        It is one over the `shared` LR image, whose output is then in the shared SR image, or over random values.
+        With `shared`, the pass restores the shared LR image into the shared SR image. Otherwise it takes random values.
 
-        Freed memory is kept from here on: giving it back, no operator's time, took a fifth of a pass of attention.
+        Freed memory is kept from here on. Giving it back took a fifth of a pass of attention, and counts as no
+        operator's time.
         """
         keep_freed_memory()
         lr = self._take(height, width) if shared else torch.rand(1, 3, height, width, device=self.device)
@@ -140,7 +141,7 @@ class Worker:
 
 
 def import_model_quietly(entry: ModelEntry) -> None:
-    """Run a model file; what it raises is told when it is built."""
+    """Run a model file. Ignore its exceptions, because building the model reports them."""
     try:
         import_model(entry)
     except Exception:
@@ -148,9 +149,9 @@ def import_model_quietly(entry: ModelEntry) -> None:
 
 
 def main() -> None:
-    end_with_parent()  # a pass without end would take a core forever; in a sandbox bubblewrap sees to it
+    end_with_parent()  # an endless pass would occupy a core forever; in a sandbox, bubblewrap ends it
     channel = Channel(*map(int, sys.argv[1:]))
-    del sys.argv[1:]  # not for a model file that reads its command line
+    del sys.argv[1:]  # a model file that reads its command line must not see them
     worker = Worker(channel)
     while True:
         try:

@@ -1,4 +1,4 @@
-"""How host and worker talk: JSON messages over a socket, images in shared memory. Nothing is ever unpickled."""
+"""The channel between host and worker: JSON over a socket, images in shared memory. Nothing is ever unpickled."""
 
 import fcntl
 import json
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from utils.protocol import SCALE
 
-LR_PIXELS = 4096 * 4096  # of the largest LR image; memory that no image touches is never taken
+LR_PIXELS = 4096 * 4096  # of the largest LR image; memory that no image touches is never allocated
 MESSAGE_BYTES = 1 << 20  # of the longest message
 
 
@@ -34,11 +34,11 @@ class Channel:
         return self._sr[: 3 * SCALE**2 * height * width].view(1, 3, SCALE * height, SCALE * width)
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send a dict. Raises OSError if nobody listens."""
+        """Send a dict. Raise OSError if nobody listens."""
         self.connection.send_bytes(json.dumps(message).encode())
 
     def receive(self) -> dict[str, Any]:
-        """Return the next dict. Raises EOFError or OSError if there is none, ValueError if it is something else."""
+        """Return the next dict. Raise EOFError or OSError if there is none, ValueError if it is not a dict."""
         try:
             message = json.loads(self.connection.recv_bytes(MESSAGE_BYTES))
         except RecursionError as error:
@@ -60,7 +60,7 @@ def _new_memory(values: int) -> int:
             return os.dup(file.fileno())
     fd = os.memfd_create("images", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.truncate(fd, 4 * values)
-    # One end could otherwise cut the memory off while the other one reads.
+    # Otherwise one end could shrink the memory while the other one reads it.
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return fd
 

@@ -1,7 +1,7 @@
-"""Building a model as an organizers' repository does: by calling the `select_model` of its `test_demo.py`.
+"""Build a model as an organizers' repository does: by calling the `select_model` of its `test_demo.py`.
 
-Only that file's imports, constants and functions are run, not its program. An import that fails there costs nothing
-unless it is used: most of what such a file imports serves its metrics.
+Only that file's imports, constants and definitions are run, not its program. An import that fails there matters only if
+it is used, because most imports of such a file serve its metrics.
 """
 
 import argparse
@@ -35,8 +35,8 @@ def load_from_repository(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Return (network in eval mode, JSON-ready answer) for one entry of the repository in `folder`.
 
-    The answer holds `name`, `data_range`, `files` read (paths), and `notes`, a line for each thing that was
-    done differently here than there. Raise HarnessError with the reason if there is no such model.
+    The answer holds `name`, `data_range`, `files` read (paths), and `notes`, a line for each
+    difference from the repository's own program. Raise HarnessError with the reason if there is no such model.
     """
     leave_our_packages(folder)
     loads, cuda = SafeLoad(device, trust), CudaOnCpu()
@@ -79,7 +79,7 @@ def load_from_repository(
 
 
 def _provided_by(module: str) -> str:
-    """Return what to do about a package that public submissions import and that is not installed."""
+    """Return what to do about an imported package that is not installed."""
     first = module.partition(".")[0]
     if first in USUAL:
         return "try pip install --requirement requirements-untrusted.txt"
@@ -89,7 +89,7 @@ def _provided_by(module: str) -> str:
 
 
 def leave_our_packages(folder: str) -> None:
-    """Make the repository the working directory and the first place of imports, and forget our own packages' names."""
+    """Make the repository the working directory and the first import path, and forget this project's packages."""
     os.chdir(folder)
     sys.path[:] = [str(folder), *(place for place in sys.path if not (Path(place) / "utils" / "worker").is_dir())]
     for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
@@ -115,11 +115,11 @@ def functions_of_file(path: Path) -> dict[str, Any]:
 
 
 def run(node: ast.stmt, names: dict[str, Any]) -> None:
-    exec(compile(ast.Module([node], []), names["__file__"], "exec"), names)  # the user has said that it may run
+    exec(compile(ast.Module([node], []), names["__file__"], "exec"), names)  # the user has allowed it to run
 
 
 class Missing:
-    """Stands for what could not be imported; whoever uses it gets that import's error."""
+    """A placeholder for a failed import. Any use raises that import's error."""
 
     def __init__(self, error: ImportError):
         self._error = error

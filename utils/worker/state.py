@@ -1,4 +1,4 @@
-"""What a model file must leave alone: settings of PyTorch and the process, and the functions that measure it."""
+"""The state that a model file must not change: settings of PyTorch and the process, and measuring functions."""
 
 import hashlib
 import os
@@ -25,7 +25,7 @@ import utils.measure.counting
 import utils.measure.runtime
 import utils.measure.tiles
 
-OWNERS: dict[str, tuple[Any, ...]] = {  # whose functions must stay what they are
+OWNERS: dict[str, tuple[Any, ...]] = {  # whose functions must not change
     "clocks": (time, torch.cuda.Event),
     "functions of torch": (torch.nn.Module, torch.nn.functional, torch.cuda, torch.jit, torch._C._nn),
     "functions that count": (
@@ -79,13 +79,13 @@ def snapshot() -> dict[str, Any]:
 
 
 def functions_of(owner: Any, names: Iterable[str] | None = None) -> dict[str, tuple[int, int, int]]:
-    """Return {name: identity} of the callables of a module or class; a function's code counts with it."""
+    """Return {name: identity} of the callables of a module or class. A function's identity includes its code."""
     found = {name: vars(owner).get(name, getattr(owner, name, None)) for name in names or vars(owner)}
     return {name: _identity(value) for name, value in found.items() if callable(value)}
 
 
 def _identity(function: Any) -> tuple[int, int, int]:
-    inner = getattr(function, "__wrapped__", function)  # what a decorator such as no_grad() runs
+    inner = getattr(function, "__wrapped__", function)  # the function inside a decorator such as no_grad()
     return id(function), id(getattr(function, "__code__", None)), id(getattr(inner, "__code__", None))
 
 
@@ -101,7 +101,7 @@ def random_states() -> dict[str, Any]:
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Return the names of what differs between two snapshots, or two dicts of random states.
 
-    Functions that were added are not a difference.
+    Added functions do not count.
     """
     return [_named(name, value, after[name]) for name, value in before.items() if _differs(value, after[name])]
 

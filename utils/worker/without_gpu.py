@@ -1,4 +1,4 @@
-"""A machine without a GPU answers for one: `.cuda()`, `.to("cuda")` and `device="cuda"` give the CPU."""
+"""Let a machine without a GPU stand in for one: `.cuda()`, `.to("cuda")` and `device="cuda"` give the CPU."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ COMPLAINTS = ("CUDA enabled", "NVIDIA driver", "CUDA driver", "cuda", "CUDA")
 
 
 class CudaOnCpu(TorchFunctionMode):
-    """While it is active, torch functions that are asked for a GPU work on the CPU; `used` says whether any was."""
+    """A mode in which torch functions that ask for a GPU run on the CPU. `used` says whether any did."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,5 +51,5 @@ def _is_cuda(value: object) -> bool:
 
 
 def asks_for_cuda(error: BaseException) -> bool:
-    """Return whether an exception is torch's because there is no GPU."""
+    """Return whether torch raised an exception because there is no GPU."""
     return any(complaint in str(error) for complaint in COMPLAINTS)

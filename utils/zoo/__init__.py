@@ -1,4 +1,4 @@
-"""How a model comes to be: the registry's tables or a file of no registry, the class, the weights.
+"""Building a model: the registry's tables or a model file, the class, the weights.
 
-It uses no other room.
+It uses no other subpackage.
 """

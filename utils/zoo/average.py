@@ -1,8 +1,9 @@
 """Average the weights of several trainings: python -m utils.zoo.average CKPT CKPT … --out_file FILE.pth
 
-The mean of networks that went on training from the same weights, each a little differently, is better than each of them
-and costs nothing at inference (M. Wortsman et al., *Model soups*, ICML 2022). Trainings that began or have gone far
-apart do not share a valley, and their mean is worse. Average training forms, then fuse: fusing multiplies weights.
+Continue training from the same weights several times, each time a little differently. The mean of these networks is
+better than each of them and costs nothing at inference (M. Wortsman et al., *Model soups*, ICML 2022). Networks that
+started or drifted far apart do not share a valley, and their mean is worse. Average training forms, then fuse: fusing
+multiplies weights.
 """
 
 from collections.abc import Sequence
@@ -33,9 +34,9 @@ def main() -> None:
 
 
 def averaged(paths: Sequence[Path]) -> dict[str, Tensor]:
-    """Return the mean of state dicts, summed in float64, in the dtypes of the first; other values are the first's.
+    """Return the mean of state dicts, computed in float64, in the first one's dtypes. Only floats are averaged.
 
-    Raise HarnessError naming a checkpoint whose keys or shapes are not the first's.
+    Raise HarnessError naming a checkpoint whose keys or shapes differ from the first one's.
     """
     states = [load_state_dict(path) for path in paths]
     first = states[0]

@@ -1,4 +1,4 @@
-"""Reading checkpoints safely, plain tensors only, never code; writing them so that the file is always whole."""
+"""Read checkpoints safely: plain tensors only, never code. Write them atomically."""
 
 import contextlib
 import os
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from utils.errors import HarnessError, one_line
 
-WRAPPERS = ("params_ema", "params", "state_dict", "model")  # under which training frameworks nest the weights
-MAGICS = (b"PK\x03\x04", b"\x80")  # of torch.save's archives, and of the pickles that it wrote before
+WRAPPERS = ("params_ema", "params", "state_dict", "model")  # keys under which training frameworks nest the weights
+MAGICS = (b"PK\x03\x04", b"\x80")  # of torch.save's archives, and of its older pickles
 TRUST, STATE_KEY = "--trust_checkpoint", "state_key"  # options that an error may name
-# What NumPy's numbers and arrays beside the weights are pickled by; all of them hold data alone.
+# Types and functions in pickles of NumPy numbers and arrays beside the weights. All of them hold only data.
 NUMPY_VALUES: list[Any] = [
     np.dtype,
     np.ndarray,
@@ -40,7 +40,7 @@ StateDict = dict[str, Tensor]
 class Weights:
     """The loaded part of a checkpoint: a state dict and its key, "" if it is the whole file.
 
-    `others` are the keys under which other state dicts lie beside it.
+    `others` are the keys of the other state dicts in the file.
     """
 
     key: str
@@ -59,10 +59,10 @@ def load_state_dict(path: Path | str, key: str = "", trust: bool = False, remedi
 def find_state_dict(path: Path | str, key: str = "", trust: bool = False, remedies: Sequence[str] = ()) -> Weights:
     """Return the Weights of a file of torch.save, or of a .safetensors file.
 
-    Nothing is unpickled but tensors, plain values and NumPy's numbers (`weights_only`), unless `trust` is set: then
-    whatever the file holds is unpickled, which may run code, and a whole pickled network counts as its state dict.
-    `remedies` are the options of the command that an error may name, of TRUST and STATE_KEY. Raise HarnessError if the
-    file is missing, is not a checkpoint, or holds what could run code.
+    Only tensors, plain values and NumPy's numbers are unpickled (`weights_only`). With `trust`, everything in the file
+    is unpickled, which may run code; a whole pickled network then counts as its state dict. `remedies` are the options
+    among TRUST and STATE_KEY that an error may suggest. Raise HarnessError if the file is missing, is not a checkpoint,
+    or holds anything that could run code.
     """
     path = Path(path)
     if not path.is_file():
@@ -106,9 +106,10 @@ def _read(path: Path, trust: bool, remedies: Sequence[str]) -> Any:
 
 
 def without_prefix(state: StateDict, expected: Mapping[str, Tensor]) -> tuple[StateDict, str | None]:
-    """Return a state dict without what stands before each expected key, and a line that says so; itself and None.
+    """Remove the prefix of a state dict's keys. Return the result and a note, or the same state dict and None.
 
-    DataParallel writes `module.`, torch.compile `_orig_mod.`, a wrapping class its own name. Other keys are left out.
+    DataParallel adds `module.`, torch.compile `_orig_mod.`, a wrapping class its own name. Keys without the prefix are
+    left out.
     """
     prefix = prefix_of(state, expected)
     if not prefix:
@@ -124,7 +125,7 @@ def _is_state_dict(value: object) -> bool:
 
 
 def _found(state: Any) -> str:
-    """Return what a checkpoint holds instead of what is looked for: the names of its keys, or its type."""
+    """Return what an unsuitable checkpoint holds: the names of its keys, or its type."""
     if not isinstance(state, dict):
         return type(state).__name__
     names = ", ".join(map(str, list(state)[:NAMED_KEYS])) + (" …" if len(state) > NAMED_KEYS else "")
@@ -132,7 +133,7 @@ def _found(state: Any) -> str:
 
 
 def load_strictly(model: nn.Module, state: StateDict, path: Path | str) -> None:
-    """Do `load_state_dict(strict=True)`; a HarnessError names missing and unexpected keys and wrong shapes."""
+    """Call `load_state_dict(strict=True)`. Raise HarnessError naming missing and unexpected keys and wrong shapes."""
     problems = differences(model.state_dict(), state)
     if problems:
         prefix = prefix_of(state, model.state_dict())
@@ -142,7 +143,7 @@ def load_strictly(model: nn.Module, state: StateDict, path: Path | str) -> None:
 
 
 def load_leniently(model: nn.Module, state: StateDict, path: Path | str) -> str | None:
-    """Do `load_state_dict(strict=False)`; return a line naming what did not fit, None if all did.
+    """Call `load_state_dict(strict=False)`. Return a line on what did not fit, or None if everything did.
 
     Raise HarnessError if nothing fits or a shape is wrong, which strict=False does not allow either.
     """
@@ -155,9 +156,9 @@ def load_leniently(model: nn.Module, state: StateDict, path: Path | str) -> str 
 
 
 def prefix_of(state: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    """Return what stands before each expected key in a state dict, as DataParallel saves them; "" if nothing does.
+    """Return the prefix of all expected keys in a state dict, such as DataParallel's, or "" if there is none.
 
-    Other keys may stand between them.
+    The state dict may hold other keys, too.
     """
     last = next(iter(expected), "")
     candidates = {key.removesuffix(last) for key in state if last and key.endswith(last)} - {""}
@@ -183,9 +184,9 @@ def differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> 
 
 
 def save_atomically(values: Any, path: Path) -> None:
-    """Write by torch.save to `path` by way of a partial file, creating the folder.
+    """Write to `path` by torch.save through a partial file, creating the folder.
 
-    Raise HarnessError, keeping the old file, if that fails.
+    If that fails, keep the old file and raise HarnessError.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -196,7 +197,7 @@ def save_atomically(values: Any, path: Path) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
-        with contextlib.suppress(OSError):  # nor can it be removed where there is no folder
+        with contextlib.suppress(OSError):  # without a folder there is no file to remove
             partial.unlink(missing_ok=True)
         raise HarnessError(
             f"{path}: cannot be written ({one_line(str(error), 200)}); make room, or choose another place"

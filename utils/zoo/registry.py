@@ -34,11 +34,11 @@ KERNELS = ROOT / "kernels"
 TEAM_FILE = re.compile(r"team(?P<id>\d+)_(?P<name>\w+)\.py")
 HEADER = re.compile(r'^#include "([\w.]+)"', re.MULTILINE)
 COMPILED = (".c", ".cpp", ".cu")
-INHERITED = ("checkpoint", "sha256", "data_range", "provenance", "licence")  # by a variant, from what it is one of
+INHERITED = ("checkpoint", "sha256", "data_range", "provenance", "licence")  # by a variant, from its plain form
 
 
 class Origin(StrEnum):
-    """Where an entry comes from. Only code of the registry is trusted: it alone may run in this process."""
+    """The origin of an entry. Only the registry's code is trusted and may run in this process."""
 
     REGISTRY = "registry"
     FILE = "file"  # --model_file, or a recipe's file
@@ -51,9 +51,8 @@ Arguments = list[Any] | dict[str, Any]  # positional ones, or named ones with po
 class ModelTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A TOML table that says how a network is built and loaded: in the registry, in a recipe, beside a model's file.
 
-    `file` is the Python file; `data_range` is that of the network's input and output, 1.0 or 255.0; `state_key` names
-    the checkpoint's key under which the weights lie, if it is not one that is tried anyway; `lenient` loads with
-    strict=False.
+    `file` is the Python file. `data_range` is that of the network's input and output, 1.0 or 255.0. `state_key` is the
+    weights' key in the checkpoint, if it is not one of those tried by default. `lenient` loads with strict=False.
     """
 
     file: str
@@ -92,9 +91,9 @@ class ModelEntry:
     """A model that can be built: a table of the registry, or a model described by other means; `origin` says which.
 
     The first fields are those of ModelTable and RegistryTable. `training` is the id of the entry that is trained and
-    whose weights fuse into this one's. `trust_checkpoint` unpickles more than tensors, and no file can ask for it.
-    `given_checkpoint` is a file that the user named to be loaded in place of `checkpoint`. With `exact`, as a
-    submission is checked, no prefix is taken off a checkpoint's keys.
+    whose weights fuse into this one's. `trust_checkpoint` unpickles more than tensors; no file can request it.
+    `given_checkpoint` is a file that the user named to replace `checkpoint`. With `exact`, which the checks of a
+    submission use, no prefix is taken off a checkpoint's keys.
     """
 
     id: int
@@ -124,24 +123,24 @@ class ModelEntry:
 
     @property
     def precision(self) -> str:
-        """The number type of the arithmetic, as --precision has it."""
+        """Return the number type of the arithmetic, as --precision names it."""
         return self.variant.precision if self.variant else "float32"
 
     @property
     def full_name(self) -> str:
-        """The organizers' name of the model, such as 07_NanoSR. Two models may have the same one."""
+        """Return the organizers' name of the model, such as 07_NanoSR. Two models may have the same one."""
         return f"{self.id:02}_{self.name}"
 
     @property
     def checkpoint_path(self) -> Path:
-        """Where the checkpoint lies; relative paths count from the project's folder."""
+        """Return the checkpoint's path. A relative path starts from the project folder."""
         return ROOT / (self.given_checkpoint or self.checkpoint)
 
     @property
     def key(self) -> str:
-        """The identity of the model in a results file: its origin, and what tells it from all others of that origin.
+        """Return the model's key in a results file: its origin, and what distinguishes it from others of that origin.
 
-        Names take no part in it. A file that is edited keeps its key; the record's sha256 tell the versions apart.
+        Names are not part of it. An edited file keeps its key; the sha256 values in the record tell versions apart.
         """
         if self.origin == Origin.REGISTRY:
             words = [str(self.id), self.given_checkpoint]
@@ -155,7 +154,7 @@ class ModelEntry:
 
     @property
     def slug(self) -> str:
-        """A name for this model's files, such as its log, that no other model has."""
+        """Return a unique name for this model's files, such as its log."""
         if self.key == f"{Origin.REGISTRY} {self.id}":
             return self.full_name
         shown = Path(self.file).parent.name if self.origin == Origin.REPOSITORY else self.name
@@ -195,7 +194,7 @@ def read_registry(path: Path = REGISTRY) -> list[ModelEntry]:
 
 
 def read_model_table(path: Path) -> ModelTable:
-    """Return the TOML file that describes a model: the keys of ModelTable; its paths count from its folder.
+    """Return the ModelTable in a TOML file that describes a model. Its paths are relative to its folder.
 
     Raise HarnessError if it cannot be read, or a key is missing, unknown or of the wrong type.
     """
@@ -218,16 +217,16 @@ def find_entry(model_id: int, entries: Iterable[ModelEntry]) -> ModelEntry:
 
 
 def plain_entry(entry: ModelEntry) -> ModelEntry:
-    """Return the registry's entry whose function a variant computes; an entry that is not a variant itself."""
+    """Return the registry's entry whose function a variant computes. Return any other entry unchanged."""
     return find_entry(entry.variant.of, read_registry()) if entry.variant else entry
 
 
 def find_variant(
     entry: ModelEntry, entries: list[ModelEntry], backend: str | None = None, precision: str | None = None
 ) -> ModelEntry:
-    """Return the entry that computes `entry`'s function with a backend and a precision; None leaves either open.
+    """Return the entry that computes `entry`'s function with a backend and a precision; None matches any.
 
-    The plain float32 form is `entry` itself. Raise HarnessError, listing what there is, if nothing fits.
+    The plain float32 form is `entry` itself. Raise HarnessError, listing the variants, if none fits.
     """
     variants = variants_of(entry, entries)
     for other in variants:
@@ -242,7 +241,7 @@ def find_variant(
 def variants_of(entry: ModelEntry, entries: Iterable[ModelEntry]) -> list[ModelEntry]:
     """Return an entry itself and its variants.
 
-    Only an entry of the registry has variants: a number that a file's name happens to hold opens none.
+    Only an entry of the registry has variants. A file whose name happens to contain its id has none.
     """
     if entry.origin != Origin.REGISTRY:
         return [entry]
@@ -297,9 +296,9 @@ def entry_from_file(
     state_key: str = "",
     lenient: bool = False,
 ) -> ModelEntry:
-    """Return the entry of a model that no registry lists: a Python file, which will be run, and its checkpoint.
+    """Return the entry of a model outside the registry: a Python file, which will be run, and its checkpoint.
 
-    Id and name come from a file name such as team07_Name.py, else the id is 0 and the name the class's. Raises
+    Id and name come from a file name such as team07_Name.py. Otherwise the id is 0 and the name is the class's. Raise
     HarnessError if the file or the checkpoint does not exist.
     """
     file, checkpoint = Path(file).resolve(), Path(checkpoint).resolve()
@@ -324,12 +323,12 @@ def entry_from_file(
 
 
 def with_checkpoint(entry: ModelEntry, checkpoint: str | Path | None) -> ModelEntry:
-    """Return the entry with a checkpoint that the user gave in place of its own; the entry itself for None."""
+    """Return the entry with the user's checkpoint in place of its own, or unchanged for None."""
     return replace(entry, given_checkpoint=str(Path(checkpoint).resolve())) if checkpoint else entry
 
 
 def register(entry: ModelEntry, path: Path = REGISTRY) -> None:
-    """Append an entry to the registry, its files as they lie. Raise HarnessError if its id is taken."""
+    """Append an entry to the registry, leaving its files in place. Raise HarnessError if its id is taken."""
     taken = {other.id: other.name for other in read_registry(path)}
     if entry.id in taken:
         raise HarnessError(f"--register {entry.id}: {path.name} has this id for {taken[entry.id]}; choose another")
@@ -342,7 +341,7 @@ def register(entry: ModelEntry, path: Path = REGISTRY) -> None:
 
 
 def build_model(entry: ModelEntry) -> nn.Module:
-    """Return an entry's network with its initial weights. Raise HarnessError, in one line, for whatever it raises."""
+    """Return an entry's network with its initial weights. Raise a one-line HarnessError for any exception."""
     positional, named = split_arguments(entry.arguments)
     try:
         module = import_model(entry)
@@ -383,7 +382,7 @@ def _classes_of(module: ModuleType) -> str:
 
 
 def _missing_module(entry: ModelEntry, name: str) -> str:
-    """Say of a module that a model file misses whether it lies beside the file, and what to do."""
+    """Return in words whether a module that a model file misses lies beside it, and what to do."""
     first = name.partition(".")[0]
     folder = (ROOT / entry.file).parent
     places = [folder / first, folder.parent / first]
@@ -403,10 +402,11 @@ def split_arguments(arguments: Arguments) -> tuple[list[Any], dict[str, Any]]:
 
 
 def source_files(entry: ModelEntry) -> list[Path]:
-    """Return the files that an entry's network is written in.
+    """Return the source files of an entry's network.
 
-    They are its Python file, compiled sources of the same stem beside it with the headers that they include from there,
-    the same of the model files of this project that it imports, and all of `kernels/` if one of them imports from it.
+    These are its Python file, compiled sources of the same stem beside it, and headers that they include from there.
+    The model files of this project that it imports add the same. If one of them imports from `kernels/`, all of that
+    folder is added.
     """
     files, waiting = [], [ROOT / entry.file]
     for path in waiting:  # which grows meanwhile
@@ -435,7 +435,7 @@ def _own_modules(path: Path) -> list[str]:
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
-        return []  # whoever runs it says so
+        return []  # running the file reports it
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
     return sorted(name for name in modules if name.partition(".")[0] in ("models", "kernels"))
 

@@ -1,4 +1,4 @@
-"""The house: which room imports which."""
+"""Imports run one way, and each subpackage of utils uses those that its docstring names."""
 
 import ast
 import graphlib
@@ -9,7 +9,7 @@ import pytest
 
 from utils.files import ROOT
 
-ROOMS = sorted(path.parent.name for path in (ROOT / "utils").glob("*/__init__.py"))
+PACKAGES = sorted(path.parent.name for path in (ROOT / "utils").glob("*/__init__.py"))
 FLOORS = ("kernels", "models", "utils", "training", "benchmarks")  # from the ground up; each uses those below it
 
 
@@ -23,24 +23,24 @@ def imported(path):
             yield node.module
 
 
-def rooms_used_by(room):
-    names = {name for path in (ROOT / "utils" / room).glob("*.py") for name in imported(path)}
-    return {name.split(".")[1] for name in names if name.startswith("utils.")} & set(ROOMS) - {room}
+def used_by(package):
+    names = {name for path in (ROOT / "utils" / package).glob("*.py") for name in imported(path)}
+    return {name.split(".")[1] for name in names if name.startswith("utils.")} & set(PACKAGES) - {package}
 
 
-def rooms_named_by(room):
-    """The rooms that a room's docstring allows itself, in the sentence that begins with "It uses"."""
-    text = ast.get_docstring(ast.parse((ROOT / "utils" / room / "__init__.py").read_text(encoding="utf-8")))
+def named_by(package):
+    """The subpackages that a subpackage's docstring allows itself, in the sentence that begins with "It uses"."""
+    text = ast.get_docstring(ast.parse((ROOT / "utils" / package / "__init__.py").read_text(encoding="utf-8")))
     return set(re.findall(r"`(\w+)`", text[text.index("It uses") :]))
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_room_uses_what_its_docstring_says(room):
-    assert rooms_used_by(room) == rooms_named_by(room)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_subpackage_uses_what_its_docstring_says(package):
+    assert used_by(package) == named_by(package)
 
 
-def test_arrows_between_rooms_make_no_circle():
-    list(graphlib.TopologicalSorter({room: rooms_used_by(room) for room in ROOMS}).static_order())
+def test_subpackages_do_not_import_each_other_in_a_circle():
+    list(graphlib.TopologicalSorter({package: used_by(package) for package in PACKAGES}).static_order())
 
 
 @pytest.mark.parametrize("floor", FLOORS)
