@@ -59,7 +59,7 @@ def measure_and_show(request: Request, world: World) -> int:
     results = request.results / RECORDS_FILE
     read_file(results)  # report an unusable file before the work, not after it
     if world.is_first and any(runs_apart(entry, request) for entry in entries):
-        print(f"Untrusted code: {choose_sandbox(request.isolation.sandbox).line}")
+        print(f"Models run in separate processes; {choose_sandbox(request.isolation.sandbox).line}")
     for precision in {entry.precision for entry in entries if entry.backend == "fast"}:
         if world.is_first and (line := cost_line(device, precision)):
             print(line)
