@@ -186,7 +186,7 @@ CHEATS = {
         "if hasattr(main, 'measure_complexity'): main.measure_complexity = lambda model: less\n"
         "if hasattr(main, 'watched_pass'):\n"
         "    answer = counting.Watched(macs=1000, operators_ms=1e6)\n"
-        "    main.watched_pass = lambda model, lr: answer",
+        "    main.watched_pass = lambda model, lr: (answer, model(lr))",
     ),
     "patches torch.nn.Module.__call__": Cheat(
         "real_call = nn.Module.__call__\nnn.Module.__call__ = lambda self, *a, **k: real_call(self, *a, **k)",
