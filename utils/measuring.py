@@ -258,7 +258,11 @@ def show(request: Request, records: list[Record], dataset: Dataset | None = None
     print(f"Results: {results / RECORDS_FILE}; tables: {results}/factsheet.txt, .md, .tex")
     complete = [record for record in records if record.is_complete]
     incomplete = [record for record in records if not record.is_complete]
-    scoring = score_records(complete, get_edition(request.edition)) if request.edition else None
+    scoring, unscored = None, None
+    try:
+        scoring = score_records(complete, get_edition(request.edition)) if request.edition else None
+    except HarnessError as error:  # it shall not cost the report
+        unscored = error
     sections = [Section("Score", [list(HEADER), *score_rows(scoring)], score_notes(scoring))] if scoring else []
     if incomplete:
         reasons = [[record.model.name, record.incomplete_because] for record in incomplete]
@@ -272,4 +276,6 @@ def show(request: Request, records: list[Record], dataset: Dataset | None = None
     if scoring:
         write_text(results / "scores.md", score_markdown(scoring))
         print(f"\n{score_text(scoring)}\nScores: {results / 'scores.md'}")
+    if unscored:
+        raise unscored
     return int(len(complete) < len(records))

@@ -24,7 +24,7 @@ from utils.evaluate.measurement import MeasurementPlan
 from utils.files import file_sha256
 from utils.measure.environment import choose_device
 from utils.measuring import run
-from utils.options import SANDBOX_MODES, SPLITS, add_device, add_edition, add_model, parse
+from utils.options import SANDBOX_MODES, SPLITS, add_device, add_edition, add_model, parse, refuse
 from utils.record import RECORDS_FILE, Counts, Record, read_results
 from utils.request import DataChoice, IsolationChoice, ModelChoice, Request, one_entry
 from utils.results.tables import latex_table
@@ -43,6 +43,8 @@ MARKS = {True: "done ", False: "to do", None: "?    "}
 
 def main() -> int:
     args = arguments()
+    if args.command == "factsheet" and not args.team:
+        refuse(("--out_file", "--edition", "--sandbox"), "is for --team; add it, or leave this out")
     ids = () if args.model_id is None else (args.model_id,)
     entry = one_entry(ModelChoice(ids, args.model_file, args.checkpoint))
     commands: dict[str, Callable[[ModelEntry, argparse.Namespace], int]] = {
