@@ -85,9 +85,10 @@ def announce(setup: Setup) -> None:
 
 def announce_changes(recipe: Recipe, saved: Recipe) -> None:
     """Print the schedule keys that differ from the run so far, for example after a `--set` that was not repeated."""
-    for key, value in vars(saved).items():
-        if (new := getattr(recipe, key)) != value and key in SCHEDULE:
-            print(f"{key}: {value} so far, {new} from here on")
+    for key in SCHEDULE:
+        before, now = getattr(saved, key), getattr(recipe, key)
+        if before != now:
+            print(f"{key}: {before} so far, {now} from here on")
 
 
 def how_to_fix(error: BaseException, path: Path, recipe: Recipe) -> str | None:
@@ -189,9 +190,10 @@ def run(trainer: Trainer, feed: Feed, validation: Dataset | None, run_dir: Path,
     bar = progress(total=recipe.steps, initial=trainer.step, unit="step")
     since_last_row: list[Tensor] = []
     dead: list[str] = []
-    saved = [trainer.step]  # steps of the checkpoints
+    saved = trainer.step  # of the last checkpoint
 
     def on_step(loss: Tensor, norm: Tensor) -> None:
+        nonlocal saved
         bar.update()
         since_last_row.append(torch.stack([loss, norm]))
         step = trainer.step
@@ -229,14 +231,15 @@ def run(trainer: Trainer, feed: Feed, validation: Dataset | None, run_dir: Path,
             )
         if step % recipe.checkpoint_every == 0 and not last:
             trainer.save(run_dir)
-            saved.append(step)
+            saved = step
 
     try:
         finished = train(trainer, feed, on_step, minutes)
         trainer.save(run_dir)
         trainer.export(run_dir)
     except KeyboardInterrupt:
-        bar.write(f"stopped in step {trainer.step + 1}; the checkpoint is of step {saved[-1]}", file=sys.stderr)
+        kept = f"the checkpoint is of step {saved}" if saved else "there is no checkpoint yet"
+        bar.write(f"stopped in step {trainer.step + 1}; {kept}", file=sys.stderr)
         raise
     finally:
         bar.close()

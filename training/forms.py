@@ -56,11 +56,12 @@ def trained_model(model: int | ModelTable) -> TrainedModel:
 def build(trained: TrainedModel, form: str | None = None) -> nn.Module:
     """Return the network to train, with initial weights, running in `form`.
 
-    Without `form`, a training form runs its branches. Raise HarnessError if the network has no such form.
+    With "auto", that is the usual form; without `form`, a training form runs its branches. Raise HarnessError if the
+    network has no such form.
     """
     network = build_model(trained.entry)
     forms = forms_of(network)
-    form = form or forms[-1]
+    form = forms[0] if form == "auto" else form or forms[-1]
     if form not in forms:
         name = trained.entry.name
         raise HarnessError(f'form = "{form}": {name} has no such form; write form = "{forms[0]}", or leave it out')

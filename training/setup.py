@@ -48,11 +48,11 @@ def set_up(recipe: Recipe, device: torch.device | str, saved: Recipe | None = No
     device = torch.device(device)
     recipe = with_precision(recipe, device, saved)
     trained = trained_model(recipe.model)
-    if recipe.form == "auto":
-        recipe = replace(recipe, form=cast(Form, forms_of(build(trained))[0]))
-    torch.manual_seed(recipe.seed)  # after that network, which drew weights, too
+    torch.manual_seed(recipe.seed)
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model = build(trained, recipe.form)
+    if recipe.form == "auto":
+        recipe = replace(recipe, form=cast(Form, forms_of(model)[0]))
     if not any(weight.requires_grad for weight in model.parameters()):
         raise HarnessError(f"{trained.entry.file}: the network has no weights to train")
     if recipe.output_init:

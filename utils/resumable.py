@@ -21,7 +21,7 @@ from utils.isolation.process import Limits
 from utils.isolation.repository import fingerprint
 from utils.isolation.sandbox import choose_sandbox
 from utils.record import Isolation, Record, Status, read_incomplete, read_results, store_record
-from utils.zoo.registry import ModelEntry, Origin, load_model, sources_sha256
+from utils.zoo.registry import ModelEntry, Origin, load_model
 
 STORING_SHARE = 0.05  # of the time, at most, for storing partial results
 
@@ -124,16 +124,17 @@ class ResumableMeasurement:
         record = read_results(self.results).get(self.entry.key)
         if not record or not self.plan.is_done_by(record):
             return None
-        same = same_circumstances(record, self._empty(), self.save_dir) and self._is_of_this_model(record)
+        empty = self._empty()
+        same = same_circumstances(record, empty, self.save_dir) and self._is_of_this_model(record, empty)
         return record.model.name if same else None
 
-    def _is_of_this_model(self, record: Record) -> bool:
+    def _is_of_this_model(self, record: Record, empty: Record) -> bool:
         if record.repository or self.entry.origin == Origin.REPOSITORY:
             known = record.repository
             return known is not None and fingerprint(self.entry, known.files) == known
         path = self.entry.checkpoint_path
         weights = file_sha256(path) if path.is_file() else None
-        return (record.model.file_sha256, record.model.sha256) == (sources_sha256(self.entry), weights)
+        return (record.model.file_sha256, record.model.sha256) == (empty.model.file_sha256, weights)
 
     def _empty(self) -> Record:
         isolation = choose_sandbox(self.rules.sandbox).isolation if self.rules else Isolation.NONE

@@ -1,4 +1,4 @@
 """The challenge: its rules and score, its score tables, and the files that the organizers' program writes.
 
-It uses `data` and `evaluate`.
+It uses `data`, `evaluate` and `results`.
 """

@@ -14,6 +14,7 @@ from utils.data.datasets import is_challenge
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.options import add_edition, command_line, parse
 from utils.record import Record
+from utils.results.tables import aligned
 
 HEADER = ("Place", "Model", "PSNR", "Runtime", "FLOPs", "Params", "S runtime", "S FLOPs", "S params", "Score")
 
@@ -191,13 +192,7 @@ def score_markdown(scoring: Scoring) -> str:
 
 def score_text(scoring: Scoring) -> str:
     """Return the score table as aligned text, with the rules that it follows."""
-    rows = [list(HEADER), *score_rows(scoring)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    for row, cells in zip(rows, aligned, strict=True):
-        cells[1] = row[1].ljust(widths[1])
-    lines = ["  ".join(cells).rstrip() for cells in aligned]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines = aligned([HEADER, *score_rows(scoring)], left=HEADER.index("Model"))
     return "\n".join([*lines, "", *score_notes(scoring)]) + "\n"
 
 

@@ -24,8 +24,7 @@ def psnr(sr: np.ndarray, hr: np.ndarray, shave: int = SHAVE) -> float:
     inf. Raise ValueError for other types, unequal shapes, or nothing left inside the border.
     """
     sr, hr = _shaved(sr, hr, shave)
-    mse = cv2.norm(sr, hr, cv2.NORM_L2SQR) / sr.size  # a sum of whole numbers
-    return float("inf") if mse == 0 else float(10 * np.log10(PEAK**2 / mse))
+    return _decibels(cv2.norm(sr, hr, cv2.NORM_L2SQR) / sr.size)  # a sum of whole numbers
 
 
 def ssim(sr: np.ndarray, hr: np.ndarray, shave: int = SHAVE) -> float:
@@ -52,8 +51,7 @@ def luma(image: np.ndarray) -> np.ndarray:
 def luma_psnr(sr: np.ndarray, hr: np.ndarray, shave: int = SHAVE) -> float:
     """Return `psnr` [dB] of the images' luma, with 255 as the peak. Raises ValueError as `psnr` does."""
     sr, hr = _shaved(sr, hr, shave)
-    mse = np.mean((luma(sr) - luma(hr)) ** 2)
-    return float("inf") if mse == 0 else float(10 * np.log10(PEAK**2 / mse))
+    return _decibels(float(np.mean((luma(sr) - luma(hr)) ** 2)))
 
 
 def luma_ssim(sr: np.ndarray, hr: np.ndarray, shave: int = SHAVE) -> float:
@@ -79,6 +77,10 @@ def _similarity(sr: np.ndarray, hr: np.ndarray) -> np.ndarray:
     covariance = _window_mean(x * y) - mu_xy
     variances = _window_mean(x * x + y * y) - mu_squares  # only the sum of both variances is needed
     return (2 * mu_xy + C1) * (2 * covariance + C2) / ((mu_squares + C1) * (variances + C2))
+
+
+def _decibels(mse: float) -> float:
+    return float("inf") if mse == 0 else float(10 * np.log10(PEAK**2 / mse))
 
 
 def _shaved(sr: np.ndarray, hr: np.ndarray, shave: int) -> tuple[np.ndarray, np.ndarray]:

@@ -90,19 +90,33 @@ def fingerprint(entry: ModelEntry, files: Iterable[str]) -> Repository:
 def _branches(folder: Path) -> dict[int, list[ast.stmt]]:
     """Return {model id: body} of the branches of select_model, in the file's order."""
     path = Path(folder) / PROGRAM
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError) as error:
-        raise HarnessError(f"{path}: cannot be read as Python ({error}); name an organizers' repository") from error
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == FUNCTION]
-    if not functions:
-        raise HarnessError(f"{path}: has no function {FUNCTION}; name an organizers' repository")
+    _, function = parsed_program(read_program(path), path)
     branches: dict[int, list[ast.stmt]] = {}
-    for node in ast.walk(functions[-1]):
+    for node in ast.walk(function):
         if isinstance(node, ast.If):
             for model_id in compared_ids(node.test):
                 branches.setdefault(model_id, node.body)
     return dict(sorted(branches.items()))
+
+
+def read_program(path: Path) -> bytes:
+    """Return the text of a test_demo.py. Raise HarnessError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise HarnessError(f"{path}: cannot be read ({error.strerror}); name an organizers' repository") from error
+
+
+def parsed_program(source: bytes, path: Path) -> tuple[ast.Module, ast.FunctionDef]:
+    """Return the syntax tree of a test_demo.py, and its `select_model`. Raise HarnessError if it has none."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError) as error:
+        raise HarnessError(f"{path}: cannot be read as Python ({error}); name an organizers' repository") from error
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == FUNCTION]
+    if not functions:
+        raise HarnessError(f"{path}: has no function {FUNCTION}; name an organizers' repository")
+    return tree, functions[-1]
 
 
 def compared_ids(test: ast.expr) -> list[int]:

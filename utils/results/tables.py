@@ -1,6 +1,6 @@
 """The factsheet table, as text, Markdown and LaTeX: a view of the results record."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from utils.files import write_text
@@ -228,11 +228,20 @@ def _machine(record: Record) -> str:
 
 def text_table(records: list[Record], short: bool = False) -> str:
     """Return the aligned table and its notes."""
-    cells = [columns(records), *rows(records)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines = aligned([columns(records), *rows(records)])
     return "\n".join([*lines, "", *notes(records, short)]) + "\n"
+
+
+def aligned(cells: Sequence[Sequence[str]], left: int = 0) -> list[str]:
+    """Return the lines of a text table, its head underlined. The column `left` is aligned to the left, others right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        padded = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        padded[left] = row[left].ljust(widths[left])
+        lines.append("  ".join(padded))
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return lines
 
 
 def reasons_table(records: list[Record]) -> str:

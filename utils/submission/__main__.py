@@ -45,8 +45,7 @@ def main() -> int:
     args = arguments()
     if args.command == "factsheet" and not args.team:
         refuse(("--out_file", "--edition", "--sandbox"), "is for --team; add it, or leave this out")
-    ids = () if args.model_id is None else (args.model_id,)
-    entry = one_entry(ModelChoice(ids, args.model_file, args.checkpoint))
+    entry = one_entry(choice_of(args))
     commands: dict[str, Callable[[ModelEntry, argparse.Namespace], int]] = {
         "check": check,
         "pack": pack_submission,
@@ -54,6 +53,12 @@ def main() -> int:
         "results": results,
     }
     return commands[args.command](entry, args)
+
+
+def choice_of(args: argparse.Namespace) -> ModelChoice:
+    """Return the model that the arguments name."""
+    ids = () if args.model_id is None else (args.model_id,)
+    return ModelChoice(ids, args.model_file, args.checkpoint)
 
 
 def arguments() -> argparse.Namespace:
@@ -166,11 +171,7 @@ def put_into(entry: ModelEntry, args: argparse.Namespace) -> int:
     """Put an entry into the organizers' repository, measure it there, and compare; return 1 if it differs."""
     paths = insert(entry, args.into)
     print(f"{args.into}: {', '.join(str(path.relative_to(args.into)) for path in paths)}")
-    ids = () if args.model_id is None else (args.model_id,)
-    choices = (
-        ModelChoice(ids, args.model_file, args.checkpoint),
-        ModelChoice((entry.id,), repository=args.into),
-    )
+    choices = choice_of(args), ModelChoice((entry.id,), repository=args.into)
     folder = SUBMISSIONS / Path(entry.file).stem / "into"
     shutil.rmtree(folder, ignore_errors=True)
     for models in choices:

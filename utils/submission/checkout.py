@@ -8,7 +8,7 @@ from pathlib import Path
 
 from utils.errors import HarnessError
 from utils.files import file_sha256, writing
-from utils.isolation.repository import FUNCTION, PROGRAM, compared_ids
+from utils.isolation.repository import FUNCTION, PROGRAM, compared_ids, parsed_program, read_program
 from utils.submission.packing import branch_body, place_of
 from utils.zoo.registry import ModelEntry, source_files
 
@@ -31,7 +31,7 @@ def insert(entry: ModelEntry, checkout: Path) -> list[Path]:
     """
     files = {checkout / place: source for place, source in _places(entry)}
     program = checkout / PROGRAM
-    before = _read(program)
+    before = read_program(program)
     after = with_branch(before, entry, program)
     paths = [program, *files]
     if others := sorted(set(_changed(checkout)) - {str(path.relative_to(checkout)) for path in paths}):
@@ -53,12 +53,8 @@ def with_branch(source: bytes, entry: ModelEntry, program: Path) -> bytes:
 
     Raise HarnessError if the id belongs to another model, or if there is no branch to insert it after.
     """
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError) as error:
-        raise HarnessError(f"{program}: cannot be read as Python ({error}); name an organizers' repository") from error
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == FUNCTION]
-    branches = _branches(functions[-1]) if functions else []
+    tree, function = parsed_program(source, program)
+    branches = _branches(function)
     if not branches:
         raise HarnessError(f"{program}: has no branches by model id in {FUNCTION}; name an organizers' repository")
     body = branch_body(entry)
@@ -144,15 +140,8 @@ def _is_there(path: Path, source: Path) -> bool:
 
 
 def _has_branch(program: Path, entry: ModelEntry) -> bool:
-    before = _read(program)
+    before = read_program(program)
     return with_branch(before, entry, program) == before
-
-
-def _read(program: Path) -> bytes:
-    try:
-        return program.read_bytes()
-    except OSError as error:
-        raise HarnessError(f"{program}: cannot be read ({error.strerror}); name an organizers' repository") from error
 
 
 def _changed(checkout: Path) -> list[str]:

@@ -65,7 +65,8 @@ def edges(drawn: Sequence[Box], architecture: Architecture) -> list[tuple[int, i
 def draw_architecture(architecture: Architecture, name: str, stem: Path) -> None:
     """Write the diagram as `stem`.pdf and `stem`.png."""
     drawn = boxes(architecture)
-    around = [edge for edge in edges(drawn, architecture) if edge[1] - edge[0] > 1]
+    connections = edges(drawn, architecture)
+    around = [edge for edge in connections if edge[1] - edge[0] > 1]
     levels = _levels(around)
     top = HEIGHT + 0.25 + RISE * (max(levels, default=0) + 1)
     with matplotlib.rc_context(STYLE):
@@ -78,16 +79,17 @@ def draw_architecture(architecture: Architecture, name: str, stem: Path) -> None
             _draw_box(plot, number * STEP, box)
         for number, text in ends.items():
             plot.text(number * STEP, HEIGHT / 2, text, ha="center", va="center", fontweight="bold")
-        for start, end in edges(drawn, architecture):
+        for start, end in connections:
             if end - start == 1:
-                _draw_arrow(plot, [(start * STEP + _half(start, ends), HEIGHT / 2)], end * STEP - _half(end, ends))
+                left, right = start * STEP + _half(start, ends), end * STEP - _half(end, ends)
+                _draw_arrow(plot, (left, HEIGHT / 2), (right, HEIGHT / 2))
         for (start, end), level in zip(around, levels, strict=True):
             height = HEIGHT + 0.25 + RISE * level
             foot = {number: HEIGHT / 2 + 0.12 if number in ends else HEIGHT for number in (start, end)}
             left, right = start * STEP + 0.1, end * STEP - 0.1
             points = [(left, foot[start]), (left, height), (right, height)]
             plot.plot(*zip(*points, strict=True), color="0.35", linewidth=1)
-            _draw_arrow(plot, [(right, height)], right, foot[end])
+            _draw_arrow(plot, (right, height), (right, foot[end]))
         plot.text(-1.3 * STEP, -0.42, name, fontsize=8, color="0.35")
         for suffix in (".pdf", ".png"):
             with replacing(stem.with_suffix(suffix)) as partial:
@@ -122,9 +124,9 @@ def _draw_box(plot: Any, x: float, box: Box) -> None:
         plot.text(x, -0.08, f"\N{MULTIPLICATION SIGN} {box.repeats}", ha="center", va="top", fontweight="bold")
 
 
-def _draw_arrow(plot: Any, start: list[tuple[float, float]], x: float, y: float = HEIGHT / 2) -> None:
+def _draw_arrow(plot: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
     arrow = {"arrowstyle": "-|>", "color": "0.35", "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}
-    plot.annotate("", (x, y), start[0], arrowprops=arrow)
+    plot.annotate("", end, start, arrowprops=arrow)
 
 
 def _levels(around: Sequence[tuple[int, int]]) -> list[int]:
