@@ -45,7 +45,7 @@ class Recipe:
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 2026  # of the initial weights and of every batch
     output_init: NotNegative = 0.0  # factor on the last convolution's initial weights; its bias is the RGB mean; 0: off
     # optimization: AdamW, or AdamW beside Muon
-    loss: Literal["l1", "l2", "charbonnier", "l1+frequency"] = "l1"
+    loss: Literal["l1", "l2", "rmse", "charbonnier", "l1+frequency"] = "l1"
     steps: Positive
     learning_rate: Amount  # of AdamW
     muon_learning_rate: NotNegative = 0.0  # of Muon, for the kernels between hidden features; 0: AdamW has them, too

@@ -21,9 +21,18 @@ def l1_frequency_loss(sr: Tensor, hr: Tensor, weight: float = 0.1) -> Tensor:
     return F.l1_loss(sr, hr) + weight * difference.abs().mean()
 
 
+def rmse_loss(sr: Tensor, hr: Tensor, epsilon: float = 1e-3) -> Tensor:
+    """Return the mean over patches of each patch's root mean square error, smooth near 0.
+
+    PSNR is averaged over images, so an easy image counts as much as a hard one. L2 sees mostly the hard patches.
+    """
+    return ((sr - hr).square().mean((1, 2, 3)) + epsilon**2).sqrt().mean()
+
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": F.l1_loss,
     "l2": F.mse_loss,
+    "rmse": rmse_loss,
     "charbonnier": charbonnier_loss,
     "l1+frequency": l1_frequency_loss,
 }

@@ -25,7 +25,13 @@ from utils.submission.team import TeamFile
 ENGINES = ("pdflatex", "xelatex", "lualatex", "tectonic")
 ENGINE_S = 120  # time limit of one pass of an engine
 LINK = re.compile(r"[\w:/.~?=&+@-]+", re.ASCII)  # accepted by \url without escapes
-LOSSES = {"l1": "L1", "l2": "L2", "charbonnier": "Charbonnier", "l1+frequency": "L1 and L1 of the Fourier transform"}
+LOSSES = {
+    "l1": "L1",
+    "l2": "L2",
+    "rmse": "root mean square error of each patch",
+    "charbonnier": "Charbonnier",
+    "l1+frequency": "L1 and L1 of the Fourier transform",
+}
 
 
 @dataclass

@@ -14,6 +14,7 @@ def test_losses_are_their_formulas():
     expected = {
         "l1": np.abs(sr - hr).mean(),
         "l2": ((sr - hr) ** 2).mean(),
+        "rmse": np.sqrt(((sr - hr) ** 2).mean((1, 2, 3)) + 1e-6).mean(),
         "charbonnier": np.sqrt((sr - hr) ** 2 + 1e-6).mean(),
         "l1+frequency": np.abs(sr - hr).mean() + 0.1 * np.abs([spectrum.real, spectrum.imag]).mean(),
     }
