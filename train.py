@@ -24,14 +24,13 @@ from utils.data.datasets import Dataset, open_dataset, read_fitting_hr
 from utils.data.sample import ensure_sample
 from utils.errors import DivergedError, HarnessError, exit_on_harness_error, in_one_line, line_of
 from utils.evaluate.distributed import process_group
-from utils.files import held, write_text, writing
+from utils.files import RECIPE_FILE, held, write_text, writing
 from utils.measure.allocator import keep_freed_memory
 from utils.measure.environment import choose_device
 from utils.measure.precision import cost_line
 from utils.options import add_device, command_line, duration, natural, parse, refuse
 from utils.progress import progress
 
-RECIPE_FILE = "recipe.toml"  # in the run's folder
 LEAP = 10  # times the initial loss; a run whose loss jumps this far does not recover
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from utils.files import write_text, writing
+from utils.files import LOG_FILE, write_text, writing
 
 FIELDS = ("step", "loss", "gradient_norm", "learning_rate", "validation_psnr", "seconds", "precision", "kernels")
 
@@ -22,7 +22,7 @@ class TrainingLog:
     """
 
     def __init__(self, folder: Path | str, step: int, precision: str = "", kernels: str = ""):
-        self.path, self.precision, self.kernels = Path(folder) / "log.csv", precision, kernels
+        self.path, self.precision, self.kernels = Path(folder) / LOG_FILE, precision, kernels
         rows = [row for row in read_log(self.path) if row["step"] <= step] if step else []
         kept = io.StringIO()
         writer = csv.DictWriter(kept, FIELDS, lineterminator="\n")

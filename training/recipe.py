@@ -13,6 +13,7 @@ import torch
 from msgspec import Meta
 
 from utils.errors import HarnessError
+from utils.files import read_toml
 from utils.typed import converted
 from utils.zoo.registry import ModelTable
 
@@ -105,13 +106,7 @@ def load_recipe(path: Path | str, changes: Iterable[str] = ()) -> Recipe:
 
     Raise HarnessError naming the file and the key for anything missing, unknown or out of range.
     """
-    path = Path(path)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise HarnessError(f"{path}: cannot be read ({error.strerror}); recipes lie in training/recipes/") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise HarnessError(f"{path}: not valid TOML ({error})") from error
+    values = read_toml(path, "training/recipes/ holds examples")
     for change in changes:
         values |= _changed(change)
     return recipe_from(values, path)

@@ -1,4 +1,4 @@
-"""Files: atomic writing, locks, JSON with infinite PSNR, and digests."""
+"""Files: atomic writing, locks, TOML, JSON with infinite PSNR, and digests."""
 
 import contextlib
 import hashlib
@@ -15,12 +15,12 @@ from filelock import FileLock, Timeout
 from utils.errors import HarnessError, one_line
 
 ROOT = Path(__file__).parent.parent  # the project's folder
+RECIPE_FILE, LOG_FILE = "recipe.toml", "log.csv"  # in the folder of a training run
 
 
 def project_version() -> str:
     """Return this project's version, as pyproject.toml has it."""
-    with open(ROOT / "pyproject.toml", "rb") as file:
-        return str(tomllib.load(file)["project"]["version"])
+    return str(read_toml(ROOT / "pyproject.toml", "restore it")["project"]["version"])
 
 
 def file_sha256(path: Path | str) -> str:
@@ -47,6 +47,16 @@ def read_json(path: Path | str) -> dict[str, Any] | None:
     if not isinstance(values, dict):
         raise HarnessError(f"{path}: not a results file; move it away")
     return _map_psnr(values, lambda value: math.inf if value == "inf" else value)
+
+
+def read_toml(path: Path | str, hint: str) -> dict[str, Any]:
+    """Return a TOML file's values. Raise HarnessError, ending in the `hint`, if it cannot be read."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise HarnessError(f"{path}: cannot be read ({error.strerror}); {hint}") from error
+    except ValueError as error:
+        raise HarnessError(f"{path}: not valid TOML ({error}); {hint}") from error
 
 
 def write_json(path: Path | str, values: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ from training.recipe import load_recipe
 from training.validation import validation_psnr
 from utils.data.datasets import Dataset, open_dataset
 from utils.errors import DivergedError, HarnessError, exit_on_harness_error
+from utils.files import LOG_FILE
 from utils.options import duration, parse
 from utils.zoo.checkpoints import save_atomically
 
@@ -130,7 +131,7 @@ def run_folder(setting: Setting, seed: int, out: Path) -> Path:
 
 def is_finished(setting: Setting, seed: int, out: Path) -> bool:
     """Return whether a run has finished all its steps."""
-    rows = read_log(run_folder(setting, seed, out) / "log.csv")
+    rows = read_log(run_folder(setting, seed, out) / LOG_FILE)
     return bool(rows) and rows[-1]["step"] == changes_for(setting, seed)["steps"]
 
 

@@ -79,7 +79,7 @@ def test_training_run_tells_what_the_team_does_not(tmp_path):
     assert values["method.schedule"] == "multiplied by 0.5 at 250,000, 400,000 iterations"
     assert (values["method.iterations"], values["method.duration"]) == (500000, "24.0 hours")
     (run / "recipe.toml").unlink()
-    with pytest.raises(HarnessError, match=r"recipe\.toml or log\.csv cannot be read"):
+    with pytest.raises(HarnessError, match=r"recipe\.toml: cannot be read"):
         known_values(TeamFile(method=Method(run="run")), tmp_path)
 
 
@@ -88,7 +88,7 @@ def test_training_run_tells_what_the_team_does_not(tmp_path):
     [
         ("[team]\nleeder = 1", "team: unknown key leeder; docs/team.toml has all keys"),
         ("extra_data = 1", "extra_data: expected bool, got int"),
-        ("title = ", "not a readable TOML file"),
+        ("title = ", "not valid TOML"),
     ],
 )
 def test_typo_in_the_teams_file_costs_a_line(tmp_path, text, line):

@@ -76,7 +76,7 @@ def test_zip_with_something_else_is_refused(tmp_path, dataset, runner):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("extra_dta = true", "extra_dta"), ("extra_data = 3", "extra_data: "), ("=", "not a readable")]
+    ("text", "words"), [("extra_dta = true", "extra_dta"), ("extra_data = 3", "extra_data: "), ("=", "not valid TOML")]
 )
 def test_team_file_with_a_mistake_costs_a_line(tmp_path, text, words):
     (tmp_path / "team.toml").write_text(text)

@@ -97,7 +97,7 @@ def test_weights_that_the_registry_does_not_know_have_no_provenance(tmp_path):
         ([ENTRY.format(id=1, checkpoint="x").replace('licence = "none"\n', "")], "missing key licence"),
         ([ENTRY.format(id=1, checkpoint="x") + "scale = 4\n"], "unknown key scale"),
         ([ENTRY.format(id=1, checkpoint="x"), ENTRY.format(id=1, checkpoint="y")], "id 1 is taken"),
-        (["[[model]\n"], "not a readable registry"),
+        (["[[model]\n"], "not valid TOML"),
         (
             ["[[model]]\nid = 2\nname = 'V'\nvariant = { of = 99 }\n"],
             "model V: variant of 99, which is not a model's id",

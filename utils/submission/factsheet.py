@@ -4,7 +4,6 @@ import csv
 import re
 import shutil
 import subprocess
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from utils.errors import HarnessError
-from utils.files import write_text
+from utils.files import LOG_FILE, RECIPE_FILE, read_toml, write_text
 from utils.measure.architecture import Architecture
 from utils.record import Record
 from utils.results.tables import latex, latex_table
@@ -109,9 +108,10 @@ def known_values(team: TeamFile, folder: Path) -> dict[str, Any]:
 
 def training_facts(run: Path) -> dict[str, Any]:
     """Return the facts in a training run's recipe.toml and log.csv. Raise HarnessError if they cannot be read."""
+    hint = "name a folder that train.py wrote in method.run, or leave the key out"
+    recipe = read_toml(run / RECIPE_FILE, hint)
     try:
-        recipe = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
-        with open(run / "log.csv", newline="", encoding="utf-8") as file:
+        with open(run / LOG_FILE, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         seconds = float(rows[-1]["seconds"]) if rows else 0.0
         steps = int(rows[-1]["step"]) if rows else 0
@@ -134,11 +134,8 @@ def training_facts(run: Path) -> dict[str, Any]:
             "iterations": steps,
             "duration": f"{seconds / 3600:.1f} hours" if seconds else "",
         }
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, ValueError, TypeError) as error:
-        raise HarnessError(
-            f"method.run {run}: its recipe.toml or log.csv cannot be read ({error}); name a folder that train.py "
-            "wrote, or leave the key out"
-        ) from error
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise HarnessError(f"{run}: not the recipe or the log of a training run ({error}); {hint}") from error
 
 
 def compiled(tex: Path) -> Path | None:

@@ -3,13 +3,12 @@
 docs/team.toml is an example with all keys. Each key may be left out.
 """
 
-import tomllib
 from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from utils.errors import HarnessError
+from utils.files import read_toml
 from utils.typed import converted
 
 Text = Annotated[str, Meta(max_length=10_000)]
@@ -65,8 +64,5 @@ class TeamFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 def read_team(path: Path) -> TeamFile:
     """Return a team's TOML file. Raise HarnessError if it cannot be read, or has an unknown key."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise HarnessError(f"--team {path}: not a readable TOML file ({error}); docs/team.toml is one") from error
-    return converted(values, TeamFile, path, "docs/team.toml has all keys")
+    hint = "docs/team.toml has all keys"
+    return converted(read_toml(path, hint), TeamFile, path, hint)

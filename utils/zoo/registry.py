@@ -7,7 +7,6 @@ import importlib.util
 import json
 import re
 import sys
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
@@ -24,7 +23,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from utils.errors import HarnessError, in_one_line
-from utils.files import ROOT, file_sha256, write_text
+from utils.files import ROOT, file_sha256, read_toml, write_text
 from utils.record import WeightsInfo
 from utils.typed import converted
 from utils.zoo.checkpoints import STATE_KEY, TRUST, find_state_dict, load_leniently, load_strictly, without_prefix
@@ -172,11 +171,7 @@ class LoadedModel:
 
 def read_registry(path: Path = REGISTRY) -> list[ModelEntry]:
     """Return the entries in the file's order. Raise HarnessError for bad TOML, a missing key, or an id used twice."""
-    path = Path(path)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8")).get("model", [])
-    except (OSError, ValueError) as error:
-        raise HarnessError(f"{path}: not a readable registry ({error})") from error
+    tables = read_toml(path, "it is the registry of models").get("model", [])
     entries: list[ModelEntry] = []
     for number, table in enumerate(tables, start=1):
         where = f"{path}: model {table.get('name', number)}"
@@ -198,11 +193,8 @@ def read_model_table(path: Path) -> ModelTable:
 
     Raise HarnessError if it cannot be read, or a key is missing, unknown or of the wrong type.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HarnessError(f"{path}: not a readable TOML file ({error})") from error
-    table = converted(values, ModelTable, path, "a model file's keys are those of model_zoo/models.toml")
+    hint = "a model file's keys are those of model_zoo/models.toml"
+    table = converted(read_toml(path, hint), ModelTable, path, hint)
     checkpoint = str(path.parent / table.checkpoint) if table.checkpoint else ""
     return msgspec.structs.replace(table, file=str(path.parent / table.file), checkpoint=checkpoint)
 

@@ -12,7 +12,7 @@ from benchmarks.studies.peers.table import table
 from training.log import read_log
 from training.recipe import load_recipe
 from utils.errors import DivergedError, HarnessError, exit_on_harness_error
-from utils.files import write_json
+from utils.files import LOG_FILE, write_json
 from utils.options import duration, parse
 
 FACTORS = (0.5, 1.0, 2.0)
@@ -74,7 +74,7 @@ def best_factor(losses: dict[str, float]) -> float:
 
 def last_loss(run_dir: Path) -> float:
     """Return the mean training loss over the last fifth of a run's log."""
-    losses = [float(row["loss"]) for row in read_log(run_dir / "log.csv")]
+    losses = [float(row["loss"]) for row in read_log(run_dir / LOG_FILE)]
     return float(np.mean(losses[-(len(losses) // 5) :]))
 
 

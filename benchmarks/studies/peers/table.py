@@ -21,6 +21,7 @@ from training.setup import set_up
 from training.validation import validation_psnr
 from utils.data.datasets import Dataset, open_dataset
 from utils.errors import HarnessError
+from utils.files import LOG_FILE
 from utils.measure.allocator import keep_freed_memory
 from utils.measure.complexity import measure_complexity
 from utils.measure.environment import describe_environment, machine_line
@@ -37,7 +38,7 @@ def table(peers: list[Peer], args: argparse.Namespace) -> None:
     """Print the comparison of the finished runs as Markdown; draw their curves to `--out`/curves.png."""
     steps = load_recipe(RECIPE).steps
     logs = {
-        (peer, seed): read_log(run_folder(args.out, peer, seed) / "log.csv") for peer in peers for seed in peer.seeds
+        (peer, seed): read_log(run_folder(args.out, peer, seed) / LOG_FILE) for peer in peers for seed in peer.seeds
     }
     logs = {key: rows for key, rows in logs.items() if rows and rows[-1]["step"] == steps}
     if not logs:
