@@ -300,7 +300,8 @@ def test_bar_moves_on_a_terminal_and_spares_a_log(monkeypatch, terminal, seconds
 
 COMMANDS = (
     "eval.py", "train.py", "test_demo.py", "training.prepare", "training.fuse", "training.data.graphics",
-    "utils.upscale", "utils.submission", "utils.challenge.score_tables", "utils.zoo.average", "utils.data.sample",
+    "training.data.compress", "utils.upscale", "utils.submission", "utils.challenge.score_tables",
+    "utils.zoo.average", "utils.data.sample",
 )  # fmt: skip
 
 
