@@ -175,7 +175,7 @@ def start(trainer: Trainer, run_dir: Path, state: dict[str, Any] | None, init: P
         trainer.load(state, run_dir / STATE_FILE)
         return
     if init:
-        trainer.start_from(load_weights(trainer.model, init))
+        trainer.weights.load_state_dict(load_weights(trainer.model, init))
     with writing(run_dir, "choose another --run_dir"):
         run_dir.mkdir(parents=True, exist_ok=True)
 

@@ -24,7 +24,7 @@ _compiling = threading.Lock()
 def compiled(source: str, *options: str, **values: str | int) -> ctypes.CDLL:
     """Compile a C file of this folder with `options` and with `values` as macros; return the loaded library.
 
-    Raise RuntimeError if there is no compiler, or if it rejects the source.
+    Raise RuntimeError if there is no compiler, it rejects the source, or the library cannot be loaded.
     """
     candidates = (shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
     compiler = next(filter(None, candidates), None)
@@ -34,7 +34,7 @@ def compiled(source: str, *options: str, **values: str | int) -> ctypes.CDLL:
     words += [f"-D{name}={value}" for name, value in values.items()]
     kept = CACHE / f"{Path(source).stem}-{_digest(source, compiler, words)}.so"
     if kept.is_file():
-        return ctypes.CDLL(str(kept))
+        return _loaded(kept)
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder, "library.so")
         command = [compiler, *words, str(KERNELS / source), "-o", str(library)]
@@ -42,8 +42,15 @@ def compiled(source: str, *options: str, **values: str | int) -> ctypes.CDLL:
         if run.returncode:
             errors = [line.rpartition("error:")[2].strip() for line in run.stderr.splitlines() if "error:" in line]
             raise RuntimeError(f"{compiler} cannot compile it: {(errors or ['it does not say why'])[0]}")
-        _keep(library, kept)
+        return _loaded(kept if _keep(library, kept) else library)
+
+
+def _loaded(library: Path) -> ctypes.CDLL:
+    """Return a library, loaded. Raise RuntimeError if the system refuses, as for a folder where nothing may run."""
+    try:
         return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise RuntimeError(f"{library}: cannot be loaded ({error}); delete it") from error
 
 
 def _digest(source: str, compiler: str, words: list[str]) -> str:
@@ -67,15 +74,17 @@ def _processor() -> str:
     return "\n".join([platform.platform(), *sorted(set(lines))])
 
 
-def _keep(library: Path, kept: Path) -> None:
-    """Copy a library to the cache in one step; do nothing if the cache cannot be written to."""
+def _keep(library: Path, kept: Path) -> bool:
+    """Copy a library to the cache in one step; return False if the cache cannot be written to."""
     partial = kept.with_suffix(f".{os.getpid()}.partial")
     try:
         kept.parent.mkdir(exist_ok=True)
         shutil.copyfile(library, partial)
         partial.replace(kept)
+        return True
     except OSError:  # a read-only folder, as in a sandbox, or a full disk: the next process compiles again
         partial.unlink(missing_ok=True)
+        return False
 
 
 def compiled_if_possible(source: str, *options: str, **values: str | int) -> ctypes.CDLL | None:

@@ -378,7 +378,7 @@ int backward(const number *of_out, const number *of_z, const number *x, const nu
         for (int o = 0; o < OUT; o++) {
             grad_bias[o] = 0;
             memset(grad_weight + o * IN * TAPS, 0, IN * TAPS * sizeof(float));
-            for (int t = 0; t < threads; t++) {
+            for (int t = 0; t < omp_get_num_threads(); t++) { /* may be fewer than asked for */
                 const float *part = sums + (long)t * (WEIGHTS + OUT);
                 grad_bias[o] += part[WEIGHTS + o];
                 for (int tap = 0; tap < TAPS; tap++)

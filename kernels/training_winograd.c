@@ -375,11 +375,11 @@ int backward(const number *of_out, const number *of_z, const number *x, const fl
             }
             if (grad_x) crop(grad_x + k * h * w * IN, sums, s);
         }
-        gather_kernels(grad_weight, rooms, each, threads);
+        gather_kernels(grad_weight, rooms, each, omp_get_num_threads()); /* may be fewer than asked for */
 #pragma omp for schedule(static)
         for (int o = 0; o < OUT; o++) {
             grad_bias[o] = 0;
-            for (int t = 0; t < threads; t++) grad_bias[o] += rooms[t * each + of_u_size + o];
+            for (int t = 0; t < omp_get_num_threads(); t++) grad_bias[o] += rooms[t * each + of_u_size + o];
         }
     }
     free(u), free(rooms);

@@ -41,16 +41,22 @@ class TrainedModel:
 def trained_model(model: int | ModelTable) -> TrainedModel:
     """Return the TrainedModel of a recipe's `model`. Raise HarnessError if there is no such model."""
     if isinstance(model, ModelTable):
-        entry = _entry_of_table(model)
-        has_form = fused_by_itself(build_model(entry))
-        stem = Path(entry.file).stem
-        return TrainedModel(entry, f"{stem}_train.pth" if has_form else None, f"{stem}.pth")
+        return _by_itself(_entry_of_table(model))
     registry = read_registry()
-    plain = find_entry(model, registry)
+    found = find_entry(model, registry)
+    plain = next((other for other in registry if other.training == model), found)  # a training form gives its plain one
     if plain.training is None:
-        return TrainedModel(plain, None, Path(plain.checkpoint).name)
+        return _by_itself(plain)
     entry = find_entry(plain.training, registry)
     return TrainedModel(entry, Path(entry.checkpoint).name, Path(plain.checkpoint).name)
+
+
+def _by_itself(entry: ModelEntry) -> TrainedModel:
+    """Return an entry that no other belongs to; if its class has `fuse()`, it is its own training form."""
+    stem = Path(entry.file).stem
+    if fused_by_itself(build_model(entry)):
+        return TrainedModel(entry, f"{stem}_train.pth", f"{stem}.pth")
+    return TrainedModel(entry, None, Path(entry.checkpoint).name or f"{stem}.pth")
 
 
 def build(trained: TrainedModel, form: str | None = None) -> nn.Module:
@@ -112,6 +118,8 @@ def _entry_of_table(table: ModelTable) -> ModelEntry:
     """Return the entry of a model that a recipe describes as the registry does: file, class, arguments, data_range."""
     if not (ROOT / table.file).is_file():
         raise HarnessError(f"model.file = {table.file!r}: no such file; paths count from the project's folder")
+    if table.checkpoint or table.state_key or table.lenient:
+        raise HarnessError("model: checkpoint, state_key and lenient are for measuring; give initial weights by --init")
     return ModelEntry(
         id=0,
         name=table.class_name,

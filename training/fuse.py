@@ -1,8 +1,9 @@
 """Collapse a training form's weights to the plain network's: python -m training.fuse CKPT --out_file FILE.pth
 
 CKPT is a training form's weights file (such as a run's `nanosr_train.pth`) or a run's `state.pt`. The model is given by
---model_id, or else by the state, or else by the registry entry whose weights have this file name. Prints the largest
-difference between both forms on a random, smooth image, in float32, as a share of the output's largest value.
+--model_id, or else by the state or the recipe in the run's folder, or else by the registry entry whose weights have
+this file name. Prints the largest difference between both forms on a random, smooth image, in float32, as a share of
+the output's largest value.
 """
 
 from pathlib import Path
@@ -12,9 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from training.forms import build, fused, load_weights, trained_model
-from training.loop import STATE_FILE
-from training.recipe import recipe_of_state
+from training.loop import STATE_FILE, read_state
+from training.recipe import load_recipe, recipe_from
 from utils.errors import HarnessError, exit_on_harness_error
+from utils.files import RECIPE_FILE
 from utils.options import command_line, parse
 from utils.zoo.checkpoints import save_atomically
 from utils.zoo.registry import ModelTable, read_registry
@@ -48,7 +50,10 @@ def main() -> None:
 def model_of(checkpoint: Path) -> int | ModelTable:
     """Return a checkpoint's model, as a recipe's `model`. Raise HarnessError if it cannot be determined."""
     if checkpoint.name == STATE_FILE:
-        return recipe_of_state(checkpoint).model
+        return recipe_from(read_state(checkpoint, torch.device("cpu"))["recipe"], checkpoint).model
+    recipe = checkpoint.with_name(RECIPE_FILE)
+    if recipe.is_file():
+        return load_recipe(recipe).model
     registry = read_registry()
     for entry in registry:
         if Path(entry.checkpoint).name == checkpoint.name:

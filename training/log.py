@@ -32,7 +32,7 @@ class TrainingLog:
         self.first_loss = float(rows[0]["loss"]) if rows else None
         with self._writing():
             self.file = open(self.path, "a", newline="", encoding="utf-8")
-            self.events = SummaryWriter(str(Path(folder) / "events"), purge_step=step or None)
+            self.events = SummaryWriter(str(Path(folder) / "events"), purge_step=step + 1)
         self.writer = csv.DictWriter(self.file, FIELDS, lineterminator="\n")
 
     def write(

@@ -17,11 +17,12 @@ from training.forms import fused
 from training.graph import GraphedUpdate
 from training.optim.averages import average_over_processes, running_average
 from training.optim.losses import LOSSES
+from training.optim.muon import lain_as
 from training.recipe import recipe_from
 from training.setup import Setup
 from utils.errors import DivergedError, HarnessError
 from utils.measure.runtime import check_output
-from utils.zoo.checkpoints import StateDict, differences, save_atomically
+from utils.zoo.checkpoints import differences, save_atomically
 
 STATE_FILE = "state.pt"  # in the run's folder, beside the weights, which have their names from the registry
 UNREACHED = 1e-9  # of the whole gradient's norm; the first steps of a healthy network give 5e-8, dead blocks 1e-10 to 0
@@ -48,11 +49,6 @@ class Trainer:
     def weights(self) -> nn.Module:
         """The network to validate and export: the running average if the recipe keeps one."""
         return self.average.module if self.average else self.model
-
-    def start_from(self, state: StateDict) -> None:
-        """Load a training-form state dict as initial weights, into the network and its running average."""
-        self.model.load_state_dict(state)
-        self.weights.load_state_dict(state)
 
     def set_learning_rates(self) -> None:
         """Set the optimizers' learning rates to the schedule's for the coming update."""
@@ -167,10 +163,25 @@ class Trainer:
         self.model.load_state_dict(state["params"])
         for optimizer, saved_state in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved_state)
+            fit_to_machine(optimizer, self.device)
         if self.average:
             self.weights.load_state_dict(state["params_ema"])
         torch.set_rng_state(state["rng"].cpu())
         self.step, self.seconds = state["step"], state["seconds"]
+
+
+def fit_to_machine(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Adapt a loaded optimizer state: the run so far may have had other kernels, or another device.
+
+    Fused AdamW reads memory in order, so its moments must lie as their weights do.
+    """
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = device.type == "cuda"
+    for weight, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                values[name] = lain_as(value, weight)
 
 
 def read_state(path: Path, device: torch.device) -> dict[str, Any]:

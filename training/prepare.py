@@ -35,6 +35,7 @@ from utils.processes import end_with_parent
 from utils.progress import progress
 from utils.protocol import SCALE
 
+Image.MAX_IMAGE_PIXELS = None  # the photographs are the user's own; panoramas are large
 ORIENTATION = 0x0112  # EXIF's tag, and what its values ask for
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -150,14 +151,14 @@ def read_photograph(path: Path) -> np.ndarray:
         if path.suffix.lower() in (".jpg", ".jpeg") or not path.is_file():
             raise
         refused = error
-    raw = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
-    if raw is not None and raw.dtype == np.uint16:
-        eight = ((raw.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-        if eight.ndim == 2:
-            return cv2.cvtColor(eight, cv2.COLOR_GRAY2RGB)
-        if eight.shape[2] == 3:
-            return cv2.cvtColor(eight, cv2.COLOR_BGR2RGB)
     try:
+        raw = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+        if raw is not None and raw.dtype == np.uint16:
+            eight = ((raw.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+            if eight.ndim == 2:
+                return cv2.cvtColor(eight, cv2.COLOR_GRAY2RGB)
+            if eight.shape[2] == 3:
+                return cv2.cvtColor(eight, cv2.COLOR_BGR2RGB)
         with Image.open(path) as image:
             turned = ImageOps.exif_transpose(image)
             alpha = turned.convert("RGBA").getchannel("A") if turned.has_transparency_data else None
@@ -166,7 +167,7 @@ def read_photograph(path: Path) -> np.ndarray:
             return np.array(turned.convert("RGB"))
     except HarnessError:
         raise
-    except Exception as error:  # Pillow raises many kinds for a broken file
+    except Exception as error:  # OpenCV and Pillow raise many kinds for a broken file
         raise refused from error
 
 
@@ -309,7 +310,8 @@ def _write_shard(job: Job) -> dict[str, Any]:
 
     contents = hashlib.sha256()
     for path in (*sources, *(lr_of[path] for path in sources if path in lr_of)):
-        contents.update(path.read_bytes())
+        with contextlib.suppress(OSError):  # is skipped, or costs a line, where it is read
+            contents.update(path.read_bytes())
     shard = write_shard(stem, made_from, pairs(), skipped, contents.hexdigest(), counts)
     if strict and shard["skipped"]:
         raise HarnessError(shard["skipped"][0])
@@ -354,8 +356,9 @@ def _halved(image: np.ndarray) -> np.ndarray:
 
 def _has_blurred_colours(path: Path) -> bool:
     """Return whether a file is a JPEG with subsampled chroma (4:2:0 and the like)."""
-    with Image.open(path) as image:
+    with contextlib.suppress(OSError), Image.open(path) as image:  # a kind that OpenCV alone knows is no JPEG
         return image.format == "JPEG" and JpegImagePlugin.get_sampling(image) > 0
+    return False
 
 
 def _cut(lr: np.ndarray, hr: np.ndarray, cut: Cut) -> Iterator[Images]:

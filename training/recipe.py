@@ -1,7 +1,6 @@
 """Recipes: every hyper-parameter of a training run, read from one TOML file."""
 
 import dataclasses
-import pickle
 import re
 import tomllib
 from collections.abc import Iterable
@@ -9,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from msgspec import Meta
 
 from utils.errors import HarnessError
@@ -18,6 +16,7 @@ from utils.typed import converted
 from utils.zoo.registry import ModelTable
 
 # Keys that a resumed run may change, as long as its finished steps would have been the same.
+OF_THE_MACHINE = ("kernels", "compile", "cuda_graph")  # keys that say how a step runs, not what it computes
 SCHEDULE = ("steps", "milestones", "gamma", "warmup", "cooldown", "log_every", "validate_every", "checkpoint_every")
 LARGEST = 1e15  # infinity and NaN are not values
 Positive = Annotated[int, Meta(ge=1)]
@@ -82,9 +81,9 @@ class Recipe:
     def goes_on_from(self, saved: "Recipe", step: int) -> list[str]:
         """Return the changed keys that forbid resuming a run of the recipe `saved` at `step` with this recipe.
 
-        A schedule may change if it is the same for the first `step` steps.
+        A schedule may change if it is the same for the first `step` steps; how a step runs may change, too.
         """
-        names = [field.name for field in dataclasses.fields(self) if field.name != "kernels"]
+        names = [field.name for field in dataclasses.fields(self) if field.name not in OF_THE_MACHINE]
         changed = [name for name in names if getattr(saved, name) != getattr(self, name)]
         if not changed:
             return []  # the schedules of half a million steps need not be compared
@@ -136,11 +135,3 @@ def recipe_from(values: dict[str, Any], source: Path | str) -> Recipe:
     if recipe.cooldown > recipe.steps:
         raise HarnessError(f"{source}: cooldown: is longer than steps; see training/recipe.py")
     return recipe
-
-
-def recipe_of_state(path: Path) -> Recipe:
-    """Return the recipe in a run's state. Raise HarnessError if it cannot be read."""
-    try:
-        return recipe_from(torch.load(path, map_location="cpu", weights_only=True)["recipe"], path)
-    except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
-        raise HarnessError(f"{path}: not a readable training state") from error

@@ -62,11 +62,13 @@ def set_up(recipe: Recipe, device: torch.device | str, saved: Recipe | None = No
     in_kernels = convolution.KERNELS[kernels].layout if kernels != "torch" and recipe.form == "plain" else layout
     in_memory(model, device, in_kernels)
     optimizers = make_optimizers(recipe, model, device)
+    if recipe.muon_learning_rate and len(optimizers) == 1:
+        notes.append("muon_learning_rate is not used: no convolution lies between the network's first and last part")
     forward: Callable[[Tensor], Tensor] = model
     if kernels != "torch":
         tried = with_kernel(model, trial(recipe.hr_patch // SCALE, trained.entry.data_range, layout), kernels)
         if tried is None:
-            why = f"{trained.entry.file}: torch.fx cannot exchange its convolutions"
+            why = f"{trained.entry.file}: torch.fx or the kernels cannot take its convolutions"
             if recipe.kernels != "auto":
                 raise HarnessError(f'{why}; set kernels = "torch"')
             kernels, forward = "torch", in_memory(model, device, layout)

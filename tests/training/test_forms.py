@@ -23,6 +23,10 @@ def test_registry_names_the_training_form_and_the_files():
     assert build(trained, "branches").form == "branches"
 
 
+def test_training_form_is_trained_as_the_network_that_it_fuses_to():
+    assert trained_model(107) == trained_model(7)
+
+
 def test_model_without_a_training_form_is_trained_as_it_is():
     trained = trained_model(0)
     network = build(trained, "plain")
@@ -49,6 +53,7 @@ def test_model_of_a_table_comes_from_its_file():
         (7, "plain", 'NanoSR_train has no such form; write form = "collapsed", or leave it out'),
         (0, "collapsed", 'EFDN has no such form; write form = "plain", or leave it out'),
         (999, "plain", "--model_id 999: not in"),
+        (ModelTable(file="models/team00_SPAN.py", class_name="SPAN", checkpoint="w.pth"), "plain", "weights by --init"),
         (ModelTable(file="models/nowhere.py", class_name="Net"), "plain", "models/nowhere.py': no such file"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from tests.helpers import both_kinds
 from training.data.feed import PatchSampler, ResidentFeed
 from training.data.subimages import SubImages
-from training.loop import Trainer, train, unreached_kernels
+from training.loop import Trainer, read_state, train, unreached_kernels
 from training.optim.losses import LOSSES
 from training.recipe import load_recipe
 from training.setup import set_up
@@ -112,3 +112,47 @@ def test_kernels_of_a_dead_block_are_named(recipe_path, prepared):
     dead = {name.rpartition(".conv.")[0] for name in unreached_kernels(trainer.model)}
     assert dead >= {f"block_2.pixel_attention.conv_{number}" for number in (1, 2, 3)}
     assert not any(name.startswith(("conv_1", "block_1", "conv_cat", "upsampler")) for name in dead)
+
+
+@pytest.mark.parametrize("recipe_path", ["plain"], indirect=True)
+def test_loaded_moments_lie_as_the_weights_do(recipe_path, prepared, tmp_path):
+    recipe = replace(load_recipe(recipe_path), steps=2, milestones=(), kernels="torch", channels_last=False)
+    trainer, _ = run_steps(recipe, prepared)
+    trainer.save(tmp_path)
+    other = Trainer(set_up(recipe, "cpu"))
+    other.model.to(memory_format=torch.channels_last)  # as other kernels want them
+    other.load(read_state(tmp_path / "state.pt", torch.device("cpu")), tmp_path / "state.pt")
+    moments = [(w, s["exp_avg"]) for w, s in other.optimizers[0].state.items() if w.ndim == 4]
+    assert moments
+    assert all(moment.stride() == weight.stride() for weight, moment in moments)
+    for (_, moment), before in zip(moments, _moments_of_kernels(trainer), strict=True):
+        assert torch.equal(moment, before)
+
+
+def _moments_of_kernels(trainer):
+    return [state["exp_avg"] for weight, state in trainer.optimizers[0].state.items() if weight.ndim == 4]
+
+
+def test_muon_without_kernels_between_features_is_told(recipe_path, tmp_path):
+    (tmp_path / "net.py").write_text(ONE_PART)
+    recipe = replace(
+        load_recipe(recipe_path), form="plain", model=ModelTable(file=str(tmp_path / "net.py"), class_name="Net")
+    )
+    told = [
+        any("not used" in note for note in set_up(replace(recipe, muon_learning_rate=rate), "cpu").notes)
+        for rate in (0.0, 1e-3)
+    ]
+    assert told == [False, True]
+
+
+ONE_PART = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 48, 3, padding=1), nn.PixelShuffle(4))
+
+    def forward(self, lr):
+        return self.body(lr)
+"""

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,7 +15,8 @@ from PIL import Image, ImageOps
 
 from tests.helpers import SMALL_CUT, photograph
 from training.data.subimages import SubImages, verify
-from training.prepare import Cut, boxes, read_photograph
+from training.prepare import Cut, boxes, list_images, read_photograph
+from training.prepare import prepare as prepare_set
 from utils.data.images import bicubic_downscale, crop_to_multiple, read_rgb, write_png
 from utils.errors import HarnessError
 from utils.files import ROOT, held
@@ -290,9 +292,26 @@ def test_transparent_and_broken_photographs_are_named(tmp_path):
     alpha = np.dstack([photograph(32, 32), np.full((32, 32), 100, np.uint8)])
     Image.fromarray(alpha).save(tmp_path / "a.png")
     (tmp_path / "b.webp").write_bytes(b"RIFF no image")
-    for name, reason in (("a.png", "is partly transparent"), ("b.webp", "not a readable image")):
+    (tmp_path / "c.tif").touch()
+    reasons = {"a.png": "is partly transparent", "b.webp": "not a readable image", "c.tif": "not a readable image"}
+    for name, reason in reasons.items():
         with pytest.raises(HarnessError, match=reason):
             read_photograph(tmp_path / name)
+
+
+def test_file_that_may_not_be_read_is_skipped(photographs, tmp_path, monkeypatch):
+    real = Path.read_bytes
+
+    def read_bytes(path):
+        if path.name == "0.png":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    sources = list_images([photographs])
+    index = prepare_set(sources, {}, tmp_path / "out", Cut(64, 32, 32), 100, 1, strict=False, halved=set(sources))
+    assert index["images"] == len(sources) - 1
+    assert "0.png: cannot be read (Permission denied)" in index["skipped"][0]
 
 
 def test_folders_inside_folders_are_read_and_what_is_passed_over_is_counted(command, photographs, tmp_path):

@@ -18,7 +18,8 @@ from models.training.nanosr import NanoSR_train
 from models.training.span import SPAN_train
 from tests.helpers import SMALL_CUT, WEIGHTS_OF_RUN, both_kinds, python, two_processes, write_photographs
 from training.log import read_log
-from training.recipe import load_recipe, recipe_of_state
+from training.loop import read_state
+from training.recipe import load_recipe, recipe_from
 from utils.files import ROOT, held
 from utils.zoo.checkpoints import load_state_dict
 from utils.zoo.registry import find_entry, read_registry
@@ -29,6 +30,10 @@ def train_command(recipe_path, prepared, run_dir, pairs, *arguments):
         "train.py", recipe_path, "--train_dir", prepared, "--run_dir", run_dir,
         "--validation_dir", pairs, "--device", "cpu", *arguments,
     ]  # fmt: skip
+
+
+def recipe_in(state):
+    return recipe_from(read_state(state, torch.device("cpu"))["recipe"], state)
 
 
 @pytest.mark.slow
@@ -59,7 +64,7 @@ def test_resumed_run_ends_with_the_same_bits(command, recipe_path, prepared, pai
     assert command(*words["whole"]).returncode == 0
     assert "stopped at step" in command(*words["stopped"], "--time_limit", 0).stdout
     written = load_recipe(tmp_path / "stopped" / "recipe.toml")
-    assert written == recipe_of_state(tmp_path / "stopped" / "state.pt")
+    assert written == recipe_in(tmp_path / "stopped" / "state.pt")
     assert written.steps == load_recipe(recipe_path).steps
     assert command(*words["stopped"], "--resume").returncode == 0
     expected, actual = (load_state_dict(tmp_path / name / "nanosr_train.pth") for name in words)
@@ -78,7 +83,7 @@ def test_precision_is_the_devices_and_stays_that_of_the_run(
     monkeypatch.setattr("utils.measure.precision.has_bfloat16", lambda device: not has_it)  # as on another machine
     assert f"precision: {expected};" in command(*words, "--resume").stdout
     assert {row["precision"] for row in read_log(tmp_path / "run" / "log.csv")} == {expected}
-    assert recipe_of_state(tmp_path / "run" / "state.pt").precision == expected
+    assert recipe_in(tmp_path / "run" / "state.pt").precision == expected
 
 
 def test_precision_that_is_asked_for_is_taken_and_its_cost_told(

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -41,14 +41,7 @@ class Patches:
 
     def of(self, numbers: slice | np.ndarray) -> "Patches":
         """Return some of the patches."""
-        return Patches(
-            self.index[numbers],
-            self.top[numbers],
-            self.left[numbers],
-            self.flip_rows[numbers],
-            self.flip_columns[numbers],
-            self.transpose[numbers],
-        )
+        return Patches(*(getattr(self, field.name)[numbers] for field in fields(self)))
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,11 @@ class SubImages:
         self.hr: list[np.ndarray] = []
         self.lr: list[np.ndarray] = []
         for shard in self.shards:
-            info = json.loads((self.folder / f"{shard['name']}.json").read_text(encoding="utf-8"))
+            info = read_json(self.folder / f"{shard['name']}.json")
+            if info is None:
+                raise HarnessError(f"{self.folder}/{shard['name']}.json: is missing; run training.prepare again")
+            if not info["shapes"]:  # all of its images were skipped, and an empty file cannot be mapped
+                continue
             shapes += info["shapes"]
             pixels = sum(height * width for height, width in info["shapes"])
             self.hr.append(self._map(f"{shard['name']}.hr", pixels))
@@ -92,6 +96,8 @@ def write_shard(
 ) -> dict[str, Any]:
     """Write a shard, `stem` with .hr, .lr and .json, unless it exists; return the contents of its JSON file.
 
+    A folder's index is removed first: it is valid again when all its shards are.
+
     `made_from`: JSON values by name that describe the shard's sources and settings.
     `contents`: a digest of the sources' contents; if it has changed, the shard is written again.
     `pairs`: (LR h x w x 3, HR 4h x 4w x 3) uint8; not read if the shard exists.
@@ -103,13 +109,14 @@ def write_shard(
     if found is not None:
         if any(found.get(name) != value for name, value in made_from.items()):
             raise HarnessError(f"{info_path}: made from other images or settings; choose an empty --out")
-        if found.get("contents") == contents:
+        if found.get("contents") == contents and _bytes_of(stem) == found["bytes"]:
             return found
-        info_path.unlink()  # until it is whole again
     partial = {kind: stem.with_suffix(f".{kind}.partial") for kind in ("hr", "lr")}
     shapes = []
     with writing(stem, "choose another --out"):
         stem.parent.mkdir(parents=True, exist_ok=True)
+        for path in (stem.with_name("index.json"), info_path):
+            path.unlink(missing_ok=True)
         with open(partial["hr"], "wb") as hr_file, open(partial["lr"], "wb") as lr_file:
             for lr, hr in pairs:
                 lr_file.write(np.ascontiguousarray(lr).data)
@@ -129,6 +136,12 @@ def write_shard(
             path.replace(stem.with_suffix(f".{kind}"))
     write_json(info_path, info)
     return info
+
+
+def _bytes_of(stem: Path) -> int:
+    """Return the size of a shard's two files, as far as they exist."""
+    files = (stem.with_suffix(f".{kind}") for kind in ("hr", "lr"))
+    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 def write_index(folder: Path, values: dict[str, Any], shards: list[dict[str, Any]]) -> dict[str, Any]:

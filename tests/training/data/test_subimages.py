@@ -47,3 +47,32 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(HarnessError, match="file/a: cannot be written"):
         write_shard(tmp_path / "file" / "a", {}, PAIRS)
+
+
+def test_a_shard_without_images_is_passed_over(tmp_path):
+    shards = [write_shard(tmp_path / "a", {}, [], ["x.png: too small"]), write_shard(tmp_path / "b", {}, PAIRS)]
+    write_index(tmp_path, {}, shards)
+    assert np.array_equal(SubImages(tmp_path).pair(2)[1], PAIRS[2][1])
+
+
+@pytest.mark.parametrize("lost", ["a.hr", "a.lr", "a.json"])
+def test_a_lost_file_is_named_and_made_again(tmp_path, lost):
+    write_index(tmp_path, {}, [write_shard(tmp_path / "a", {}, PAIRS)])
+    (tmp_path / lost).unlink()
+    with pytest.raises(HarnessError, match=rf"{lost}: .*run training\.prepare again"):
+        SubImages(tmp_path)
+    write_index(tmp_path, {}, [write_shard(tmp_path / "a", {}, PAIRS)])
+    assert len(SubImages(tmp_path)) == len(PAIRS)
+
+
+def test_no_index_is_left_while_a_shard_is_made_again(tmp_path):
+    write_index(tmp_path, {}, [write_shard(tmp_path / "a", {}, PAIRS, contents="before")])
+
+    def interrupted():
+        yield PAIRS[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shard(tmp_path / "a", {}, interrupted(), contents="after")
+    with pytest.raises(HarnessError, match="no finished training set here"):
+        SubImages(tmp_path)
