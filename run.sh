@@ -26,7 +26,7 @@ install() {
     if cat requirements.txt "$1" | cmp --silent - ".venv/$1.stamp"; then
         return
     fi
-    if [ ! -x .venv/bin/python ]; then
+    if [ ! -x .venv/bin/pip ]; then  # without pip if Debian lacked python3-venv when .venv was made
         local python
         python=$(find_python)
         echo "making .venv with $("$python" --version)"

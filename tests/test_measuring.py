@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.helpers import stored
+from tests.helpers import stored, write_pairs
 from utils import measuring
 from utils.data.datasets import open_dataset
 from utils.errors import HarnessError
@@ -85,3 +86,23 @@ def test_each_job_sees_a_gpu_of_its_own(monkeypatch, visible, seen):
             answers.add(pool.submit(os.getenv, "CUDA_VISIBLE_DEVICES").result())
         assert second.result()
     assert answers == seen
+
+
+@pytest.mark.parametrize("inside", ["results", "data"])
+def test_checkout_that_holds_images_or_results_is_refused(tmp_path, inside):
+    places = {"results": tmp_path / "results", "data": tmp_path / "data"}
+    places[inside] = tmp_path / "checkout" / inside
+    dataset = open_dataset(write_pairs(places["data"], ["a"], size=(16, 16)))
+    with pytest.raises(HarnessError, match=f"checkout/{inside}: lies in --repository"):
+        measuring.check_outside(tmp_path / "checkout", places["results"], dataset)
+    measuring.check_outside(tmp_path / "other", places["results"], dataset)
+
+
+def test_taken_id_is_told_before_the_measurement(tmp_path, pairs, command):
+    (tmp_path / "team42_Net.py").write_text("from torch import nn\n\nclass Net(nn.Module):\n    pass\n")
+    torch.save({}, tmp_path / "w.pth")
+    words = ("--model_file", "team42_Net.py", "--checkpoint", "w.pth", "--register", 7, "--data_dir", pairs)
+    result = command("eval.py", *words, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "--register 7: models.toml has this id for NanoSR" in result.stderr
+    assert not (tmp_path / "results").exists()

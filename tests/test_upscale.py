@@ -43,7 +43,7 @@ def test_sixteen_bits_and_transparency_are_told(tmp_path, capsys):
     assert "its transparency is left out" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("content", "words"), [(b"", "not a readable image"), (None, "no such file")])
+@pytest.mark.parametrize(("content", "words"), [(b"", "not a readable image"), (None, "cannot be read")])
 def test_what_is_not_an_image_costs_a_line(tmp_path, content, words):
     path = tmp_path / "a.jpg"
     if content is not None:

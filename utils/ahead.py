@@ -25,7 +25,7 @@ def ahead(
     try:
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) > limit:
+            if waiting[0].done() or len(waiting) > limit:
                 yield waiting.popleft().result()
     except HarnessError:
         while waiting:

@@ -30,7 +30,7 @@ from utils.request import DataChoice, Request, check_models, is_registered, name
 from utils.results.report import Section, write_report
 from utils.results.tables import write_tables
 from utils.resumable import ResumableMeasurement, Rules
-from utils.zoo.registry import ModelEntry, Origin, find_entry, read_registry, register
+from utils.zoo.registry import ModelEntry, Origin, check_id_is_free, find_entry, read_registry, register
 
 PATIENCE_S = 300.0  # a model that would take longer is postponed until the others are measured
 
@@ -44,8 +44,11 @@ def run(request: Request) -> int:
     with joined_world() as world:
         if request.jobs > 1 and world.size > 1:
             raise HarnessError("--jobs: models or images share the GPUs, not both; leave out torchrun or --jobs")
-        if (request.isolation.always or request.models.repository) and world.size > 1:
-            raise HarnessError("--isolated: measures one model after the other; leave out torchrun or --isolated")
+        if (request.isolation.always or request.models.repository or request.models.file) and world.size > 1:
+            raise HarnessError(
+                "torchrun: is for the registry's models, in this process; leave it out with --isolated, --repository "
+                "and --model_file"
+            )
         return measure_and_show(request, world)
 
 
@@ -56,6 +59,10 @@ def measure_and_show(request: Request, world: World) -> int:
     device = choose_device(request.device, world.local_rank)
     dataset = open_data(request.data, world)
     entries = chosen_entries(request, dataset, device, world, baseline_id)
+    if request.models.repository:
+        check_outside(request.models.repository, request.results, dataset)
+    if request.models.register is not None:
+        check_id_is_free(entries[0].id)
     results = request.results / RECORDS_FILE
     read_file(results)  # report an unusable file before the work, not after it
     if world.is_first and any(runs_apart(entry, request) for entry in entries):
@@ -70,6 +77,14 @@ def measure_and_show(request: Request, world: World) -> int:
     if request.models.register is not None and records[0].is_complete:
         register(entries[0])  # now that it has been seen to run
     return show(request, records, dataset)
+
+
+def check_outside(repository: Path, results: Path, dataset: Dataset) -> None:
+    """Raise HarnessError if a checkout, which its models can read, holds the results or HR images."""
+    folders = [results, dataset.folder, *(pair.hr_path.parent for pair in dataset.pairs[:1] if pair.hr_path)]
+    for folder in folders:
+        if Path(folder).resolve().is_relative_to(Path(repository).resolve()):
+            raise HarnessError(f"{folder}: lies in --repository, whose models can read it; choose a folder elsewhere")
 
 
 def chosen_entries(
@@ -183,7 +198,10 @@ def on_one_gpu(
     entry: ModelEntry, count: int, dataset: Dataset, request: Request, patience_s: float | None = None
 ) -> float | None:
     """Run `measure_entry` in a process of `one_process_per_gpu`."""
-    return measure_entry(entry, count, dataset, choose_device(request.device), request, ALONE, patience_s)
+    try:
+        return measure_entry(entry, count, dataset, choose_device(request.device), request, ALONE, patience_s)
+    except KeyboardInterrupt:
+        os._exit(130)  # raised, it would go to the caller, and the next model would begin here
 
 
 def measure_entry(

@@ -122,7 +122,8 @@ class ResumableMeasurement:
         if self.fresh or not (self.rules and self.rules.keeps_complete):
             return None
         record = read_results(self.results).get(self.entry.key)
-        if not record or not self.plan.is_done_by(record):
+        begun_again = self.entry.key in read_incomplete(self.results)
+        if not record or begun_again or not self.plan.is_done_by(record):
             return None
         empty = self._empty()
         same = same_circumstances(record, empty, self.save_dir) and self._is_of_this_model(record, empty)

@@ -82,9 +82,10 @@ def read_photograph(path: Path | str) -> np.ndarray:
     Rotate it as its EXIF data says, round 16 bits to 8, repeat grey three times, and drop transparency. Rounding and
     dropped transparency are reported on the terminal. Raise HarnessError if it is not an image.
     """
-    if not Path(path).is_file():
-        raise HarnessError(f"{path}: no such file; check the path")
-    data = np.fromfile(path, np.uint8)
+    try:
+        data = np.frombuffer(Path(path).read_bytes(), np.uint8)
+    except OSError as error:
+        raise HarnessError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
     image, whole = (cv2.imdecode(data, how) if data.size else None for how in (cv2.IMREAD_COLOR_RGB, UNCHANGED))
     if image is None or whole is None:
         raise HarnessError(f"{path}: not a readable image; convert it to PNG or JPEG")

@@ -2,7 +2,7 @@
 
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import cv2
 import numpy as np
@@ -140,3 +140,17 @@ def test_no_more_than_the_limit_runs_ahead():
         for taken, result in enumerate(results):
             assert result == 2 * taken
             assert len(started) <= taken + 4
+
+
+def test_a_finished_result_is_not_kept_until_the_limit():
+    with ThreadPoolExecutor(1) as pool:
+
+        def items():
+            for item in range(5):
+                yield item
+                wait(pending)  # all that was submitted so far
+
+        pending = []
+        real, pool.submit = pool.submit, lambda *call: pending.append(real(*call)) or pending[-1]
+        assert next(ahead(pool, lambda item: item, items(), 100)) == 0
+        assert len(pending) <= 2

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from tests.helpers import network_weights, photograph, record, stored, write_pairs
 from utils.data.datasets import open_dataset
 from utils.data.images import bicubic_downscale, write_png
+from utils.errors import HarnessError
 from utils.isolation.answers import WatchAnswer
 from utils.isolation.audit import Auditor, Timing
 from utils.isolation.sandbox import Sandbox
@@ -184,7 +185,7 @@ def findings(tmp_path):
     """Audits a FakeWorker after the passes of a measurement; gives the findings and its record."""
     dataset = open_dataset(write_pairs(tmp_path / "data", NAMES, size=(64, 64)))
 
-    def run(times, answer=lambda sr: sr, waited=0.0, outside_ms=0.1):
+    def run(times, answer=lambda sr: sr, waited=0.0, outside_ms=0.1, tile=None, parts=1, before=None):
         worker = FakeWorker(times, answer, waited, outside_ms)
         passes = [(run, image) for run in range(RUNS) for image in range(len(NAMES))]
         for _ in range(len(passes) + WARMUP + REPEATS):
@@ -194,9 +195,11 @@ def findings(tmp_path):
         steady |= {"warmup": WARMUP, "repeats": REPEATS, "median_ms": float(np.median(reported[7:]))}
         measured = record(
             complexity={"flops": 1000 * 256 * 256, "params": 1000},
-            images={"psnr": [20.0] * len(NAMES), "lr_pixels": [256] * len(NAMES)},
-            runtime={"runs": [reported[:3], reported[3:6]], "steady": steady},
+            images={"psnr": [20.0] * len(NAMES), "lr_pixels": [256] * len(NAMES), "tile": [tile] * len(NAMES)},
+            runtime={"runs": [reported[:3], reported[3:6]], "steady": steady, "parts": parts},
         )
+        if before:
+            before(measured)
         audit = Auditor(worker, measured, dataset, np.random.default_rng(0)).result()
         json.dumps(audit.figures, allow_nan=False)
         assert (audit.busy is not None) == (waited > 0)
@@ -241,6 +244,36 @@ def test_clock_that_lies_in_the_measurement_alone_is_named(findings):
 def test_clock_that_lies_in_the_first_run_alone_is_named(findings):
     found, _ = findings(lambda number, lr: (10.0, 100.0 if number < len(NAMES) else 10.0))
     assert found == ["its clock says 10.00 ms a pass, the host's, shown here, 10.00 ms"]
+
+
+def test_clock_that_lies_on_some_short_passes_is_named(findings):
+    """The median of its times is true, and all of them are within the tolerance of one pass."""
+    found, _ = findings(lambda number, lr: (0.01 if lr is None and number % 3 == 0 else 4.0, 4.0))
+    assert found[0] == "its clock says 4.00 ms a pass, the host's, shown here, 4.00 ms"
+
+
+def test_clock_that_lied_in_an_earlier_process_is_named(findings):
+    def times(number, lr):
+        return 20.0, 20.0
+
+    def lied(audited):
+        audited.runtime.runs[0] = [0.01] * len(NAMES)
+
+    assert findings(times, parts=2)[0] == []
+    assert findings(times, parts=2, before=lied)[0][0].startswith("its clock says")
+
+
+def test_images_that_took_tiles_are_not_counted_on_as_a_whole(findings, monkeypatch):
+    real = FakeWorker.watch
+
+    def watch(worker, height=256, width=256):
+        if (height, width) != (256, 256):
+            raise HarnessError("no memory")
+        return real(worker)
+
+    monkeypatch.setattr(FakeWorker, "watch", watch)
+    assert findings(lambda number, lr: (10.0, 10.0), tile=64)[0] == []
+    assert findings(lambda number, lr: (10.0, 10.0))[0] == ["fails in the audit (no memory)"]
 
 
 def test_outputs_kept_by_input_are_named(findings):

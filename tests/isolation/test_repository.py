@@ -45,6 +45,9 @@ def test_folder_that_is_no_repository_is_named(tmp_path):
     (tmp_path / "test_demo.py").write_text("print('hello')")
     with pytest.raises(HarnessError, match="has no function select_model"):
         repository_entries(tmp_path)
+    (tmp_path / "test_demo.py").write_text("def select_model(args, device):\n    return MODELS[args.model_id]\n")
+    with pytest.raises(HarnessError, match="compares model_id with no number"):
+        repository_entries(tmp_path)
 
 
 def test_every_habit_gives_a_row_or_a_reason(run, tmp_path):

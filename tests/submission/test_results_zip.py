@@ -66,6 +66,21 @@ def test_interrupted_run_goes_on(tmp_path, dataset, runner, monkeypatch):
     assert len(passes) == 3
 
 
+def test_images_of_other_code_are_made_again(tmp_path, dataset, runner, monkeypatch):
+    write_results(runner, dataset, tmp_path / "out.zip", TeamFile())
+    monkeypatch.setattr(runner, "forward", None)  # not called: what was restored is taken
+    write_results(runner, dataset, tmp_path / "out.zip", TeamFile())
+    monkeypatch.setattr("utils.submission.results_zip.sources_sha256", lambda entry: "of an edited file")
+    with pytest.raises(HarnessError):
+        write_results(runner, dataset, tmp_path / "out.zip", TeamFile())
+
+
+def test_network_without_weights_gives_no_zip(tmp_path, dataset, runner):
+    runner.weights.missing_weights = "w.pth: no checkpoint"
+    with pytest.raises(HarnessError, match=r"w\.pth: no checkpoint; give weights"):
+        write_results(runner, dataset, tmp_path / "out.zip", TeamFile())
+
+
 def test_zip_with_something_else_is_refused(tmp_path, dataset, runner):
     write_results(runner, dataset, tmp_path / "out.zip", TeamFile())
     with zipfile.ZipFile(tmp_path / "out.zip", "a") as archive:

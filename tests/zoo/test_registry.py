@@ -187,3 +187,8 @@ def test_hash_follows_every_source(tmp_path):
     with_c = sources_sha256(entry)
     file.with_suffix(".c").write_text("int y;")
     assert len({alone, with_c, sources_sha256(entry)}) == 3
+
+
+def test_file_that_is_gone_has_no_hash_and_no_traceback(tmp_path):
+    entry = replace(find_entry(7, read_registry()), file=str(tmp_path / "gone.py"))
+    assert sources_sha256(entry) == hashlib.sha256(b"").hexdigest()

@@ -60,6 +60,8 @@ def fastest_variant(
     rounded to a power of two of pixels. Raise HarnessError if `entry` itself cannot be built.
     """
     keeps = KEEPS[precision or "float32"]
+    if entry.precision not in keeps:
+        raise HarnessError(f"--backend auto: {entry.name} computes in {entry.precision}; name its plain model")
     variants = {variant.name: variant for variant in variants_of(entry, registry) if variant.precision in keeps}
     machine = f"{machine_line(describe_environment(device))}, torch {torch.__version__}"
     pixels = 2 ** round(math.log2(lr.shape[2] * lr.shape[3]))

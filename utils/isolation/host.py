@@ -344,7 +344,7 @@ class IsolatedRunner:
         how = self.limits, self.sandbox_mode, self.folder
         with IsolatedRunner(self.entry, self.device, log, *how, for_memory=True, threads=self.threads) as fresh:
             fresh.ask("echo", height=lr_shape[2], width=lr_shape[3])  # the shared images do not belong to the network
-            fresh.forward(torch.rand(1, 3, 16, 16) * self.entry.data_range)
+            fresh.forward(torch.rand(1, 3, 64, 64) * self.entry.data_range)
             reset_high_water(fresh.pid)
             before = psutil.Process(fresh.pid).memory_info().rss
             fresh.forward(torch.rand(lr_shape) * self.entry.data_range)

@@ -24,6 +24,11 @@ def repository_entries(folder: Path | str, trust_checkpoint: bool = False) -> li
     `folder` is the checkout. Raise HarnessError if it is not one.
     """
     folder = Path(folder).resolve()
+    branches = _branches(folder)
+    if not branches:
+        raise HarnessError(
+            f"{folder / PROGRAM}: {FUNCTION} compares model_id with no number; write if model_id == 1: …"
+        )
     return [
         ModelEntry(
             id=model_id,
@@ -36,7 +41,7 @@ def repository_entries(folder: Path | str, trust_checkpoint: bool = False) -> li
             origin=Origin.REPOSITORY,
             trust_checkpoint=trust_checkpoint,
         )
-        for model_id, branch in _branches(folder).items()
+        for model_id, branch in branches.items()
     ]
 
 

@@ -84,7 +84,7 @@ def _measure_in_child(entry: ModelEntry, lr_shape: tuple[int, ...], threads: int
     give_back_freed_memory()
     model = load_model(entry, torch.device("cpu")).model
     lr = torch.rand(lr_shape)
-    model(lr[:, :, :16, :16])  # the libraries' one-time setup does not belong to the network
+    model(lr[:, :, :64, :64])  # the libraries' one-time setup does not belong to the network
     reset_high_water("self")  # a network may have taken more while it was built
     before = psutil.Process().memory_info().rss
     model(lr)

@@ -1,5 +1,6 @@
 """The results for the evaluation server: one flat zip of restored images and a readme.txt."""
 
+import hashlib
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from utils.evaluate.evaluation import restore
 from utils.evaluate.metrics import psnr, ssim
 from utils.evaluate.runner import ModelRunner
 from utils.files import read_json, replacing, write_json
+from utils.measure.environment import describe_environment, machine_line
 from utils.progress import progress
 from utils.protocol import SCALE
 from utils.submission.team import TeamFile
+from utils.zoo.registry import sources_sha256
 
 README = "readme.txt"
 TIMES = "times.json"
@@ -40,11 +43,12 @@ def write_results(
     """Restore all LR images of a data set, write them into a zip, and read them back.
 
     Images are named like their LR files, without "x4" unless `keep_suffix` is set. Images of an interrupted run stay in
-    a folder beside the zip. They are reused if weights and data are the same. Raise HarnessError if an image cannot be
-    restored, or if the zip does not have the expected contents.
+    a folder beside the zip. They are reused if code, weights, data and device are the same. Raise HarnessError if there
+    are no weights, an image cannot be restored, or the zip does not have the expected contents.
     """
-    digest = f"{(runner.weights.sha256 or 'none')[:12]}-{dataset.sha256[:12]}"
-    folder = path.with_suffix("") / digest
+    if runner.weights.missing_weights:
+        raise HarnessError(f"{runner.entry.name}: {runner.weights.missing_weights}; give weights by --checkpoint")
+    folder = path.with_suffix("") / _digest(runner, dataset)
     times = dict(read_json(folder / TIMES) or {})
     for pair in progress(dataset.pairs, desc=runner.entry.name, unit="image"):
         name = server_name(pair, keep_suffix)
@@ -64,6 +68,14 @@ def write_results(
     known = [score for score in scores if score is not None]
     mean_psnr, mean_ssim = (float(np.mean([score[i] for score in known])) if known else None for i in (0, 1))
     return ServerResults(path, len(names), runtime_s, mean_psnr, mean_ssim)
+
+
+def _digest(runner: ModelRunner, dataset: Dataset) -> str:
+    """Return a digest of everything that decides restored images and their runtime."""
+    entry, device = runner.entry, runner.device
+    parts: list[object] = [sources_sha256(entry), entry.arguments, entry.data_range, entry.state_key]
+    parts += [runner.weights.sha256, dataset.sha256, machine_line(describe_environment(device))]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def server_name(pair: Pair, keep_suffix: bool) -> str:

@@ -4,6 +4,7 @@ It answers the host's requests in turn until the socket closes. A request is {"d
 has the number and either "answer" or a one-line "error", whose "fixable" says whether it is a HarnessError.
 """
 
+import contextlib
 import os
 import sys
 import traceback
@@ -67,7 +68,8 @@ class Worker:
         """Build the network of a ModelEntry and load its weights; note whether importing it draws random numbers."""
         model_entry, self.blank = msgspec.convert(entry, ModelEntry), None
         before = state.random_states()
-        import_model_quietly(model_entry)
+        with contextlib.suppress(Exception):  # building the model reports it
+            import_model(model_entry)
         self.drawn = state.changes(before, state.random_states())
         loaded = load_model(model_entry, self.device)
         self.model, self.name = loaded.model, model_entry.file
@@ -138,14 +140,6 @@ class Worker:
     def _take(self, height: int, width: int) -> Tensor:
         lr = self.channel.lr(height, width)
         return lr.to(self.device) if self.device.type == "cuda" else lr.clone()  # a network may write into its input
-
-
-def import_model_quietly(entry: ModelEntry) -> None:
-    """Run a model file. Ignore its exceptions, because building the model reports them."""
-    try:
-        import_model(entry)
-    except Exception:
-        return
 
 
 def main() -> None:

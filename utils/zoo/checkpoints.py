@@ -3,7 +3,7 @@
 import contextlib
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def find_state_dict(path: Path | str, key: str = "", trust: bool = False, remedi
     path = Path(path)
     if not path.is_file():
         raise HarnessError(f"{path}: no such checkpoint; put the file there or name another")
-    state = _read(path, trust, remedies)
+    state = read_checkpoint(path, trust, remedies)
     if isinstance(state, torch.nn.Module):
         state = state.state_dict()
     if key and not (isinstance(state, dict) and isinstance(state.get(key), dict)):
@@ -86,16 +86,19 @@ def find_state_dict(path: Path | str, key: str = "", trust: bool = False, remedi
     return Weights(key, state, tuple(name for name in nested if name != key) if key else ())
 
 
-def _read(path: Path, trust: bool, remedies: Sequence[str]) -> Any:
+def read_checkpoint(
+    path: Path, trust: bool, remedies: Sequence[str] = (), load: Callable[..., Any] = torch.load, device: str = "cpu"
+) -> Any:
+    """Return the contents of a checkpoint, its tensors on `device`; `load` is torch.load. See `find_state_dict`."""
     with open(path, "rb") as file:
         head = file.read(9)
     try:
         if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
-            return safetensors.torch.load_file(path)
+            return safetensors.torch.load_file(path, device)
         if not head.startswith(MAGICS):
             raise EOFError("neither a zip archive nor a pickle")
         with torch.serialization.safe_globals(NUMPY_VALUES):
-            return torch.load(path, map_location="cpu", weights_only=not trust)
+            return load(path, map_location=device, weights_only=not trust)
     except pickle.UnpicklingError as error:
         raise HarnessError(
             f"{path}: not plain tensors, so loading it could run code; save it again as model.state_dict()"

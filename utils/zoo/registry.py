@@ -319,11 +319,16 @@ def with_checkpoint(entry: ModelEntry, checkpoint: str | Path | None) -> ModelEn
     return replace(entry, given_checkpoint=str(Path(checkpoint).resolve())) if checkpoint else entry
 
 
+def check_id_is_free(model_id: int, path: Path = REGISTRY) -> None:
+    """Raise HarnessError if the registry has a model of this id."""
+    taken = {other.id: other.name for other in read_registry(path)}
+    if model_id in taken:
+        raise HarnessError(f"--register {model_id}: {path.name} has this id for {taken[model_id]}; choose another")
+
+
 def register(entry: ModelEntry, path: Path = REGISTRY) -> None:
     """Append an entry to the registry, leaving its files in place. Raise HarnessError if its id is taken."""
-    taken = {other.id: other.name for other in read_registry(path)}
-    if entry.id in taken:
-        raise HarnessError(f"--register {entry.id}: {path.name} has this id for {taken[entry.id]}; choose another")
+    check_id_is_free(entry.id, path)
     values = {key: getattr(entry, key) for key in RegistryTable.__struct_fields__}
     table = {key: value for key, value in msgspec.to_builtins(RegistryTable(**values)).items() if value is not None}
     for key in ("file", "checkpoint"):
@@ -426,7 +431,7 @@ def _own_modules(path: Path) -> list[str]:
         return []
     try:
         tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError):
         return []  # running the file reports it
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
     return sorted(name for name in modules if name.partition(".")[0] in ("models", "kernels"))
@@ -434,14 +439,14 @@ def _own_modules(path: Path) -> list[str]:
 
 def sources_sha256(entry: ModelEntry) -> str:
     """Return the hex digest of an entry's file, or of all its `source_files` if there are several."""
-    digests = [file_sha256(path) for path in source_files(entry)]
+    digests = [file_sha256(path) for path in source_files(entry) if path.is_file()]  # loading it reports a missing one
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def import_model(entry: ModelEntry) -> ModuleType:
     """Return the module of an entry's Python file, which is run once."""
     path = ROOT / entry.file
-    if path.is_relative_to(ROOT):
+    if path.is_relative_to(ROOT / "models"):
         return importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     name = f"submission_{path.stem}"
     module = sys.modules.get(name)
