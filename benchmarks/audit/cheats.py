@@ -196,6 +196,17 @@ CHEATS = {
         "    def synchronize(self): pass\n    def elapsed_time(self, other): return 0.01\n"
         "torch.cuda.Event = Event",
     ),
+    "reports a third of its passes as nothing": Cheat(
+        "main, passes = sys.modules['__main__'], []\n"
+        "if hasattr(main, 'Worker'):\n"
+        "    forward = main.Worker.forward\n"
+        "    def reported(self, *size, **named):\n"
+        "        answer = forward(self, *size, **named)\n"
+        "        passes.append(answer)\n"
+        "        if len(passes) % 3 == 0: answer['runtime_ms'] = 0.01\n"
+        "        return answer\n"
+        "    main.Worker.forward = reported",
+    ),
     "changes os.environ": Cheat("os.environ['OMP_NUM_THREADS'] = '64'; os.environ['NVIDIA_TF32_OVERRIDE'] = '1'"),
     "changes the output after it was handed over": Cheat(
         "import gc\n"
