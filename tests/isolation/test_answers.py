@@ -132,7 +132,7 @@ def test_host_outlives_a_process_that_is_rewritten(command, submission, pairs, t
         # the first pass of the fresh process by which memory is measured
         pytest.param(
             "",
-            "1 / (x.shape[2:] != (16, 16))",
+            "1 / (x.shape[2:] != (64, 64))",
             "ZeroDivisionError",
             marks=[pytest.mark.real_process, pytest.mark.slow],
             id="memory",
