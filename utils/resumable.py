@@ -20,7 +20,7 @@ from utils.isolation.host import IsolatedRunner
 from utils.isolation.process import Limits
 from utils.isolation.repository import fingerprint
 from utils.isolation.sandbox import choose_sandbox
-from utils.record import Isolation, Record, Status, read_incomplete, read_results, store_record
+from utils.record import Isolation, Record, Status, read_file, read_incomplete, store_record
 from utils.zoo.registry import ModelEntry, Origin, load_model
 
 STORING_SHARE = 0.05  # of the time, at most, for storing partial results
@@ -121,9 +121,9 @@ class ResumableMeasurement:
         """
         if self.fresh or not (self.rules and self.rules.keeps_complete):
             return None
-        record = read_results(self.results).get(self.entry.key)
-        begun_again = self.entry.key in read_incomplete(self.results)
-        if not record or begun_again or not self.plan.is_done_by(record):
+        results = read_file(self.results)
+        record = results.models.get(self.entry.key)
+        if not record or self.entry.key in results.incomplete or not self.plan.is_done_by(record):
             return None
         empty = self._empty()
         same = same_circumstances(record, empty, self.save_dir) and self._is_of_this_model(record, empty)

@@ -32,3 +32,13 @@ def test_code_is_run_only_if_it_is_trusted(tmp_path):
     load = SafeLoad("cpu", trust=True)
     assert load(tmp_path / "w.pth")["path"] == tmp_path
     assert load.notes == ["w.pth was unpickled as a whole, since --trust_checkpoint allows it"]
+
+
+def test_open_file_is_trusted_as_little_and_told_as_well(tmp_path):
+    torch.save({"w": torch.ones(2), "path": tmp_path}, tmp_path / "w.pth", pickle_module=pickle)
+    with open(tmp_path / "w.pth", "rb") as file, pytest.raises(HarnessError, match="add --trust_checkpoint"):
+        SafeLoad("cpu", trust=False)(file)
+    load = SafeLoad("cpu", trust=True)
+    with open(tmp_path / "w.pth", "rb") as file:
+        assert load(file)["path"] == tmp_path
+    assert load.notes == ["an open file was unpickled as a whole, since --trust_checkpoint allows it"]

@@ -143,19 +143,31 @@ class SafeLoad:
 
     def __call__(self, file: Any, *arguments: object, **named: object) -> Any:
         if not isinstance(file, (str, os.PathLike)):
-            return self.original(file, map_location=self.device, weights_only=not self.trust)
+            return self._open_file(file)
         path = Path(file).resolve()
-        if not path.is_file():
-            raise HarnessError(f"{file}: no such checkpoint; put the file there")
         try:
             state = read_checkpoint(path, False, (TRUST,), self.original, str(self.device))
         except HarnessError as error:
             if not self.trust or not isinstance(error.__cause__, pickle.UnpicklingError):
                 raise
             state = read_checkpoint(path, True, (), self.original, str(self.device))
-            self.notes.append(f"{path.name} was unpickled as a whole, since --trust_checkpoint allows it")
+            self._note(path.name)
         self.paths.append(str(path))
         return state
+
+    def _open_file(self, file: Any) -> Any:
+        """Load from a file object, whose path is not known."""
+        if self.trust:
+            self._note("an open file")
+        try:
+            return self.original(file, map_location=self.device, weights_only=not self.trust)
+        except pickle.UnpicklingError as error:
+            raise HarnessError(
+                f"an open file: not plain tensors, so loading it could run code; add {TRUST} to run it"
+            ) from error
+
+    def _note(self, name: str) -> None:
+        self.notes.append(f"{name} was unpickled as a whole, since {TRUST} allows it")
 
 
 @torch.no_grad()

@@ -65,8 +65,6 @@ def find_state_dict(path: Path | str, key: str = "", trust: bool = False, remedi
     or holds anything that could run code.
     """
     path = Path(path)
-    if not path.is_file():
-        raise HarnessError(f"{path}: no such checkpoint; put the file there or name another")
     state = read_checkpoint(path, trust, remedies)
     if isinstance(state, torch.nn.Module):
         state = state.state_dict()
@@ -90,6 +88,8 @@ def read_checkpoint(
     path: Path, trust: bool, remedies: Sequence[str] = (), load: Callable[..., Any] = torch.load, device: str = "cpu"
 ) -> Any:
     """Return the contents of a checkpoint, its tensors on `device`; `load` is torch.load. See `find_state_dict`."""
+    if not path.is_file():
+        raise HarnessError(f"{path}: no such checkpoint; put the file there or name another")
     with open(path, "rb") as file:
         head = file.read(9)
     try:
