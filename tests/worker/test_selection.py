@@ -42,3 +42,11 @@ def test_open_file_is_trusted_as_little_and_told_as_well(tmp_path):
     with open(tmp_path / "w.pth", "rb") as file:
         assert load(file)["path"] == tmp_path
     assert load.notes == ["an open file was unpickled as a whole, since --trust_checkpoint allows it"]
+
+
+def test_open_file_of_plain_tensors_is_read_as_such_even_where_it_is_trusted(tmp_path):
+    torch.save({"w": torch.ones(2)}, tmp_path / "w.pth")
+    load = SafeLoad("cpu", trust=True)
+    with open(tmp_path / "w.pth", "rb") as file:
+        assert torch.equal(load(file)["w"], torch.ones(2))
+    assert load.notes == []

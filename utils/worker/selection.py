@@ -157,14 +157,17 @@ class SafeLoad:
 
     def _open_file(self, file: Any) -> Any:
         """Load from a file object, whose path is not known."""
-        if self.trust:
-            self._note("an open file")
+        start = file.tell()  # torch.load takes only files that can be read again
         try:
-            return self.original(file, map_location=self.device, weights_only=not self.trust)
+            return self.original(file, map_location=self.device, weights_only=True)
         except pickle.UnpicklingError as error:
-            raise HarnessError(
-                f"an open file: not plain tensors, so loading it could run code; add {TRUST} to run it"
-            ) from error
+            if not self.trust:
+                raise HarnessError(
+                    f"an open file: not plain tensors, so loading it could run code; add {TRUST} to run it"
+                ) from error
+        file.seek(start)
+        self._note("an open file")
+        return self.original(file, map_location=self.device, weights_only=False)
 
     def _note(self, name: str) -> None:
         self.notes.append(f"{name} was unpickled as a whole, since {TRUST} allows it")
