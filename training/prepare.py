@@ -2,7 +2,7 @@
 
 Every image is cropped to a multiple of 4, downscaled by MATLAB's bicubic (or paired with a given LR image), and cut
 into sub-images. They overlap by at least one training patch, so every patch of the image lies inside one of them. With
---halves, images are also cut at half their size; a JPEG with subsampled colours is then cut only at half its size.
+--smaller, images are also cut at smaller sizes; a JPEG with subsampled colours then only at half its size or less.
 Each process writes one shard at a time; an interrupted run resumes where it stopped.
 """
 
@@ -30,7 +30,7 @@ from utils.data.images import bicubic_downscale, crop_to_multiple, read_rgb
 from utils.errors import HarnessError, exit_on_harness_error
 from utils.files import held, writing
 from utils.measure.environment import processors
-from utils.options import command_line, parse, positive
+from utils.options import command_line, parse, positive, refuse
 from utils.processes import end_with_parent
 from utils.progress import progress
 from utils.protocol import SCALE
@@ -46,6 +46,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+HALF = 0.5  # of its size, at which a JPEG with subsampled colours holds them
 SAME_IMAGE_GREY_LEVELS = 16  # largest mean difference of LR and downscaled HR image; other kernels give 1 or 2
 Images = tuple[np.ndarray, np.ndarray]  # LR and HR
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp")
@@ -53,11 +54,15 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".
 
 @dataclass(frozen=True)
 class Cut:
-    """The HR side and step of the sub-images, and the smallest side of an image that is used [pixels]."""
+    """The HR side and step of the sub-images, and the smallest side of an image that is used [pixels].
+
+    `scales` are the parts of their size at which images are cut that shall be cut at smaller sizes, too.
+    """
 
     size: int = 480
     step: int = 352
     smallest: int = 128
+    scales: tuple[float, ...] = (HALF,)
 
 
 def main() -> None:
@@ -67,15 +72,19 @@ def main() -> None:
     if args.step > args.size:
         raise HarnessError(f"--step {args.step}: leaves gaps between sub-images of {args.size}; choose a smaller one")
     sources = list_images(args.hr)
-    if args.lr and args.halves:
-        raise HarnessError("--halves: halves have no image in --lr; leave one of the two out")
-    halved = set(list_images(args.halves)) if args.halves else set()
-    if others := halved.difference(sources):
-        raise HarnessError(f"--halves {min(others).parent}: is not among --hr; name it there, too")
+    if args.lr and args.smaller:
+        raise HarnessError("--smaller: smaller images have none in --lr; leave one of the two out")
+    if not args.smaller:
+        refuse(
+            ("--scales",), "is for --smaller FOLDER; name the folders whose images are to be cut at smaller sizes, too"
+        )
+    smaller = set(list_images(args.smaller)) if args.smaller else set()
+    if others := smaller.difference(sources):
+        raise HarnessError(f"--smaller {min(others).parent}: is not among --hr; name it there, too")
     lr_of = pair_with_lr(args.hr, args.lr) if args.lr else {}
-    cut = Cut(args.size, args.step, args.smallest)
+    cut = Cut(args.size, args.step, args.smallest, tuple(args.scales))
     with held(args.out, "choose another --out"):
-        index = prepare(sources, lr_of, args.out, cut, args.images_per_shard, args.processes, args.strict, halved)
+        index = prepare(sources, lr_of, args.out, cut, args.images_per_shard, args.processes, args.strict, smaller)
     for line in index["skipped"]:
         print(f"skipped: {line}", file=sys.stderr)
     if line := passed_over(args.hr):
@@ -93,7 +102,7 @@ def _arguments() -> argparse.Namespace:
         "-m training.prepare",
         "Cut photographs into sub-images for training.",
         "--hr PHOTOS --out data/train",
-        "--hr PHOTOS data/graphics --halves PHOTOS --out data/train",
+        "--hr PHOTOS data/graphics --smaller PHOTOS --scales 0.75 0.5 --out data/train",
     )
     parser.add_argument("--hr", nargs="+", required=True, metavar="FOLDER", help="folders of HR images, at any depth")
     parser.add_argument("--lr", nargs="+", metavar="FOLDER", help="folders of LR images NAMEx4.png; default: bicubic")
@@ -101,11 +110,21 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=Cut.size, help="HR side of a sub-image (default %(default)s)")
     parser.add_argument("--step", type=int, default=Cut.step, help="distance between sub-images (default %(default)s)")
     parser.add_argument("--smallest", type=int, default=Cut.smallest, help="skip images with a shorter side")
-    parser.add_argument("--halves", nargs="+", metavar="FOLDER", help="folders of --hr to cut at half size, too")
+    parser.add_argument("--smaller", nargs="+", metavar="FOLDER", help="folders of --hr to cut at smaller sizes, too")
+    parser.add_argument(
+        "--scales", nargs="+", type=part, default=Cut.scales, help="these sizes, as parts of the whole (default 0.5)"
+    )
     parser.add_argument("--images_per_shard", type=positive, default=100, help="images in one file of the set")
     parser.add_argument("--processes", type=positive, default=processors(), help="default: one for each core")
     parser.add_argument("--strict", action="store_true", help="stop at an unusable image instead of skipping it")
-    return parse(parser, {"--workers": "--processes"})
+    return parse(parser, {"--workers": "--processes", "--halves": "--smaller"})
+
+
+def part(text: str) -> float:
+    """Return a number above 0 and below 1; argparse makes a line of the error that is raised for another."""
+    if not 0 < float(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)
 
 
 def list_images(folders: Iterable[Path | str]) -> list[Path]:
@@ -221,16 +240,16 @@ def prepare(
     images_per_shard: int,
     processes: int,
     strict: bool,
-    halved: Collection[Path] = frozenset(),
+    smaller: Collection[Path] = frozenset(),
 ) -> dict[str, Any]:
     """Write all shards and the index that is returned; finished shards of an earlier run are kept.
 
-    `halved`: the sources that are cut at half their size, too.
+    `smaller`: the sources that are cut at `cut.scales`, too.
     """
     with writing(out, "choose another --out"):
         out.mkdir(parents=True, exist_ok=True)
     jobs = [
-        (out / f"shard-{number:05}", sources[first : first + images_per_shard], lr_of, cut, strict, halved)
+        (out / f"shard-{number:05}", sources[first : first + images_per_shard], lr_of, cut, strict, smaller)
         for number, first in enumerate(range(0, len(sources), images_per_shard))
     ]
     shards = []
@@ -284,12 +303,12 @@ Job = tuple[Path, list[Path], dict[Path, Path], Cut, bool, Collection[Path]]
 
 
 def _write_shard(job: Job) -> dict[str, Any]:
-    stem, sources, lr_of, cut, strict, halved = job
+    stem, sources, lr_of, cut, strict, smaller = job
     made_from = {
-        "cut": asdict(cut),
+        "cut": asdict(cut) | {"scales": list(cut.scales)},  # as JSON will have it
         "sources": [str(path) for path in sources],
         "lr": [str(lr_of[path]) for path in sources if path in lr_of],
-        "halved": [str(path) for path in sources if path in halved],
+        "smaller": [str(path) for path in sources if path in smaller],
     }
     skipped: list[str] = []
     counts = [0] * len(sources)
@@ -297,7 +316,7 @@ def _write_shard(job: Job) -> dict[str, Any]:
     def pairs() -> Iterator[Images]:
         for number, source in enumerate(sources):
             try:
-                images = _read_pairs(source, lr_of.get(source), cut, source in halved)
+                images = _read_pairs(source, lr_of.get(source), cut, source in smaller)
             except HarnessError as error:
                 if strict:
                     raise
@@ -318,13 +337,13 @@ def _write_shard(job: Job) -> dict[str, Any]:
     return shard
 
 
-def _read_pairs(source: Path, lr_path: Path | None, cut: Cut, halved: bool) -> list[Images]:
-    """Return (LR, HR) of an image, and of its half if it is to be `halved` and large enough."""
+def _read_pairs(source: Path, lr_path: Path | None, cut: Cut, smaller: bool) -> list[Images]:
+    """Return (LR, HR) of an image, and of its smaller copies if it is to be cut `smaller`, too."""
     hr = crop_to_multiple(read_photograph(source))
     if min(hr.shape[:2]) < cut.smallest:
         raise HarnessError(f"{source}: {hr.shape[1]} x {hr.shape[0]} is smaller than --smallest {cut.smallest}")
     if lr_path is None:
-        images = _with_half(source, hr, cut) if halved else [hr]
+        images = _with_smaller(source, hr, cut) if smaller else [hr]
         return [(bicubic_downscale(image), image) for image in images]
     lr = read_rgb(lr_path)
     if (lr.shape[0] * SCALE, lr.shape[1] * SCALE) != hr.shape[:2]:
@@ -338,20 +357,24 @@ def _read_pairs(source: Path, lr_path: Path | None, cut: Cut, halved: bool) -> l
     return [(lr, hr)]
 
 
-def _with_half(source: Path, image: np.ndarray, cut: Cut) -> list[np.ndarray]:
-    """Return those of an image and its half that are worth cutting."""
-    half = crop_to_multiple(_halved(image))
-    large_enough = min(half.shape[:2]) >= cut.smallest
-    if not _has_blurred_colours(source):
-        return [image, half] if large_enough else [image]
-    if not large_enough:
-        raise HarnessError(f"{source}: holds its colours at half its size, which is smaller than {cut.smallest} pixels")
-    return [half]
+def _with_smaller(source: Path, image: np.ndarray, cut: Cut) -> list[np.ndarray]:
+    """Return those of an image and its smaller copies that are worth cutting."""
+    blurred = _has_blurred_colours(source)
+    scales = [scale for scale in cut.scales if scale <= HALF or not blurred]
+    copies = [copy for scale in scales if min((copy := _smaller(image, scale)).shape[:2]) >= cut.smallest]
+    if not blurred:
+        return [image, *copies]
+    if not copies:
+        raise HarnessError(
+            f"{source}: holds its colours at half its size; no size in --scales is as small and still has "
+            f"{cut.smallest} pixels"
+        )
+    return copies
 
 
-def _halved(image: np.ndarray) -> np.ndarray:
-    height, width = image.shape[:2]
-    return np.asarray(Image.fromarray(image).resize((width // 2, height // 2), Image.Resampling.LANCZOS))
+def _smaller(image: np.ndarray, scale: float) -> np.ndarray:
+    height, width = (max(1, int(scale * side)) for side in image.shape[:2])
+    return crop_to_multiple(np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)))
 
 
 def _has_blurred_colours(path: Path) -> bool:

@@ -72,7 +72,7 @@ def test_lr_given_beside_hr_is_taken(prepare, photographs, tmp_path):
 def test_halves_are_cut_beside_the_images(prepare, photographs, tmp_path):
     rows, columns = np.mgrid[:64, :96]
     write_png(photographs / "0.png", np.stack([2 * columns + rows] * 3, axis=2).astype(np.uint8))
-    result = prepare(photographs, tmp_path / "out", *SMALL_CUT, "--halves", photographs)
+    result = prepare(photographs, tmp_path / "out", *SMALL_CUT, "--smaller", photographs)
     assert result.returncode == 0, result.stderr
     assert "0 images skipped" in result.stdout  # the others' halves are too small, and left out
     subimages = SubImages(tmp_path / "out")
@@ -90,27 +90,42 @@ def test_a_jpeg_with_subsampled_colours_is_cut_at_half_its_size_alone(prepare, t
     factor = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{chroma}")
     cv2.imwrite(str(tmp_path / "hr" / "a.jpg"), photograph(48, 64), [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor])
     cut = "--size", 64, "--step", 32, "--smallest", 24
-    assert prepare(tmp_path / "hr", tmp_path / "out", *cut, "--halves", tmp_path / "hr").returncode == 0
+    assert prepare(tmp_path / "hr", tmp_path / "out", *cut, "--smaller", tmp_path / "hr").returncode == 0
     assert SubImages(tmp_path / "out").shapes.tolist() == shapes
 
 
-def test_only_the_named_folders_are_halved(prepare, photographs, tmp_path):
+def test_scales_are_the_sizes_that_are_cut_beside_the_image(prepare, photographs, tmp_path):
+    scales = "--scales", 0.75, 0.5, 0.01
+    assert prepare(photographs, tmp_path / "out", *SMALL_CUT, "--smaller", photographs, *scales).returncode == 0
+    subimages = SubImages(tmp_path / "out")
+    assert subimages.shapes.tolist()[:5] == [[64, 64], [64, 64], [48, 64], [48, 64], [32, 48]]
+    whole = Image.fromarray(photograph(64, 96, 0)).resize((72, 48), Image.Resampling.LANCZOS)
+    assert np.array_equal(subimages.pair(2)[1], np.asarray(whole)[:, :64])
+    without = prepare(photographs, tmp_path / "other", *SMALL_CUT, *scales)
+    assert without.returncode == 2
+    assert "is for --smaller" in without.stderr
+    wrong = prepare(photographs, tmp_path / "other", "--smaller", photographs, "--scales", 1.5)
+    assert wrong.returncode == 2
+    assert "1.5 is not between 0 and 1" in wrong.stderr
+
+
+def test_only_the_named_folders_are_cut_smaller(prepare, photographs, tmp_path):
     write_png(tmp_path / "drawings" / "0.png", photograph(64, 64))
     hr, out = (photographs, tmp_path / "drawings"), tmp_path / "out"
-    assert prepare(hr[0], out, *SMALL_CUT, "--hr", *hr, "--halves", hr[1]).returncode == 0
+    assert prepare(hr[0], out, *SMALL_CUT, "--hr", *hr, "--smaller", hr[1]).returncode == 0
     assert SubImages(out).shapes.tolist()[-2:] == [[64, 64], [32, 32]]
     assert [32, 48] not in SubImages(out).shapes.tolist()
-    again = prepare(hr[0], out, *SMALL_CUT, "--hr", *hr, "--halves", hr[0])
+    again = prepare(hr[0], out, *SMALL_CUT, "--hr", *hr, "--smaller", hr[0])
     assert "made from other images or settings" in again.stderr
-    elsewhere = prepare(hr[0], out, "--halves", hr[1])
+    elsewhere = prepare(hr[0], out, "--smaller", hr[1])
     assert elsewhere.returncode == 2
     assert "is not among --hr" in elsewhere.stderr
 
 
-def test_halves_and_given_lr_images_exclude_each_other(prepare, photographs, tmp_path):
-    result = prepare(photographs, tmp_path / "out", "--halves", photographs, "--lr", photographs)
+def test_smaller_copies_and_given_lr_images_exclude_each_other(prepare, photographs, tmp_path):
+    result = prepare(photographs, tmp_path / "out", "--smaller", photographs, "--lr", photographs)
     assert result.returncode == 2
-    assert "halves have no image in --lr" in result.stderr
+    assert "smaller images have none in --lr" in result.stderr
 
 
 def test_corrupt_and_small_images_are_skipped_counted_or_fatal(prepare, photographs, tmp_path):
@@ -309,7 +324,7 @@ def test_file_that_may_not_be_read_is_skipped(photographs, tmp_path, monkeypatch
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     sources = list_images([photographs])
-    index = prepare_set(sources, {}, tmp_path / "out", Cut(64, 32, 32), 100, 1, strict=False, halved=set(sources))
+    index = prepare_set(sources, {}, tmp_path / "out", Cut(64, 32, 32), 100, 1, strict=False, smaller=set(sources))
     assert index["images"] == len(sources) - 1
     assert "0.png: cannot be read (Permission denied)" in index["skipped"][0]
 
