@@ -44,7 +44,9 @@ def main() -> None:
     subimages = SubImages(args.train_dir)
     if device.type == "cpu":
         keep_freed_memory()
-    sampler = PatchSampler(subimages.shapes, recipe.seed, recipe.batch, recipe.hr_patch, recipe.candidates, rank, world)
+    sampler = PatchSampler(
+        subimages.shapes, recipe.seed, recipe.batch, recipe.hr_patch, recipe.candidates, rank, world, recipe.shifts
+    )
     validation = open_validation(args.validation_dir) if rank == 0 else None
     run_dir = args.run_dir or Path("runs") / args.recipe.stem
     state = state_to_go_on_from(run_dir, args.resume, args.init, device)

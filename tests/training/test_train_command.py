@@ -346,6 +346,20 @@ def test_hr_images_alone_validate_a_training(command, recipe_path, prepared, pai
     assert "validation: LR images are made from the HR images" in result.stdout
 
 
+def test_patches_are_shifted_if_the_recipe_asks_for_it(command, recipe_path, prepared, pairs, tmp_path):
+    losses = []
+    for shifts in ("false", "true"):
+        words = train_command(recipe_path, prepared, tmp_path / shifts, pairs, "--set", f"shifts={shifts}")
+        assert command(*words, "hr_patch=24").returncode == 0
+        losses.append(read_log(tmp_path / shifts / "log.csv")[0]["loss"])
+    assert losses[0] != losses[1]
+    result = command(
+        *train_command(recipe_path, prepared, tmp_path / "no", pairs, "--set", "shifts=true", "hr_patch=28")
+    )
+    assert result.returncode == 2
+    assert "hr_patch 28 with shifts: the training set holds a sub-image of side 40" in result.stderr
+
+
 def test_option_that_a_command_does_not_have_is_not_advised(command, tmp_path):
     torch.save(NanoSR_train(), tmp_path / "whole.pth")
     result = command(

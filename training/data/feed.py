@@ -18,19 +18,26 @@ from torch import Tensor
 
 from training.data.subimages import SubImages
 from utils.ahead import ahead
+from utils.data.images import bicubic_weights
 from utils.errors import HarnessError
 from utils.measure.environment import memory_bytes, processors
 from utils.protocol import SCALE
 
 RESIDENT_SHARE = 0.5  # of the free memory that the whole set may take
 THREADS = min(8, processors())  # that cut patches from memory maps
+MARGIN = 6  # HR pixels around a patch that its LR patch is made from
+MOVES = (-2, 2)  # HR pixels that a patch is moved by: from the first to below the second
+BORDER = 2  # LR pixels that a moved patch keeps from the edge of its sub-image: MARGIN and MOVES
 Batch = tuple[Tensor, Tensor]  # LR and HR
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Patches:
-    """One batch's patches: sub-image numbers, LR corners [LR pixels], and the three flips that make 8 orientations."""
+    """One batch's patches: sub-image numbers, LR corners [LR pixels], and the three flips that make 8 orientations.
+
+    `down` and `right` move the HR patch away from the LR corner [HR pixels].
+    """
 
     index: np.ndarray
     top: np.ndarray
@@ -38,6 +45,8 @@ class Patches:
     flip_rows: np.ndarray
     flip_columns: np.ndarray
     transpose: np.ndarray  # after the flips
+    down: np.ndarray
+    right: np.ndarray
 
     def of(self, numbers: slice | np.ndarray) -> "Patches":
         """Return some of the patches."""
@@ -49,7 +58,8 @@ class PatchSampler:
     """A source of training batches: `sample` gives this process's share of a step's batch.
 
     `shapes` N x 2 are the HR sizes of the sub-images. `batch` counts the patches of all `world` processes together. For
-    each patch, `candidates` are drawn and one of them is kept.
+    each patch, `candidates` are drawn and one of them is kept. With `shifts`, HR patches begin at any pixel, and their
+    LR patches must be made; without, at multiples of 4, and LR patches are the prepared ones.
     """
 
     shapes: np.ndarray
@@ -59,16 +69,22 @@ class PatchSampler:
     candidates: int = 1
     rank: int = 0
     world: int = 1
+    shifts: bool = False
 
     def __post_init__(self) -> None:
-        if self.shapes.min() < self.hr_patch:
+        if self.shapes.min() < (least := self.hr_patch + 2 * self.border * SCALE):
             raise HarnessError(
-                f"hr_patch {self.hr_patch}: the training set holds a sub-image of side {self.shapes.min()}; "
-                f"lower hr_patch, or prepare again with --smallest {self.hr_patch} and at least that as --size, into "
-                "another --out"
+                f"hr_patch {self.hr_patch}{' with shifts' if self.shifts else ''}: the training set holds a sub-image "
+                f"of side {self.shapes.min()}; lower hr_patch, or prepare again with --smallest {least} and at least "
+                "that as --size, into another --out"
             )
         if self.batch % self.world:
             raise HarnessError(f"batch {self.batch} cannot be shared by {self.world} processes; choose a multiple")
+
+    @property
+    def border(self) -> int:
+        """LR pixels at a sub-image's edges where no patch begins or ends."""
+        return BORDER if self.shifts else 0
 
     def sample(self, step: int, detail: Callable[[Patches], np.ndarray]) -> Patches:
         """Return this process's patches of a step: uniform over sub-images, positions inside each, and 8 orientations.
@@ -77,10 +93,11 @@ class PatchSampler:
         """
         rng = np.random.Generator(np.random.Philox(key=[self.seed, step]))
         index = rng.integers(len(self.shapes), size=self.batch * self.candidates)
-        room = (self.shapes[index] - self.hr_patch) // SCALE + 1
-        top, left = (rng.random((len(index), 2)) * room).astype(np.int64).T
+        room = (self.shapes[index] - self.hr_patch) // SCALE + 1 - 2 * self.border
+        top, left = (rng.random((len(index), 2)) * room).astype(np.int64).T + self.border
         flips = rng.integers(2, size=(3, len(index))).astype(bool)
-        drawn = Patches(index, top, left, *flips).of(slice(self.rank, None, self.world))
+        moves = rng.integers(*MOVES, size=(2, len(index))) if self.shifts else np.zeros((2, len(index)), np.int64)
+        drawn = Patches(index, top, left, *flips, *moves).of(slice(self.rank, None, self.world))
         if self.candidates == 1:
             return drawn
         chance = rng.random(self.batch)[self.rank :: self.world]
@@ -127,10 +144,13 @@ class ResidentFeed:
         patches = self.sampler.sample(
             step, lambda drawn: detail(self._gather(self.lr, drawn, SCALE).short()).cpu().numpy()
         )
+        if self.sampler.shifts:
+            return made_pair(self._gather(self.hr, patches, 1, MARGIN))
         return self._gather(self.lr, patches, SCALE), self._gather(self.hr, patches, 1)
 
-    def _gather(self, flat: Tensor, patches: Patches, shrink: int) -> Tensor:
-        return gather(flat, *corners(self.subimages, patches, shrink), patches, self.sampler.hr_patch // shrink)
+    def _gather(self, flat: Tensor, patches: Patches, shrink: int, margin: int = 0) -> Tensor:
+        side = self.sampler.hr_patch // shrink + 2 * margin
+        return gather(flat, *corners(self.subimages, patches, shrink, margin), patches, side)
 
 
 class MappedFeed:
@@ -159,17 +179,22 @@ class MappedFeed:
         torch.get_num_threads()
         return ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,))
 
-    def _cut(self, step: int) -> tuple[Patches, Tensor, Tensor]:
-        """Return a step's patches and their LR and HR pixels, B x side x side x 3, not yet flipped or transposed."""
+    def _cut(self, step: int) -> tuple[Patches, list[Tensor]]:
+        """Return a step's patches and their LR and HR pixels, B x side x side x 3, not yet flipped or transposed.
+
+        With shifts, there are HR pixels only, with a margin.
+        """
         patches = self.sampler.sample(step, self._detail)
-        return patches, self._copy(patches, SCALE), self._copy(patches, 1)
+        if self.sampler.shifts:
+            return patches, [self._copy(patches, 1, MARGIN)]
+        return patches, [self._copy(patches, SCALE), self._copy(patches, 1)]
 
     def _detail(self, patches: Patches) -> np.ndarray:
         return detail(self._copy(patches, SCALE).permute(0, 3, 1, 2).short()).numpy()  # the same in all orientations
 
-    def _copy(self, patches: Patches, shrink: int) -> Tensor:
-        side = self.sampler.hr_patch // shrink
-        firsts, widths = corners(self.subimages, patches, shrink)
+    def _copy(self, patches: Patches, shrink: int, margin: int = 0) -> Tensor:
+        side = self.sampler.hr_patch // shrink + 2 * margin
+        firsts, widths = corners(self.subimages, patches, shrink, margin)
         shards = self.subimages.shards_of(patches.index)
         firsts -= self.subimages.shard_starts[shards] // shrink**2
         maps = self.hr if shrink == 1 else self.lr
@@ -180,9 +205,12 @@ class MappedFeed:
             copy = torch.empty((len(views), side, side, 3), dtype=torch.uint8, pin_memory=on_gpu)
         return torch.stack(views, out=copy)
 
-    def _load(self, cut: tuple[Patches, Tensor, Tensor]) -> Batch:
-        patches, *pixels = cut
-        lr, hr = (self._turned(values.to(self.device, non_blocking=True), patches) for values in pixels)
+    def _load(self, cut: tuple[Patches, list[Tensor]]) -> Batch:
+        patches, pixels = cut
+        images = [self._turned(values.to(self.device, non_blocking=True), patches) for values in pixels]
+        if self.sampler.shifts:
+            return made_pair(*images)
+        lr, hr = images
         return lr, hr
 
     def _turned(self, cut: Tensor, patches: Patches) -> Tensor:
@@ -207,14 +235,38 @@ def loaded(load: Callable[[Item], Batch], items: Iterable[Item], device: torch.d
         yield batch
 
 
-def corners(subimages: SubImages, patches: Patches, shrink: int) -> tuple[np.ndarray, np.ndarray]:
+def corners(subimages: SubImages, patches: Patches, shrink: int, margin: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return the patches' upper left pixels, numbered across all sub-images, and the widths of their sub-images.
 
-    `shrink` is 1 for HR and SCALE for LR.
+    `shrink` is 1 for HR and SCALE for LR, `margin` what is added around each patch [pixels].
     """
     widths = subimages.shapes[patches.index, 1] // shrink
-    inside = SCALE // shrink * (patches.top * widths + patches.left)
-    return subimages.starts[patches.index] // shrink**2 + inside, widths
+    moves = (patches.down, patches.right) if shrink == 1 else (0, 0)
+    top, left = (
+        SCALE // shrink * corner + move - margin
+        for corner, move in zip((patches.top, patches.left), moves, strict=True)
+    )
+    return subimages.starts[patches.index] // shrink**2 + top * widths + left, widths
+
+
+def made_pair(windows: Tensor) -> Batch:
+    """Return LR and HR patches from HR patches with their margin, B x 3 x (p + 2 MARGIN) x (p + 2 MARGIN) uint8.
+
+    LR patches are what `utils.data.images.bicubic_downscale` makes of the whole image there, bit for bit.
+    """
+    lr = shrunk_rows(shrunk_rows(windows, 2), 3)
+    return lr, windows[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
+
+
+def shrunk_rows(images: Tensor, dimension: int) -> Tensor:
+    """Shrink uint8 images by SCALE along a dimension, without what lies less than MARGIN pixels from the edges."""
+    taps = bicubic_weights(SCALE)
+    count = (images.shape[dimension] - len(taps)) // SCALE + 1
+    values, total = images.float(), torch.full((), 0.5, device=images.device)  # rounds half up
+    for tap, weight in enumerate(taps.tolist()):
+        rows = (slice(None),) * dimension + (slice(tap, tap + SCALE * (count - 1) + 1, SCALE),)
+        total = total + weight * values[rows]
+    return total.floor_().clamp_(0, 255).to(torch.uint8)
 
 
 def gather(flat: Tensor, first: np.ndarray, width: np.ndarray, patches: Patches, side: int) -> Tensor:

@@ -128,16 +128,21 @@ def _cubic(x: np.ndarray) -> np.ndarray:
     return np.where(x <= 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0.0))
 
 
-def _shrink_rows(image: np.ndarray, scale: int) -> np.ndarray:
-    """Do one pass of MATLAB's imresize along the first axis: the antialiased kernel, mirrored borders, uint8 result."""
+def bicubic_weights(scale: int = SCALE) -> np.ndarray:
+    """Return the weights of the 4 x scale pixels that `bicubic_downscale` makes one of, float32 with a sum of 1."""
     taps = 4 * scale
     weights = _cubic((np.arange(taps) - (taps - 1) / 2) / scale)
-    weights /= weights.sum()
-    margin = (taps - scale) // 2
+    return (weights / weights.sum()).astype(np.float32)
+
+
+def _shrink_rows(image: np.ndarray, scale: int) -> np.ndarray:
+    """Do one pass of MATLAB's imresize along the first axis: the antialiased kernel, mirrored borders, uint8 result."""
+    weights = bicubic_weights(scale)
+    margin = (len(weights) - scale) // 2
     padded = np.pad(image, [(margin, margin)] + [(0, 0)] * (image.ndim - 1), mode="symmetric").astype(np.float32)
     rows = image.shape[0] // scale
     total = np.zeros((rows, *image.shape[1:]), np.float32)
-    for tap, weight in enumerate(weights.astype(np.float32)):
+    for tap, weight in enumerate(weights):
         total += weight * padded[tap : tap + scale * rows : scale]
     return np.clip(np.floor(total + 0.5), 0, 255).astype(np.uint8)
 

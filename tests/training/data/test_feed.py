@@ -7,7 +7,7 @@ import torch
 from tests.helpers import SMALL_CUT, python
 from training.data.feed import MappedFeed, PatchSampler, ResidentFeed, detail, make_feed
 from training.data.subimages import SubImages
-from utils.data.images import write_png
+from utils.data.images import bicubic_downscale, write_png
 from utils.errors import HarnessError
 
 
@@ -22,6 +22,47 @@ def test_resident_and_mapped_feeds_give_the_same_batches(prepared, workers, cand
         assert hr.shape == (5, 3, 32, 32)
         assert torch.equal(lr, mapped_lr)
         assert torch.equal(hr, mapped_hr)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shifted_patches_are_the_same_in_both_feeds(prepared, workers):
+    subimages = SubImages(prepared)
+    sampler = PatchSampler(subimages.shapes, seed=3, batch=5, hr_patch=16, candidates=3, shifts=True)
+    resident = ResidentFeed(subimages, sampler, "cpu").batches(4, 8)
+    mapped = MappedFeed(subimages, sampler, "cpu", workers).batches(4, 8)
+    for (lr, hr), (mapped_lr, mapped_hr) in zip(resident, mapped, strict=True):
+        assert torch.equal(lr, mapped_lr)
+        assert torch.equal(hr, mapped_hr)
+
+
+def test_shifted_patches_come_from_any_pixel_and_are_the_bicubic_of_the_image_there(prepare, tmp_path):
+    rows, columns = np.mgrid[:64, :64]
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64))
+    image = np.stack([4 * rows, 4 * columns, noise], axis=2).astype(np.uint8)  # red and green say where a pixel is
+    write_png(tmp_path / "hr" / "noise.png", image)
+    assert prepare(tmp_path / "hr", tmp_path / "out", *SMALL_CUT).returncode == 0
+    subimages = SubImages(tmp_path / "out")
+    sampler = PatchSampler(subimages.shapes, seed=1, batch=500, hr_patch=32, shifts=True)
+    ((lr, hr),) = ResidentFeed(subimages, sampler, "cpu").batches(0, 1)
+    places = set()
+    for small, patch in zip(lr, hr, strict=True):
+        top, left = (int(patch[channel].min()) // 4 for channel in (0, 1))
+        places.add((top, left))
+        small, patch = (values.permute(1, 2, 0).numpy() for values in (small, patch))
+        if patch[0, 0, 0] == 4 * top and patch[0, 0, 1] == 4 * left == patch[1, 0, 1]:  # neither flipped nor transposed
+            assert np.array_equal(patch, image[top : top + 32, left : left + 32])
+            around = image[top - 6 : top + 38, left - 6 : left + 38]  # what the patch's LR pixels are made of
+            framed = np.pad(around, [(2, 2), (2, 2), (0, 0)])  # the patch begins at LR pixel 2
+            assert np.array_equal(small, bicubic_downscale(framed)[2:10, 2:10])
+    assert {top for top, _ in places} == {left for _, left in places} == set(range(6, 26))
+
+
+def test_shifts_need_room_around_a_patch(prepared):
+    shapes = SubImages(prepared).shapes
+    side = int(shapes.min())
+    PatchSampler(shapes, 3, 6, side - 16, shifts=True)
+    with pytest.raises(HarnessError, match=f"with shifts.*--smallest {side + 4}"):
+        PatchSampler(shapes, 3, 6, side - 12, shifts=True)
 
 
 @pytest.mark.slow
