@@ -4,6 +4,7 @@ The patches of a step depend only on the seed and the step's number. So both fee
 restart give the same batches.
 """
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -28,6 +29,7 @@ THREADS = min(8, processors())  # that cut patches from memory maps
 MARGIN = 6  # HR pixels around a patch that its LR patch is made from
 MOVES = (-2, 2)  # HR pixels that a patch is moved by: from the first to below the second
 BORDER = 2  # LR pixels that a moved patch keeps from the edge of its sub-image: MARGIN and MOVES
+SWAPS = np.array(list(itertools.permutations(range(3))))  # of red, green and blue; the first is none
 Batch = tuple[Tensor, Tensor]  # LR and HR
 Item = TypeVar("Item")
 
@@ -36,7 +38,8 @@ Item = TypeVar("Item")
 class Patches:
     """One batch's patches: sub-image numbers, LR corners [LR pixels], and the three flips that make 8 orientations.
 
-    `down` and `right` move the HR patch away from the LR corner [HR pixels].
+    `down` and `right` move the HR patch away from the LR corner [HR pixels]; a `negative` has 255 - x for each value x;
+    `swap` is the number of a permutation of the colours.
     """
 
     index: np.ndarray
@@ -47,6 +50,8 @@ class Patches:
     transpose: np.ndarray  # after the flips
     down: np.ndarray
     right: np.ndarray
+    negative: np.ndarray
+    swap: np.ndarray
 
     def of(self, numbers: slice | np.ndarray) -> "Patches":
         """Return some of the patches."""
@@ -59,7 +64,8 @@ class PatchSampler:
 
     `shapes` N x 2 are the HR sizes of the sub-images. `batch` counts the patches of all `world` processes together. For
     each patch, `candidates` are drawn and one of them is kept. With `shifts`, HR patches begin at any pixel, and their
-    LR patches must be made; without, at multiples of 4, and LR patches are the prepared ones.
+    LR patches must be made; without, at multiples of 4, and LR patches are the prepared ones. `negatives` and
+    `colour_swaps` are the shares of patches that are negatives, and whose colours are permuted.
     """
 
     shapes: np.ndarray
@@ -70,6 +76,8 @@ class PatchSampler:
     rank: int = 0
     world: int = 1
     shifts: bool = False
+    negatives: float = 0.0
+    colour_swaps: float = 0.0
 
     def __post_init__(self) -> None:
         if self.shapes.min() < (least := self.hr_patch + 2 * self.border * SCALE):
@@ -97,7 +105,12 @@ class PatchSampler:
         top, left = (rng.random((len(index), 2)) * room).astype(np.int64).T + self.border
         flips = rng.integers(2, size=(3, len(index))).astype(bool)
         moves = rng.integers(*MOVES, size=(2, len(index))) if self.shifts else np.zeros((2, len(index)), np.int64)
-        drawn = Patches(index, top, left, *flips, *moves).of(slice(self.rank, None, self.world))
+        colours = np.zeros((2, len(index)), np.int64)
+        if self.negatives:
+            colours[0] = rng.random(len(index)) < self.negatives
+        if self.colour_swaps:
+            colours[1] = rng.integers(len(SWAPS), size=len(index)) * (rng.random(len(index)) < self.colour_swaps)
+        drawn = Patches(index, top, left, *flips, *moves, *colours).of(slice(self.rank, None, self.world))
         if self.candidates == 1:
             return drawn
         chance = rng.random(self.batch)[self.rank :: self.world]
@@ -145,8 +158,8 @@ class ResidentFeed:
             step, lambda drawn: detail(self._gather(self.lr, drawn, SCALE).short()).cpu().numpy()
         )
         if self.sampler.shifts:
-            return made_pair(self._gather(self.hr, patches, 1, MARGIN))
-        return self._gather(self.lr, patches, SCALE), self._gather(self.hr, patches, 1)
+            return in_colours(made_pair(self._gather(self.hr, patches, 1, MARGIN)), patches)
+        return in_colours((self._gather(self.lr, patches, SCALE), self._gather(self.hr, patches, 1)), patches)
 
     def _gather(self, flat: Tensor, patches: Patches, shrink: int, margin: int = 0) -> Tensor:
         side = self.sampler.hr_patch // shrink + 2 * margin
@@ -209,9 +222,9 @@ class MappedFeed:
         patches, pixels = cut
         images = [self._turned(values.to(self.device, non_blocking=True), patches) for values in pixels]
         if self.sampler.shifts:
-            return made_pair(*images)
+            return in_colours(made_pair(*images), patches)
         lr, hr = images
-        return lr, hr
+        return in_colours((lr, hr), patches)
 
     def _turned(self, cut: Tensor, patches: Patches) -> Tensor:
         count, side = cut.shape[:2]
@@ -254,19 +267,21 @@ def made_pair(windows: Tensor) -> Batch:
 
     LR patches are what `utils.data.images.bicubic_downscale` makes of the whole image there, bit for bit.
     """
-    lr = shrunk_rows(shrunk_rows(windows, 2), 3)
-    return lr, windows[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
+    rows = shrunk_rows(windows.permute(0, 2, 3, 1))
+    lr = shrunk_rows(rows.transpose(1, 2)).transpose(1, 2).permute(0, 3, 1, 2)
+    hr = windows[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
+    return lr.contiguous(memory_format=torch.channels_last), hr
 
 
-def shrunk_rows(images: Tensor, dimension: int) -> Tensor:
-    """Shrink uint8 images by SCALE along a dimension, without what lies less than MARGIN pixels from the edges."""
-    taps = bicubic_weights(SCALE)
-    count = (images.shape[dimension] - len(taps)) // SCALE + 1
-    values, total = images.float(), torch.full((), 0.5, device=images.device)  # rounds half up
-    for tap, weight in enumerate(taps.tolist()):
-        rows = (slice(None),) * dimension + (slice(tap, tap + SCALE * (count - 1) + 1, SCALE),)
-        total = total + weight * values[rows]
-    return total.floor_().clamp_(0, 255).to(torch.uint8)
+def shrunk_rows(images: Tensor) -> Tensor:
+    """Shrink B x H x W x 3 uint8 images along H by SCALE, without what lies less than MARGIN pixels from the edges."""
+    weights = torch.from_numpy(bicubic_weights(SCALE))
+    height = images.shape[1]
+    count = (height - len(weights)) // SCALE + 1
+    kernel = torch.zeros(count, height)
+    kernel.as_strided((count, len(weights)), (height + SCALE, 1)).copy_(weights)  # each row SCALE further on
+    values = kernel.to(images.device, non_blocking=True) @ images.float().flatten(2)
+    return values.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8).unflatten(2, images.shape[2:])
 
 
 def gather(flat: Tensor, first: np.ndarray, width: np.ndarray, patches: Patches, side: int) -> Tensor:
@@ -283,6 +298,24 @@ def gather(flat: Tensor, first: np.ndarray, width: np.ndarray, patches: Patches,
     steps = torch.arange(side, device=flat.device)
     pixels = first + down * steps[:, None] + right * steps  # B x side x side
     return flat.index_select(0, pixels.flatten()).view(*pixels.shape, -1).permute(0, 3, 1, 2)
+
+
+def in_colours(pair: Batch, patches: Patches) -> Batch:
+    """Return LR and HR patches as negatives and with their colours permuted, where they are to be.
+
+    The bicubic kernel's weights have a sum of 1, so the LR image of a negative is the negative of the LR image.
+    """
+    lr, hr = pair
+    if patches.negative.any():
+        bits = torch.from_numpy((255 * patches.negative).astype(np.uint8)).to(lr.device, non_blocking=True)
+        lr, hr = (pixels ^ bits[:, None, None, None] for pixels in (lr, hr))
+    if patches.swap.any():
+        channels = torch.from_numpy(SWAPS[patches.swap]).to(lr.device, non_blocking=True)[..., None, None]
+        lr, hr = (
+            pixels.gather(1, channels.expand_as(pixels)).contiguous(memory_format=torch.channels_last)
+            for pixels in (lr, hr)
+        )
+    return lr, hr
 
 
 def make_feed(

@@ -1,5 +1,7 @@
 """training/data/feed.py: both feeds give the same patches."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -25,9 +27,11 @@ def test_resident_and_mapped_feeds_give_the_same_batches(prepared, workers, cand
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_shifted_patches_are_the_same_in_both_feeds(prepared, workers):
+def test_shifted_patches_and_negatives_are_the_same_in_both_feeds(prepared, workers):
     subimages = SubImages(prepared)
-    sampler = PatchSampler(subimages.shapes, seed=3, batch=5, hr_patch=16, candidates=3, shifts=True)
+    sampler = PatchSampler(
+        subimages.shapes, seed=3, batch=5, hr_patch=16, candidates=3, shifts=True, negatives=0.5, colour_swaps=0.9
+    )
     resident = ResidentFeed(subimages, sampler, "cpu").batches(4, 8)
     mapped = MappedFeed(subimages, sampler, "cpu", workers).batches(4, 8)
     for (lr, hr), (mapped_lr, mapped_hr) in zip(resident, mapped, strict=True):
@@ -55,6 +59,30 @@ def test_shifted_patches_come_from_any_pixel_and_are_the_bicubic_of_the_image_th
             framed = np.pad(around, [(2, 2), (2, 2), (0, 0)])  # the patch begins at LR pixel 2
             assert np.array_equal(small, bicubic_downscale(framed)[2:10, 2:10])
     assert {top for top, _ in places} == {left for _, left in places} == set(range(6, 26))
+
+
+@pytest.mark.parametrize("shifts", [False, True])
+def test_negatives_are_the_same_patches_with_every_value_turned_round(prepared, shifts):
+    subimages = SubImages(prepared)
+    plans = [PatchSampler(subimages.shapes, 3, 40, 16, shifts=shifts, negatives=share) for share in (0, 0.5)]
+    before, after = (next(ResidentFeed(subimages, plan, "cpu").batches(0, 1)) for plan in plans)
+    turned = [torch.equal(negative, 255 - plain) for plain, negative in zip(before[1], after[1], strict=True)]
+    assert 10 < sum(turned) < 30
+    for plain, negative, is_turned in zip(before[0], after[0], turned, strict=True):
+        assert torch.equal(negative, 255 - plain if is_turned else plain)
+
+
+def test_colours_are_permuted_alike_in_lr_and_hr_and_in_each_way(prepared):
+    subimages = SubImages(prepared)
+    plans = [PatchSampler(subimages.shapes, 3, 60, 16, colour_swaps=share) for share in (0, 0.6)]
+    before, after = (next(ResidentFeed(subimages, plan, "cpu").batches(0, 1)) for plan in plans)
+    ways = []
+    for lr, hr, new_lr, new_hr in zip(*before, *after, strict=True):
+        found = [way for way in itertools.permutations(range(3)) if torch.equal(hr[list(way)], new_hr)]
+        assert any(torch.equal(lr[list(way)], new_lr) for way in found)
+        ways += found[:1]
+    assert len(set(ways)) == 6
+    assert 20 < ways.count((0, 1, 2)) < 40  # half: 0.4 that stay, and a sixth of the others
 
 
 def test_shifts_need_room_around_a_patch(prepared):
