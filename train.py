@@ -44,9 +44,17 @@ def main() -> None:
     subimages = SubImages(args.train_dir)
     if device.type == "cpu":
         keep_freed_memory()
-    drawn_by = recipe.seed, recipe.batch, recipe.hr_patch, recipe.candidates
     sampler = PatchSampler(
-        subimages.shapes, *drawn_by, rank, world, recipe.shifts, recipe.negatives, recipe.colour_swaps
+        subimages.shapes,
+        recipe.seed,
+        recipe.batch,
+        recipe.hr_patch,
+        recipe.candidates,
+        rank,
+        world,
+        recipe.shifts,
+        recipe.negatives,
+        recipe.colour_swaps,
     )
     validation = open_validation(args.validation_dir) if rank == 0 else None
     run_dir = args.run_dir or Path("runs") / args.recipe.stem

@@ -102,9 +102,18 @@ class Pair:
         return 0 * index
 
 
-@pytest.mark.parametrize(("candidates", "shifts"), [(1, False), (3, False), (3, True)])
-def test_feed_on_the_gpu_cuts_what_the_cpu_cuts(candidates, shifts):
-    plan = PatchSampler(Pair.shapes, seed=3, batch=7, hr_patch=32, candidates=candidates, shifts=shifts)
+@pytest.mark.parametrize(
+    ("candidates", "varied"),
+    [
+        (1, {}),
+        (3, {}),
+        (3, {"shifts": True}),
+        (3, {"negatives": 0.5}),
+        (3, {"shifts": True, "negatives": 0.5, "colour_swaps": 0.9}),
+    ],
+)
+def test_feed_on_the_gpu_cuts_what_the_cpu_cuts(candidates, varied):
+    plan = PatchSampler(Pair.shapes, seed=3, batch=7, hr_patch=32, candidates=candidates, **varied)
     on_cpu = list(MappedFeed(Pair(), plan, "cpu", 0).batches(0, 3))
     for feed in (ResidentFeed(Pair(), plan, "cuda"), MappedFeed(Pair(), plan, "cuda", 2)):
         for gpu, cpu in zip(feed.batches(0, 3), on_cpu, strict=True):

@@ -44,7 +44,7 @@ class Recipe:
     candidates: Positive = 1  # drawn for each patch; one is kept, with a probability that grows with its detail
     shifts: bool = False  # cut HR patches at any pixel, not only at multiples of 4, and make their LR patches
     negatives: Share = 0.0  # of the patches that have 255 - x for each value x
-    colour_swaps: Share = 0.0  # of the patches whose red, green and blue are permuted
+    colour_swaps: Share = 0.0  # of the patches whose red, green and blue are put into a random order
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 2026  # of the initial weights and of every batch
     output_init: NotNegative = 0.0  # factor on the last convolution's initial weights; its bias is the RGB mean; 0: off
     # optimization: AdamW, or AdamW beside Muon

@@ -28,7 +28,7 @@ RESIDENT_SHARE = 0.5  # of the free memory that the whole set may take
 THREADS = min(8, processors())  # that cut patches from memory maps
 MARGIN = 6  # HR pixels around a patch that its LR patch is made from
 MOVES = (-2, 2)  # HR pixels that a patch is moved by: from the first to below the second
-BORDER = 2  # LR pixels that a moved patch keeps from the edge of its sub-image: MARGIN and MOVES
+BORDER = (MARGIN - MOVES[0]) // SCALE  # LR pixels that a moved patch keeps from the edge of its sub-image
 SWAPS = np.array(list(itertools.permutations(range(3))))  # of red, green and blue; the first is none
 Batch = tuple[Tensor, Tensor]  # LR and HR
 Item = TypeVar("Item")
@@ -158,8 +158,8 @@ class ResidentFeed:
             step, lambda drawn: detail(self._gather(self.lr, drawn, SCALE).short()).cpu().numpy()
         )
         if self.sampler.shifts:
-            return in_colours(made_pair(self._gather(self.hr, patches, 1, MARGIN)), patches)
-        return in_colours((self._gather(self.lr, patches, SCALE), self._gather(self.hr, patches, 1)), patches)
+            return finished([self._gather(self.hr, patches, 1, MARGIN)], patches)
+        return finished([self._gather(self.lr, patches, SCALE), self._gather(self.hr, patches, 1)], patches)
 
     def _gather(self, flat: Tensor, patches: Patches, shrink: int, margin: int = 0) -> Tensor:
         side = self.sampler.hr_patch // shrink + 2 * margin
@@ -220,11 +220,9 @@ class MappedFeed:
 
     def _load(self, cut: tuple[Patches, list[Tensor]]) -> Batch:
         patches, pixels = cut
-        images = [self._turned(values.to(self.device, non_blocking=True), patches) for values in pixels]
-        if self.sampler.shifts:
-            return in_colours(made_pair(*images), patches)
-        lr, hr = images
-        return in_colours((lr, hr), patches)
+        return finished(
+            [self._turned(values.to(self.device, non_blocking=True), patches) for values in pixels], patches
+        )
 
     def _turned(self, cut: Tensor, patches: Patches) -> Tensor:
         count, side = cut.shape[:2]
@@ -300,20 +298,20 @@ def gather(flat: Tensor, first: np.ndarray, width: np.ndarray, patches: Patches,
     return flat.index_select(0, pixels.flatten()).view(*pixels.shape, -1).permute(0, 3, 1, 2)
 
 
-def in_colours(pair: Batch, patches: Patches) -> Batch:
-    """Return LR and HR patches as negatives and with their colours permuted, where they are to be.
+def finished(pixels: list[Tensor], patches: Patches) -> Batch:
+    """Return LR and HR patches from both, or from HR patches with their margin, in the colours that they are to have.
 
     The bicubic kernel's weights have a sum of 1, so the LR image of a negative is the negative of the LR image.
     """
-    lr, hr = pair
+    lr, hr = pixels if len(pixels) == 2 else made_pair(pixels[0])
     if patches.negative.any():
         bits = torch.from_numpy((255 * patches.negative).astype(np.uint8)).to(lr.device, non_blocking=True)
-        lr, hr = (pixels ^ bits[:, None, None, None] for pixels in (lr, hr))
+        lr, hr = (images ^ bits[:, None, None, None] for images in (lr, hr))
     if patches.swap.any():
         channels = torch.from_numpy(SWAPS[patches.swap]).to(lr.device, non_blocking=True)[..., None, None]
         lr, hr = (
-            pixels.gather(1, channels.expand_as(pixels)).contiguous(memory_format=torch.channels_last)
-            for pixels in (lr, hr)
+            images.gather(1, channels.expand_as(images)).contiguous(memory_format=torch.channels_last)
+            for images in (lr, hr)
         )
     return lr, hr
 
