@@ -16,20 +16,26 @@ def ahead(
 ) -> Iterator[Result]:
     """Yield `function(item)` in order; with a `pool`, at most `limit` calls run ahead of the consumer.
 
-    On a HarnessError, yield the results of the calls under way before raising it again.
+    On a HarnessError from `items`, yield the results of the calls under way before raising it again. One from a call is
+    raised in its turn, and no later result is yielded.
     """
     if pool is None:
         yield from map(function, items)
         return
     waiting: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if waiting[0].done() or len(waiting) > limit:
-                yield waiting.popleft().result()
-    except HarnessError:
-        while waiting:
+    remaining, failure = iter(items), None
+    while True:
+        try:
+            item = next(remaining)
+        except StopIteration:
+            break
+        except HarnessError as error:
+            failure = error
+            break
+        waiting.append(pool.submit(function, item))
+        if waiting[0].done() or len(waiting) > limit:
             yield waiting.popleft().result()
-        raise
     while waiting:
         yield waiting.popleft().result()
+    if failure:
+        raise failure
